@@ -1,0 +1,476 @@
+"""What a study is made of: frozen dataclasses, presets (how much work) and recipes (which method).
+
+The two axes touch different fields. A preset sets sizes and budgets, a recipe sets switches: named values, each with
+its released and its corrected setting. `configure` starts from a preset, applies a recipe, then the user's
+``stage.key=value`` pairs; an unknown key is an error that lists the known ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message says what is wrong and lists what would be right."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which pixels the study looks at."""
+
+    image_size: int = 96
+    """Side of the square network input, in pixels."""
+    synthetic_train: int = 400
+    """Synthetic lesions in each site's training split; validation and test have the next two fields."""
+    synthetic_validation: int = 60
+    synthetic_test: int = 200
+    synthetic_unlabelled: int = 400
+    """Synthetic images without masks, mixed from both sites: the counterpart of HAM10000."""
+    label_fraction: float = 1.0
+    """Share of the training masks that the supervised stage may see; subsets of one seed are nested."""
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """Stage 1, the tokenizer: image → visual words → image."""
+
+    # sizes and budget (preset)
+    hidden_channels: int = 16
+    """Width h of the first convolution; every down-sampling stage doubles it."""
+    n_res_blocks: int = 1
+    embed_dim: int = 32
+    """Width D of a code."""
+    n_embed: int = 64
+    """Number K of codes."""
+    disc_channels: int = 16
+    """Filters in the first layer of the PatchGAN discriminator."""
+    perceptual_size: int = 48
+    """Side at which the perceptual term compares images, in pixels (224 in the released code)."""
+    perceptual_every: int = 4
+    """Compute the perceptual term on every n-th step only, n times as heavy (lazy regularisation, StyleGAN2)."""
+    disc_start: int = 300
+    """Own training step, counted in batches, from which the discriminator takes part."""
+    epochs: int = 8
+    images_per_epoch: int | None = 800
+    """Images drawn per epoch; None for each image of the pool once."""
+    # switches (recipe)
+    n_stages: int = 3
+    """Down-sampling stages; one visual word covers 2^n_stages pixels a side (the released stride is 4)."""
+    input_normalisation: Literal["imagenet_then_symmetric", "symmetric"] = "symmetric"
+    """Released: ImageNet mean/std and then 2x−1, about −5.2…4.3, out of a tanh's reach. Corrected: [−1, 1]."""
+    clamped_reconstruction: bool = False
+    """Released: |x − x̂| is cut at 1 and so has no gradient where the error is largest."""
+    edge_weighted: bool = False
+    """Released: the reconstruction loss is weighted 1 + exp(−5·gradient), so flat skin counts most."""
+    perceptual: Literal["vgg_l1", "lpips", "none"] = "lpips"
+    """Released: L1 between VGG16 features. Corrected: LPIPS, learned weights on normalised features."""
+    perceptual_weight: float = 0.2
+    clamped_adversary: bool = False
+    """Released: adversarial losses are cut at ±1 and ramped from 1 %; the cut leaves no gradient at the start."""
+    disc_weight: float = 0.1
+    codebook_weight: float = 1.0
+    commitment: float = 0.25
+    quantizer_start: Literal["uniform", "data"] = "data"
+    """Released: codes start at U(−1/K, 1/K) with EMA counts of zero. Corrected: drawn from encoder outputs."""
+    restart_dead_codes: bool = True
+    """Corrected: a code that the EMA shows unused is moved onto a random encoder output."""
+    augmented_validation: bool = False
+    """Released: the tokenizer's validation images are augmented too."""
+    stepping_schedule: bool = True
+    """Released: a cosine schedule is created but never stepped."""
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    pool: Literal["labelled", "all"] = "all"
+    """Which images the tokenizer learns from: the training split only, or every image outside the scored sets."""
+
+
+@dataclass(frozen=True)
+class MaskedGPTConfig:
+    """Stage 2, the bidirectional masked-token transformer."""
+
+    # sizes and budget (preset)
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    """Width of the transformer."""
+    epochs: int = 8
+    images_per_epoch: int | None = 800
+    # switches (recipe)
+    dropout: float = 0.0
+    inputs: Literal["tokens", "tokens_and_vectors"] = "tokens_and_vectors"
+    """Released: token ids only. Revised: the encoder's vectors at the visible positions too."""
+    norm: Literal["post", "pre"] = "pre"
+    """Where LayerNorm stands in a block (Xiong et al. 2020)."""
+    mask_id: Literal["zero", "own"] = "own"
+    """Released: masked positions read id 0, which is also a code. Corrected: id K, the slot meant for it."""
+    mask_pattern: Literal["iid", "block", "variable"] = "variable"
+    """iid: each position alone. block: squares. variable: squares at a ratio drawn anew for each image."""
+    mask_ratio: float = 0.6
+    """Expected share of masked positions (for `variable`, the middle of the range ±0.3)."""
+    pretraining: Literal["joint", "separate"] = "separate"
+    """Released: trained from scratch together with the segmentation. Described: a stage of its own before it."""
+    pool: Literal["labelled", "all"] = "all"
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """Stage 3, the supervised graph module."""
+
+    # budget (preset)
+    epochs: int = 10
+    images_per_epoch: int | None = 400
+    # switches (recipe)
+    use_deepcut: bool = True
+    """False replaces the graph module by a linear layer on the same features."""
+    deepcut_loss_weight: float = 0.2
+    graph_radius: float = math.sqrt(2) / 30
+    radius_unit: Literal["image", "cells"] = "image"
+    """image: distance in [0,1]² over the token grid (released). cells: distance in tokens, the same at any grid."""
+    affinity: Literal["position", "feature"] = "position"
+    """Edge weights: one for every neighbour (released), or the similarity of the two nodes' features."""
+    upsampling: Literal["bilinear", "guided"] = "guided"
+    """Tokens → pixels: bilinear (released), or a light decoder guided by the tokenizer's finer features."""
+    loss_input: Literal["probabilities", "logits"] = "logits"
+    """Released: softmax outputs enter a cross-entropy that applies softmax again and cannot go below 0.313."""
+    class_weighted_dice: bool = False
+    """Released: each class's Dice term is weighted by its clamped inverse frequency in the batch."""
+    cross_entropy_weight: float = 1.0
+    mlm_weight: float = 0.0
+    """Weight of the masked-token loss beside the segmentation loss (released: 1, trained jointly)."""
+    training_features: Literal["masked", "full"] = "full"
+    """Released: the graph module sees features of the masked sequence in training and of the full one in evaluation."""
+    frozen_codebook: bool = True
+    """Released under Lightning < 2.2: fit() put the tokenizer back in train mode, and its EMA codebook drifted."""
+    frozen_transformer: bool = False
+    augmentation: Literal["released", "none"] = "released"
+    schedule: Literal["cosine", "one_cycle"] = "one_cycle"
+    """cosine: per epoch down to a tenth (released). one_cycle: warm-up, then cosine to zero, per step."""
+    weight_average: bool = True
+    """Score an exponential moving average of the weights instead of the last ones."""
+    test_time_flips: bool = False
+    """Average the prediction over the four flips."""
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How predictions are scored."""
+
+    bootstrap_draws: int = 10_000
+    batch_size: int = 32
+    lpips_images: int = 64
+    """Test images on which LPIPS is computed (VGG16 is the costliest network of the study)."""
+    score_definition: Literal["pooled_two_class", "pooled_lesion", "image_lesion", "image_lesion_thr65"] = (
+        "image_lesion"
+    )
+    """The definition that checkpoints are chosen by. Released: `pooled_two_class`."""
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """The grids of notebook 05; each cell is a run of its own. Budgets are those of the main stages times `budget`."""
+
+    budget: float = 0.3
+    codebook_sizes: tuple[int, ...] = (16, 64)
+    graph_radii: tuple[float, ...] = (0.0, 1.0, 2.6)
+    """In cells of the token grid."""
+    label_fractions: tuple[float, ...] = (0.05, 0.25, 1.0)
+    deviations: tuple[str, ...] = (
+        "segmentation.loss_input",
+        "segmentation.upsampling",
+        "masked_gpt.pretraining",
+    )
+    baselines: tuple[str, ...] = ("otsu", "unet")
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """One study. `to_dict` and `from_dict` are inverse."""
+
+    preset: str = "quick"
+    recipe: str = "revised"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    vqgan: VQGANConfig = field(default_factory=VQGANConfig)
+    masked_gpt: MaskedGPTConfig = field(default_factory=MaskedGPTConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    ablation: AblationConfig = field(default_factory=AblationConfig)
+
+    def __post_init__(self) -> None:
+        side = 2**self.vqgan.n_stages
+        if self.data.image_size % side:
+            raise ConfigError(f"data.image_size must be a multiple of the tokenizer's stride {side}, "
+                              f"not {self.data.image_size}")
+        if self.masked_gpt.n_embd % self.masked_gpt.n_head:
+            raise ConfigError(f"masked_gpt.n_embd ({self.masked_gpt.n_embd}) must be a multiple of masked_gpt.n_head "
+                              f"({self.masked_gpt.n_head})")
+        if not 0 < self.data.label_fraction <= 1:
+            raise ConfigError(f"data.label_fraction must lie in (0, 1], not {self.data.label_fraction}")
+        if not 0 < self.masked_gpt.mask_ratio < 1:
+            raise ConfigError(f"masked_gpt.mask_ratio must lie in (0, 1), not {self.masked_gpt.mask_ratio}")
+        for stage in ("vqgan", "masked_gpt", "segmentation"):
+            section = getattr(self, stage)
+            for key in ("epochs", "batch_size", "images_per_epoch", "learning_rate"):
+                value = getattr(section, key)
+                if value is not None and value <= 0:
+                    raise ConfigError(f"{stage}.{key} must be positive, not {value}")
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along one side of the image."""
+        return self.data.image_size // 2**self.vqgan.n_stages
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types only."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of `to_dict`. Raises ConfigError for an unknown key."""
+        flat = {f"{stage}.{key}": value for stage in STAGES for key, value in values.get(stage, {}).items()}
+        head = {key: values[key] for key in ("preset", "recipe", "seed") if key in values}
+        return dataclasses.replace(cls(**head), **_sections(cls(), flat))
+
+    def override(self, values: dict[str, Any]) -> Config:
+        """A copy with `stage.key` values replaced; strings are read as the field's type.
+
+        Raises ConfigError for an unknown stage or key (listing the known ones) or a value of the wrong type.
+        """
+        return dataclasses.replace(self, **_sections(self, values))
+
+
+STAGES = {name: typing.get_type_hints(Config)[name] for name in
+          ("data", "vqgan", "masked_gpt", "segmentation", "evaluation", "ablation")}
+
+
+def known_keys() -> list[str]:
+    """Every ``stage.key`` that `--set` accepts."""
+    return [f"{stage}.{f.name}" for stage, cls in STAGES.items() for f in dataclasses.fields(cls)]
+
+
+def _sections(config: Config, values: dict[str, Any]) -> dict[str, Any]:
+    by_stage: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in known_keys():
+            close = difflib.get_close_matches(name, known_keys(), n=1, cutoff=0.5)
+            hint = f"Did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(f"unknown setting {name!r}. {hint}Known: {', '.join(known_keys())}")
+        stage, key = name.split(".")
+        by_stage.setdefault(stage, {})[key] = _coerce(name, value, typing.get_type_hints(STAGES[stage])[key])
+    return {stage: dataclasses.replace(getattr(config, stage), **keys) for stage, keys in by_stage.items()}
+
+
+def _coerce(name: str, value: Any, kind: Any) -> Any:
+    """Read `value` (a string from the command line, or JSON) as a field's type."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ConfigError(f"{name} must be one of {', '.join(args)}, not {value!r}")
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "none":
+            return None
+        return _coerce(name, value, next(a for a in args if a is not type(None)))
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise ConfigError(f"{name} must be a list (on the command line: a,b,c), not {value!r}")
+        return tuple(_coerce(name, item, args[0]) for item in items)
+    if kind is bool:
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if isinstance(value, bool):
+            return value
+    elif kind is int:
+        try:
+            if not isinstance(value, bool) and float(value) == int(float(value)):
+                return int(float(value))
+        except (TypeError, ValueError, OverflowError):
+            pass
+    elif kind is float:
+        try:
+            if not isinstance(value, bool) and math.isfinite(float(value)):
+                return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(value, kind):
+        return value
+    wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+    raise ConfigError(f"{name} must be {wanted}, not {value!r}")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # seconds, for the tests
+    "tiny": {
+        "data.image_size": 32,
+        "data.synthetic_train": 24, "data.synthetic_validation": 8, "data.synthetic_test": 12,
+        "data.synthetic_unlabelled": 16,
+        "vqgan.hidden_channels": 8, "vqgan.embed_dim": 8, "vqgan.n_embed": 16, "vqgan.disc_channels": 8,
+        "vqgan.perceptual_size": 32, "vqgan.perceptual_every": 4, "vqgan.disc_start": 2,
+        "vqgan.epochs": 2, "vqgan.images_per_epoch": 32,
+        "masked_gpt.n_layer": 2, "masked_gpt.n_head": 2, "masked_gpt.n_embd": 16,
+        "masked_gpt.epochs": 2, "masked_gpt.images_per_epoch": 32,
+        "segmentation.epochs": 2, "segmentation.images_per_epoch": 24,
+        "evaluation.bootstrap_draws": 200, "evaluation.lpips_images": 4,
+        "ablation.budget": 0.5, "ablation.codebook_sizes": [8, 16], "ablation.graph_radii": [0.0, 1.5],
+        "ablation.label_fractions": [0.25, 1.0], "ablation.deviations": ["segmentation.loss_input"],
+    },
+    # the default: two CPU cores, minutes, synthetic lesions
+    "quick": {},
+    # real images, about an hour on two CPU cores
+    "small": {
+        "data.image_size": 128,
+        "data.synthetic_train": 2000, "data.synthetic_validation": 150, "data.synthetic_test": 600,
+        "data.synthetic_unlabelled": 2000,
+        "vqgan.hidden_channels": 32, "vqgan.embed_dim": 64, "vqgan.n_embed": 256, "vqgan.disc_channels": 32,
+        "vqgan.perceptual_size": 64, "vqgan.disc_start": 2000, "vqgan.epochs": 10, "vqgan.images_per_epoch": 2000,
+        "masked_gpt.n_layer": 6, "masked_gpt.n_embd": 192,
+        "masked_gpt.epochs": 10, "masked_gpt.images_per_epoch": 2000,
+        "segmentation.epochs": 16, "segmentation.images_per_epoch": None,
+        "evaluation.lpips_images": 200,
+        "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
+        "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
+        "ablation.deviations": [
+            "vqgan.input_normalisation", "vqgan.clamped_reconstruction", "vqgan.perceptual", "vqgan.clamped_adversary",
+            "vqgan.quantizer_start", "vqgan.restart_dead_codes", "vqgan.augmented_validation",
+            "vqgan.stepping_schedule", "vqgan.n_stages", "masked_gpt.inputs", "masked_gpt.norm", "masked_gpt.mask_id",
+            "masked_gpt.mask_pattern", "masked_gpt.pretraining", "segmentation.training_features",
+            "segmentation.loss_input", "segmentation.class_weighted_dice", "segmentation.affinity",
+            "segmentation.upsampling", "segmentation.frozen_codebook", "segmentation.batch_size",
+        ],
+    },
+    # the paper's sizes: 224 px and the hyper-parameters of the authors' README; one GPU
+    "full": {
+        "data.image_size": 224,
+        "data.synthetic_train": 2000, "data.synthetic_validation": 150, "data.synthetic_test": 600,
+        "data.synthetic_unlabelled": 2000,
+        "vqgan.hidden_channels": 128, "vqgan.n_res_blocks": 2, "vqgan.embed_dim": 256,
+        # the README names 64 for the tokenizer, 512 for segmentation and 1024 for the test and the published file
+        "vqgan.n_embed": 1024,
+        "vqgan.disc_channels": 64, "vqgan.perceptual_size": 224, "vqgan.perceptual_every": 1,
+        "vqgan.disc_start": 10_000, "vqgan.epochs": 100, "vqgan.images_per_epoch": None,
+        "masked_gpt.n_layer": 12, "masked_gpt.n_head": 4, "masked_gpt.n_embd": 256,
+        "masked_gpt.epochs": 100, "masked_gpt.images_per_epoch": None,
+        "segmentation.epochs": 200, "segmentation.images_per_epoch": None,
+        "evaluation.lpips_images": 600,
+        "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
+        "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
+    },
+}
+PRESETS["full"]["ablation.deviations"] = PRESETS["small"]["ablation.deviations"]
+
+_RELEASED: dict[str, Any] = {
+    "vqgan.n_stages": 2,
+    "vqgan.input_normalisation": "imagenet_then_symmetric",
+    "vqgan.clamped_reconstruction": True,
+    "vqgan.edge_weighted": True,
+    "vqgan.perceptual": "vgg_l1",
+    "vqgan.perceptual_weight": 0.8,
+    "vqgan.clamped_adversary": True,
+    "vqgan.disc_weight": 0.5,
+    "vqgan.quantizer_start": "uniform",
+    "vqgan.restart_dead_codes": False,
+    "vqgan.augmented_validation": True,
+    "vqgan.stepping_schedule": False,
+    "vqgan.batch_size": 4,
+    "vqgan.learning_rate": 1e-4,
+    "vqgan.pool": "labelled",
+    "masked_gpt.dropout": 0.1,
+    "masked_gpt.inputs": "tokens",
+    "masked_gpt.norm": "post",
+    "masked_gpt.mask_id": "zero",
+    "masked_gpt.mask_pattern": "iid",
+    "masked_gpt.mask_ratio": 0.15,
+    "masked_gpt.pretraining": "joint",
+    "masked_gpt.pool": "labelled",
+    "masked_gpt.batch_size": 1,
+    "masked_gpt.learning_rate": 1e-4,
+    "masked_gpt.weight_decay": 0.1,
+    "segmentation.affinity": "position",
+    "segmentation.graph_radius": math.sqrt(2) / 30,
+    "segmentation.radius_unit": "image",
+    "segmentation.upsampling": "bilinear",
+    "segmentation.loss_input": "probabilities",
+    "segmentation.class_weighted_dice": True,
+    "segmentation.cross_entropy_weight": 0.5,
+    "segmentation.mlm_weight": 1.0,
+    "segmentation.training_features": "masked",
+    "segmentation.frozen_codebook": True,
+    "segmentation.schedule": "cosine",
+    "segmentation.weight_average": False,
+    "segmentation.batch_size": 1,
+    "segmentation.learning_rate": 1e-4,
+    "segmentation.weight_decay": 0.1,
+    "evaluation.score_definition": "pooled_two_class",
+}
+
+_DESCRIBED: dict[str, Any] = _RELEASED | {
+    "vqgan.input_normalisation": "symmetric",
+    "vqgan.clamped_reconstruction": False,
+    "vqgan.edge_weighted": False,
+    "vqgan.perceptual": "lpips",
+    "vqgan.perceptual_weight": 0.2,
+    "vqgan.clamped_adversary": False,
+    "vqgan.disc_weight": 0.1,
+    "vqgan.quantizer_start": "data",
+    "vqgan.restart_dead_codes": True,
+    "vqgan.augmented_validation": False,
+    "vqgan.stepping_schedule": True,
+    "vqgan.batch_size": 16,
+    "vqgan.learning_rate": 1e-3,
+    "vqgan.pool": "all",
+    "masked_gpt.norm": "pre",
+    "masked_gpt.mask_id": "own",
+    "masked_gpt.pretraining": "separate",
+    "masked_gpt.pool": "all",
+    "masked_gpt.batch_size": 16,
+    "masked_gpt.learning_rate": 5e-4,
+    "segmentation.loss_input": "logits",
+    "segmentation.class_weighted_dice": False,
+    "segmentation.cross_entropy_weight": 1.0,
+    "segmentation.mlm_weight": 0.0,
+    "segmentation.training_features": "full",
+    "segmentation.schedule": "one_cycle",
+    "segmentation.batch_size": 16,
+    "segmentation.learning_rate": 1e-3,
+    "evaluation.score_definition": "image_lesion",
+}
+
+_REVISED: dict[str, Any] = {
+    key: {f"{s}.{f.name}": f.default for s, cls in STAGES.items() for f in dataclasses.fields(cls)}[key]
+    for key in _RELEASED
+} | {"segmentation.graph_radius": 2.6, "segmentation.radius_unit": "cells"}
+
+RECIPES: dict[str, dict[str, Any]] = {"released": _RELEASED, "described": _DESCRIBED, "revised": _REVISED}
+
+
+def configure(preset: str = "quick", recipe: str = "revised", seed: int = 0,
+              overrides: dict[str, Any] | None = None) -> Config:
+    """The configuration of a preset under a recipe, with the user's overrides last.
+
+    Raises ConfigError for an unknown preset, recipe or key.
+    """
+    for kind, name, known in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
+        if name not in known:
+            raise ConfigError(f"unknown {kind} {name!r}. Known: {', '.join(known)}")
+    values = PRESETS[preset] | RECIPES[recipe] | (overrides or {})
+    return Config(preset=preset, recipe=recipe, seed=seed).override(values)
+
+
+def switch_default(switch: str, recipe: str) -> Any:
+    """The value that `recipe` gives to `switch`."""
+    return RECIPES[recipe][switch]
