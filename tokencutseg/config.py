@@ -45,6 +45,8 @@ class VQGANConfig:
     hidden_channels: int = 16
     """Width h of the first convolution; every down-sampling stage doubles it."""
     n_res_blocks: int = 1
+    norm_groups: int = 8
+    """Groups of each GroupNorm, at most one per channel (32 in the released code)."""
     embed_dim: int = 32
     """Width D of a code."""
     n_embed: int = 64
@@ -319,7 +321,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data.image_size": 32,
         "data.synthetic_train": 24, "data.synthetic_validation": 8, "data.synthetic_test": 12,
         "data.synthetic_unlabelled": 16,
-        "vqgan.hidden_channels": 8, "vqgan.embed_dim": 8, "vqgan.n_embed": 16, "vqgan.disc_channels": 8,
+        "vqgan.hidden_channels": 8, "vqgan.norm_groups": 4, "vqgan.embed_dim": 8, "vqgan.n_embed": 16, "vqgan.disc_channels": 8,
         "vqgan.perceptual_size": 32, "vqgan.perceptual_every": 4, "vqgan.disc_start": 2,
         "vqgan.epochs": 2, "vqgan.images_per_epoch": 32,
         "masked_gpt.n_layer": 2, "masked_gpt.n_head": 2, "masked_gpt.n_embd": 16,
@@ -336,7 +338,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data.image_size": 128,
         "data.synthetic_train": 2000, "data.synthetic_validation": 150, "data.synthetic_test": 600,
         "data.synthetic_unlabelled": 2000,
-        "vqgan.hidden_channels": 32, "vqgan.embed_dim": 64, "vqgan.n_embed": 256, "vqgan.disc_channels": 32,
+        "vqgan.hidden_channels": 32, "vqgan.norm_groups": 16, "vqgan.embed_dim": 64, "vqgan.n_embed": 256,
+        "vqgan.disc_channels": 32,
         "vqgan.perceptual_size": 64, "vqgan.disc_start": 2000, "vqgan.epochs": 10, "vqgan.images_per_epoch": 2000,
         "masked_gpt.n_layer": 6, "masked_gpt.n_embd": 192,
         "masked_gpt.epochs": 10, "masked_gpt.images_per_epoch": 2000,
@@ -358,7 +361,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data.image_size": 224,
         "data.synthetic_train": 2000, "data.synthetic_validation": 150, "data.synthetic_test": 600,
         "data.synthetic_unlabelled": 2000,
-        "vqgan.hidden_channels": 128, "vqgan.n_res_blocks": 2, "vqgan.embed_dim": 256,
+        "vqgan.hidden_channels": 128, "vqgan.n_res_blocks": 2, "vqgan.norm_groups": 32, "vqgan.embed_dim": 256,
         # the README names 64 for the tokenizer, 512 for segmentation and 1024 for the test and the published file
         "vqgan.n_embed": 1024,
         "vqgan.disc_channels": 64, "vqgan.perceptual_size": 224, "vqgan.perceptual_every": 1,

@@ -1,0 +1,185 @@
+"""The three stages joined: image in, mask out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from tokencutseg.config import Config, VQGANConfig
+from tokencutseg.data.images import read_image
+from tokencutseg.model.deepcut import DeepCut, to_grid
+from tokencutseg.model.masked_gpt import MaskedGPT
+from tokencutseg.model.vqgan import VQGAN, Encoding
+
+
+@dataclass
+class Segmentation:
+    """What the segmenter says about a batch of B images of side S with T = H·W tokens and C classes."""
+
+    tokens: Tensor
+    """(B, T) int64."""
+    features: Tensor
+    """(B, T, E), the transformer's."""
+    assignments: Tensor
+    """(B, T, C) probabilities at the tokens."""
+    logits: Tensor
+    """(B, C, S, S) before the softmax; under `loss_input: probabilities` the logits of the assignments, up-sampled."""
+    probabilities: Tensor
+    """(B, C, S, S)."""
+    mask: Tensor
+    """(B, S, S) int64, the likeliest class."""
+    deepcut_loss: Tensor
+    """Scalar; zero without the graph module."""
+
+
+class LinearHead(nn.Module):
+    """What the graph module is measured against: the same features, one linear layer."""
+
+    def __init__(self, n_features: int, n_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_features, n_classes)
+
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.linear(features)
+
+    def loss(self, assignments: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        return assignments.new_zeros(())
+
+
+class GuidedUpsampler(nn.Module):
+    """Token features and logits → finer logits, guided by the tokenizer's feature maps on the way up.
+
+    Each step doubles the side, joins the tokenizer's features of that side, and mixes them with one 3×3 convolution.
+    The result is a correction to the bilinearly up-sampled token logits and starts at zero.
+    """
+
+    def __init__(self, config: VQGANConfig, n_features: int, n_classes: int, width: int = 32) -> None:
+        super().__init__()
+        self.lift = nn.Conv2d(n_features + n_classes, width, 1)
+        finer = [config.hidden_channels * 2 ** (i + 1) for i in reversed(range(config.n_stages - 1))]
+        self.skips = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in finer)
+        self.mixes = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(2 * width, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU()) for _ in finer)
+        self.out = nn.Conv2d(width, n_classes, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor, logits: Tensor, stages: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """features (B, E, H, W), logits (B, C, H, W), stages finest first → logits (B, C, *size)."""
+        x = self.lift(torch.cat([features, logits], 1))
+        for skip, mix, stage in zip(self.skips, self.mixes, reversed(stages[:-1]), strict=True):
+            x = upsample(x, stage.shape[-2:])
+            x = x + mix(torch.cat([x, skip(stage)], 1))
+        return upsample(logits, size) + upsample(self.out(x), size)
+
+
+class TokenCutSeg(nn.Module):
+    """Image → visual words → contextual features → graph cut → mask."""
+
+    def __init__(self, config: Config, n_classes: int = 2) -> None:
+        super().__init__()
+        self.config = config
+        seg, n_features = config.segmentation, config.masked_gpt.n_embd
+        self.vqgan = VQGAN(config.vqgan)
+        self.masked_gpt = MaskedGPT(config.masked_gpt, config.vqgan.n_embed, config.vqgan.embed_dim,
+                                    config.grid_size**2, tied_head=config.recipe == "released")
+        self.head = (DeepCut(seg, n_features, n_classes) if seg.use_deepcut else LinearHead(n_features, n_classes))
+        self.upsampler = (GuidedUpsampler(config.vqgan, n_features, n_classes) if seg.upsampling == "guided" else None)
+        self.vqgan.requires_grad_(False)
+        self.masked_gpt.requires_grad_(not seg.frozen_transformer)
+
+    def train(self, mode: bool = True) -> TokenCutSeg:
+        """Training mode; the tokenizer stays in evaluation mode where its codebook is to stay frozen."""
+        super().train(mode)
+        if self.config.segmentation.frozen_codebook:
+            self.vqgan.eval()
+        if self.config.segmentation.frozen_transformer:
+            self.masked_gpt.eval()
+        return self
+
+    @torch.no_grad()
+    def words(self, images: Tensor) -> tuple[Tensor, Encoding]:
+        """RGB in [0, 1] (B, 3, S, S) → tokens (B, H, W) int64 and the encoding they came from."""
+        encoding = self.vqgan.encode(self.vqgan.normalise(images))
+        return self.vqgan.quantize(encoding.latents).tokens, encoding
+
+    def transformer_features(self, tokens: Tensor, encoding: Encoding, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, H, W) and their encoding → (B, T, E); mask (B, T) True where a token is hidden."""
+        grid = tuple(tokens.shape[1:])
+        return self.masked_gpt(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), mask, grid)
+
+    def forward(self, images: Tensor, token_mask: Tensor | None = None) -> Segmentation:
+        """RGB in [0, 1] (B, 3, S, S); token_mask (B, T) hides tokens from the transformer, as in released training.
+
+        Any S that is a multiple of the tokenizer's stride works.
+        """
+        tokens, encoding = self.words(images)
+        grid, size = tuple(tokens.shape[1:]), images.shape[-2:]
+        features = self.transformer_features(tokens, encoding, token_mask)
+        token_logits = self.head(features, grid)
+        assignments = token_logits.softmax(-1)
+        if self.upsampler is not None:
+            logits = self.upsampler(to_grid(features, grid), to_grid(token_logits, grid), encoding.stages, size)
+        else:
+            logits = upsample(to_grid(token_logits, grid), size)
+        if self.config.segmentation.loss_input == "probabilities":
+            probabilities = upsample(to_grid(assignments, grid), size)
+        else:
+            probabilities = logits.softmax(1)
+        return Segmentation(tokens.flatten(1), features, assignments, logits, probabilities, probabilities.argmax(1),
+                            self.head.loss(assignments, features, grid))
+
+    @torch.no_grad()
+    def predict_probabilities(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1] (B, 3, S, S) → (B, C, S, S), averaged over the four flips where the recipe says so."""
+        probabilities = self(images).probabilities
+        if self.config.segmentation.test_time_flips:
+            for dims in ((-1,), (-2,), (-2, -1)):
+                probabilities = probabilities + self(images.flip(dims)).probabilities.flip(dims)
+            probabilities = probabilities / 4
+        return probabilities
+
+    def predict(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+        """One image of any size → its lesion mask (H, W) bool at the image's own size.
+
+        Takes a path, a PIL image or a uint8 array (H, W, 3). Raises DataError for a file that cannot be read.
+        """
+        return predict_mask(self, image, self.config.data.image_size)
+
+
+@torch.no_grad()
+def predict_mask(model: nn.Module, image: str | Path | Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """The mask (H, W) bool of one image of any size, by any model that has `predict_probabilities`."""
+    pixels = image_array(image)
+    H, W = pixels.shape[:2]
+    resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
+    device = next(model.parameters()).device
+    x = torch.from_numpy(np.array(resized)).to(device).permute(2, 0, 1)[None] / 255
+    was_training = model.training
+    model.eval()
+    probabilities = upsample(model.predict_probabilities(x), (H, W))
+    model.train(was_training)
+    return probabilities.argmax(1)[0].bool().cpu().numpy()
+
+
+def image_array(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """A path, PIL image or array → RGB uint8 (H, W, 3). Raises ValueError for an array of another kind."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return np.array(image.convert("RGB"))
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise ValueError(f"an image array must be uint8 of shape (H, W, 3) or (H, W), not {array.dtype} {array.shape}")
+    return array if array.ndim == 3 else np.repeat(array[..., None], 3, 2)
+
+
+def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, corners not aligned (released)."""
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
