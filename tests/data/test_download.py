@@ -1,0 +1,367 @@
+import hashlib
+import io
+import json
+import re
+import stat
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokencutseg.data import download
+from tokencutseg.data.download import archives, fetch
+from tokencutseg.data.folders import OFFICIAL, find_datasets
+from tokencutseg.data.images import DataError
+
+FIRST = "/2016/ISBI2016_ISIC_Part1_Training_Data.zip"
+
+
+class Host:
+    """A small web server: `files` by path, and how it misbehaves."""
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.supports_range = True
+        self.close_after: int | None = None  # bytes of a body after which the connection is closed …
+        self.times = 10**9  # … as many times as this
+        self.announces_length = True
+        self.failing_status = 503
+        self.failures = 0
+        self.requests: list[tuple[str, str | None]] = []  # path and Range header
+        host = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                host.answer(self)
+
+            def log_message(self, *_):
+                """Quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        asked = handler.headers.get("Range")
+        self.requests.append((handler.path, asked))
+        if self.failures:
+            self.failures -= 1
+            handler.send_error(self.failing_status)
+            return
+        if handler.path not in self.files:
+            handler.send_error(404)
+            return
+        body = self.files[handler.path]
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.supports_range else 0
+        if start and start >= len(body):
+            handler.send_response(416)
+            handler.send_header("Content-Range", f"bytes */{len(body)}")
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if self.announces_length:
+            handler.send_header("Content-Length", str(len(body) - start))
+        handler.end_headers()
+        end = len(body)
+        if self.close_after is not None and self.times:
+            self.times -= 1
+            end = min(end, start + self.close_after)
+        handler.wfile.write(body[start:end])
+
+
+@pytest.fixture
+def host():
+    host = Host()
+    yield host
+    host.server.shutdown()
+    host.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(download, "WAIT", 0.001)
+    monkeypatch.setattr(download, "BLOCK", 250)  # the archives below are small
+
+
+def picture(seed: int, mask: bool) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 16) if mask else (12, 16, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray((pixels > 127).astype(np.uint8) * 255 if mask else pixels).save(buffer, "png" if mask else "jpeg")
+    return buffer.getvalue()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def serve(host: Host, name: str, n: int = 12) -> None:
+    """The official archives of a dataset, each with `n` files in its official top folder."""
+    for i, archive in enumerate(archives(name)):
+        mask = "GroundTruth" in archive.path
+        # images and masks of a split follow each other and share their ids
+        ids = [f"ISIC_{1000 * (i // 2) + k:07}" for k in range(n)]
+        top = archive.name.removesuffix(".zip")
+        host.files[f"/{archive.path}"] = zipped(
+            {f"{top}/LICENSE.txt": b"CC-0"}
+            | {f"{top}/{id}" + ("_Segmentation.png" if mask else ".jpg"): picture(i * n + k, mask)
+               for k, id in enumerate(ids)})
+
+
+def is_clean(root, name="isic2016") -> bool:
+    """No data folder and no archive is left: at most the resumable parts."""
+    home = root / name
+    visible = [path for path in home.iterdir() if path.is_dir() and path.name != ".downloads"]
+    kept = [path.name for path in (home / ".downloads").iterdir() if not path.name.endswith((".part", "lock"))]
+    return not visible and not kept
+
+
+@pytest.mark.parametrize("name", list(OFFICIAL))
+def test_what_is_fetched_is_what_the_folder_reader_reads(host, tmp_path, name):
+    serve(host, name, n=40)
+    assert fetch(name, tmp_path, host.url, progress=False) == tmp_path / name
+    splits = find_datasets(tmp_path)[name]
+    assert splits.keys() >= OFFICIAL[name].keys()
+    assert sum(len(split.samples) for split in splits.values()) == 40 * len(OFFICIAL[name])
+    sample = next(iter(splits.values())).samples[0]
+    assert sample.image.read_bytes()[:2] == b"\xff\xd8"
+    assert not (tmp_path / name / ".downloads").exists()
+
+
+def test_checksums_are_pinned(host, tmp_path):
+    serve(host, "isic2016")
+    fetch("isic2016", tmp_path, host.url, progress=False)
+    pinned = json.loads((tmp_path / "isic2016" / "checksums.json").read_text())
+    assert pinned == {path.split("/")[-1]: hashlib.sha256(body).hexdigest() for path, body in host.files.items()}
+
+
+def test_what_is_there_is_skipped_with_a_message(host, tmp_path, capsys):
+    serve(host, "isic2016")
+    (tmp_path / "ISBI2016_ISIC_Part1_Training_Data").mkdir()
+    fetch("isic2016", tmp_path, host.url)
+    assert FIRST not in [path for path, _ in host.requests]
+    assert "Part1_Training_Data is already there: skipped" in capsys.readouterr().out
+    host.requests.clear()
+    fetch("isic2016", tmp_path, host.url, progress=False)
+    assert host.requests == []
+    assert capsys.readouterr().out == ""
+
+
+def test_ham10000_in_its_dataverse_folders_is_not_fetched_again(host, tmp_path):
+    (tmp_path / "ham10000" / "HAM10000_images_part_1").mkdir(parents=True)
+    fetch("ham10000", tmp_path, host.url, progress=False)
+    assert host.requests == []
+
+
+def test_archive_without_top_folder_gets_one(host, tmp_path):
+    serve(host, "isic2016")
+    host.files[FIRST] = zipped({"ISIC_0000000.jpg": picture(0, False), "__MACOSX/._ISIC_0000000.jpg": b"x"})
+    fetch("isic2016", tmp_path, host.url, progress=False)
+    folder = tmp_path / "isic2016" / "ISBI2016_ISIC_Part1_Training_Data"
+    assert [path.name for path in folder.iterdir()] == ["ISIC_0000000.jpg"]
+
+
+# broken connections
+
+def test_connection_that_breaks_is_resumed_within_one_call(host, tmp_path):
+    serve(host, "isic2016")
+    host.close_after = 1000
+    fetch("isic2016", tmp_path, host.url, progress=False)
+    ranges = [asked for path, asked in host.requests if path == FIRST]
+    assert len(ranges) == -(-len(host.files[FIRST]) // 1000)
+    assert ranges[:3] == [None, "bytes=1000-", "bytes=2000-"]
+
+
+def test_interrupted_then_resumed_by_the_next_call(host, tmp_path):
+    serve(host, "isic2016")
+    (tmp_path / "isic2016" / ".downloads").mkdir(parents=True)
+    part = tmp_path / "isic2016" / ".downloads" / f"{FIRST.split('/')[-1]}.part"
+    part.write_bytes(host.files[FIRST][:700])
+    fetch("isic2016", tmp_path, host.url, progress=False)
+    assert host.requests[0] == (FIRST, "bytes=700-")
+    assert (tmp_path / "isic2016" / "ISBI2016_ISIC_Part1_Training_Data" / "LICENSE.txt").read_text() == "CC-0"
+
+
+@pytest.mark.parametrize("extra", [b"", b"left over from a longer file"])
+def test_a_part_as_long_as_the_file_or_longer(host, tmp_path, extra):
+    serve(host, "isic2016")
+    (tmp_path / "isic2016" / ".downloads").mkdir(parents=True)
+    part = tmp_path / "isic2016" / ".downloads" / f"{FIRST.split('/')[-1]}.part"
+    part.write_bytes(host.files[FIRST] + extra)
+    fetch("isic2016", tmp_path, host.url, progress=False)
+    assert [asked for path, asked in host.requests if path == FIRST][1:] == ([None] if extra else [])
+
+
+def test_server_without_ranges_starts_again(host, tmp_path):
+    serve(host, "isic2016")
+    host.supports_range, host.close_after, host.times = False, 1000, 2
+    fetch("isic2016", tmp_path, host.url, progress=False)
+    pinned = json.loads((tmp_path / "isic2016" / "checksums.json").read_text())
+    assert pinned[FIRST.split("/")[-1]] == hashlib.sha256(host.files[FIRST]).hexdigest()
+
+
+def test_server_that_always_closes_early(host, tmp_path):
+    serve(host, "isic2016")
+    host.supports_range, host.close_after = False, 1000
+    with pytest.raises(DataError, match=r"could not be downloaded \(.*0\.0 MB so far\); .* again to continue"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+    assert is_clean(tmp_path)
+    host.supports_range, host.close_after = True, None
+    fetch("isic2016", tmp_path, host.url, progress=False)
+    assert (FIRST, "bytes=1000-") in host.requests
+
+
+def test_a_busy_server_is_asked_again(host, tmp_path):
+    serve(host, "isic2016")
+    host.failures = 2
+    fetch("isic2016", tmp_path, host.url, progress=False)
+    assert [path for path, _ in host.requests[:3]] == [FIRST] * 3
+
+
+def test_truncated_without_announced_length_is_found_by_the_zip_check(host, tmp_path):
+    serve(host, "isic2016")
+    host.announces_length, host.close_after, host.times = False, 1000, 1
+    with pytest.raises(DataError, match="not an intact zip archive"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+    assert is_clean(tmp_path)
+    fetch("isic2016", tmp_path, host.url, progress=False)
+
+
+def test_missing_file_is_not_asked_for_twice(host, tmp_path):
+    with pytest.raises(DataError, match=r"Training_Data\.zip cannot be had \(HTTP 404"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+    assert len(host.requests) == 1
+
+
+def test_no_server_at_all(host, tmp_path):
+    host.server.shutdown()
+    host.server.server_close()
+    with pytest.raises(DataError, match=r"could not be downloaded \(ConnectionError"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+
+
+def test_nonsense_url(tmp_path):
+    with pytest.raises(DataError, match="correct the base_url"):
+        fetch("isic2016", tmp_path, "nowhere", progress=False)
+
+
+# archives that are not to be trusted
+
+def test_tampered_archive_differs_from_its_pin(host, tmp_path):
+    serve(host, "isic2016")
+    home = fetch("isic2016", tmp_path, host.url, progress=False)
+    folder = home / "ISBI2016_ISIC_Part1_Training_Data"
+    folder.rename(tmp_path / "away")
+    host.files[FIRST] = zipped({"ISIC_0000000.jpg": picture(99, False)})
+    with pytest.raises(DataError, match="does not have the SHA-256"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+    assert not folder.exists()
+
+
+def test_known_checksum_is_checked_at_the_first_download(host, tmp_path):
+    serve(host, "isic2016")
+    (tmp_path / "isic2016").mkdir()
+    (tmp_path / "isic2016" / "checksums.json").write_text(json.dumps({FIRST.split("/")[-1]: "0" * 64}))
+    with pytest.raises(DataError, match="does not have the SHA-256 0000"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+    assert is_clean(tmp_path)
+
+
+def test_checksum_file_that_is_none(host, tmp_path):
+    (tmp_path / "isic2016").mkdir()
+    (tmp_path / "isic2016" / "checksums.json").write_text("sha256!")
+    with pytest.raises(DataError, match="is not of the form"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+
+
+@pytest.mark.parametrize("content", [b"<html>please log in</html>", b""])
+def test_not_a_zip(host, tmp_path, content):
+    host.files[FIRST] = content
+    with pytest.raises(DataError, match="not an intact zip archive"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+    assert is_clean(tmp_path) and not (tmp_path / "isic2016" / "checksums.json").exists()
+
+
+def test_flipped_bit_inside_a_member(host, tmp_path):
+    serve(host, "isic2016")
+    body = bytearray(host.files[FIRST])
+    body[body.index(b"CC-0")] ^= 1
+    host.files[FIRST] = bytes(body)
+    with pytest.raises(DataError, match="Bad CRC"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+    assert is_clean(tmp_path) and not (tmp_path / "isic2016" / "checksums.json").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.jpg", "top/../../outside.jpg", "/outside.jpg", "C:/outside.jpg",
+                                  "..\\outside.jpg"])
+def test_zip_slip_is_refused(host, tmp_path, name):
+    host.files[FIRST] = zipped({"ISIC_0000000.jpg": picture(0, False), name: b"evil"})
+    with pytest.raises(DataError, match="nothing was unpacked"):
+        fetch("isic2016", tmp_path / "root", host.url, progress=False)
+    assert is_clean(tmp_path / "root")
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_link_in_archive_is_refused(host, tmp_path):
+    link = zipfile.ZipInfo("top/link.jpg")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    host.files[FIRST] = buffer.getvalue()
+    with pytest.raises(DataError, match="nothing was unpacked"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+    assert is_clean(tmp_path)
+
+
+def test_encrypted_archive(host, tmp_path):
+    body = bytearray(zipped({"a.jpg": b"x"}))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flags in both headers
+        body[body.index(signature) + offset] |= 1
+    host.files[FIRST] = bytes(body)
+    with pytest.raises(DataError, match="is encrypted"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+
+
+def test_empty_archive(host, tmp_path):
+    host.files[FIRST] = zipped({})
+    with pytest.raises(DataError, match="empty archive"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+
+
+# disk
+
+@pytest.mark.parametrize("free", [500, 6000])
+def test_full_disk_before_download_and_before_unpacking(host, tmp_path, monkeypatch, free):
+    serve(host, "isic2016")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jpg", b"\0" * 10**6)
+    host.files[FIRST] = buffer.getvalue()
+    assert 500 < len(host.files[FIRST]) < 6000
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match=r"the disk of .* is full \(.* needs 0\.00 GB and 0\.00 GB are free\)"):
+        fetch("isic2016", tmp_path, host.url, progress=False)
+    assert not (tmp_path / "isic2016" / "ISBI2016_ISIC_Part1_Training_Data").exists()
+
+
+def test_root_that_cannot_be_a_folder(host, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write to"):
+        fetch("isic2016", tmp_path / "file", host.url, progress=False)
+
+
+def test_unknown_dataset(tmp_path):
+    with pytest.raises(DataError, match=r"no dataset 'isic2019'.*isic2016, isic2017, isic2018, ham10000"):
+        fetch("isic2019", tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,199 @@
+"""Image sets and their cache, against direct reading of the same files."""
+
+import os
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tokencutseg.data.folders import Sample, Split
+from tokencutseg.data.image_set import ImageSet, cached_arrays, default_cache, load_split
+from tokencutseg.data.images import DataError, read_image, read_mask
+
+
+def make_split(folder, n=5, expected=None, labelled=True, size=(20, 30)):
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(n):
+        image, mask = folder / f"{i}.png", folder / f"{i}_mask.png"
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(image)
+        Image.fromarray(rng.integers(0, 2, size).astype(bool)).save(mask)
+        samples.append(Sample(f"id{i}", image, mask if labelled else None))
+    return Split("clinic", "train", tuple(samples), expected)
+
+
+def image_set(n=4, size=8, labelled=True, expected=None, name="a", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    masks = torch.randint(0, 2, (n, size, size), generator=generator, dtype=torch.uint8)
+    return ImageSet(name, "train", [f"{name}{i}" for i in range(n)], images, masks if labelled else None, expected,
+                    [(i, i + 1) for i in range(n)])
+
+
+def test_a_loaded_split_holds_what_its_files_hold(tmp_path):
+    split = make_split(tmp_path / "files")
+    loaded = load_split(split, 16, tmp_path / "cache")
+    assert loaded.images.dtype == loaded.masks.dtype == torch.uint8
+    assert loaded.images.shape == (5, 3, 16, 16) and loaded.masks.shape == (5, 16, 16)
+    assert (loaded.dataset, loaded.split, loaded.native_sizes) == ("clinic", "train", [(20, 30)] * 5)
+    for i, sample in enumerate(split.samples):
+        assert loaded.ids[i] == sample.id
+        np.testing.assert_array_equal(loaded.images[i].permute(1, 2, 0), read_image(sample.image, 16))
+        np.testing.assert_array_equal(loaded.masks[i], read_mask(sample.mask, 16))
+
+
+def test_images_without_masks(tmp_path):
+    assert load_split(make_split(tmp_path / "files", labelled=False), 16, tmp_path / "cache").masks is None
+
+
+def test_a_second_load_decodes_nothing_and_is_equal(tmp_path, monkeypatch):
+    split = make_split(tmp_path / "files")
+    first = load_split(split, 16, tmp_path / "cache")
+    monkeypatch.setattr("tokencutseg.data.image_set.read_image", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch warns about read-only memory
+        second = load_split(split, 16, tmp_path / "cache")
+    assert second.fingerprint == first.fingerprint
+    assert second.native_sizes == first.native_sizes
+
+
+def test_writing_to_a_loaded_set_leaves_the_cache_alone(tmp_path):
+    split = make_split(tmp_path / "files")
+    before = load_split(split, 16, tmp_path / "cache")
+    fingerprint = before.fingerprint
+    before.images.zero_()
+    assert load_split(split, 16, tmp_path / "cache").fingerprint == fingerprint
+
+
+def test_a_changed_file_or_size_is_decoded_again(tmp_path):
+    split = make_split(tmp_path / "files")
+    old = load_split(split, 16, tmp_path / "cache").fingerprint
+    path = split.samples[2].image
+    Image.fromarray(255 - read_image(path)).save(path)
+    os.utime(path, ns=(1, 1))
+    new = load_split(split, 16, tmp_path / "cache")
+    assert new.fingerprint != old
+    np.testing.assert_array_equal(new.images[2].permute(1, 2, 0), read_image(path, 16))
+    assert load_split(split, 24, tmp_path / "cache").images.shape[-1] == 24
+
+
+def test_a_damaged_cache_entry_is_built_again(tmp_path):
+    split = make_split(tmp_path / "files")
+    fingerprint = load_split(split, 16, tmp_path / "cache").fingerprint
+    array = next((tmp_path / "cache").glob("*/images.npy"))
+    array.write_bytes(array.read_bytes()[:200])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert load_split(split, 16, tmp_path / "cache").fingerprint == fingerprint
+    assert load_split(split, 16, tmp_path / "cache").fingerprint == fingerprint  # and without a warning now
+
+
+def test_a_cache_that_cannot_be_written_falls_back_to_memory(tmp_path):
+    split = make_split(tmp_path / "files")
+    expected = load_split(split, 16, tmp_path / "cache").fingerprint
+    (tmp_path / "file").touch()  # a file where the folder should be: not writable for root either
+    with pytest.warns(UserWarning, match="TOKENCUTSEG_CACHE"):
+        assert load_split(split, 16, tmp_path / "file").fingerprint == expected
+
+
+def test_several_builders_of_one_entry_agree(tmp_path):
+    """All of them are inside `build` before any may store, the worst case of a race."""
+    n = 4
+    barrier = threading.Barrier(n)
+    results, errors = [], []
+
+    def build():
+        barrier.wait(timeout=10)
+        return {"x": np.arange(1000)}
+
+    def run():
+        try:
+            results.append(cached_arrays("key", build, tmp_path))
+        except Exception as error:  # an exception in a thread would pass unseen
+            errors.append(error)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        threads = [threading.Thread(target=run) for _ in range(n)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    for arrays in results:
+        np.testing.assert_array_equal(arrays["x"], np.arange(1000))
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]  # nothing half-built is left behind
+
+
+def test_the_cache_folder_can_be_chosen(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENCUTSEG_CACHE", str(tmp_path / "chosen"))
+    assert default_cache() == tmp_path / "chosen"
+    load_split(make_split(tmp_path / "files"), 16)
+    assert len(list((tmp_path / "chosen").iterdir())) == 1
+    monkeypatch.delenv("TOKENCUTSEG_CACHE")
+    assert default_cache().name == "tokencutseg"
+
+
+def test_a_mask_of_another_size_is_an_error_with_both_sizes(tmp_path):
+    split = make_split(tmp_path / "files", size=(20, 30))
+    Image.fromarray(np.zeros((20, 31), bool)).save(split.samples[3].mask)
+    with pytest.raises(DataError, match=r"3_mask\.png is 31×20 pixels, but its image \S*3\.png is 30×20"):
+        load_split(split, 16, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_damaged_file_stops_the_load(tmp_path):
+    split = make_split(tmp_path / "files")
+    path = split.samples[1].image
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"1\.png cannot be read"):
+        load_split(split, 16, tmp_path / "cache")
+
+
+def test_the_fingerprint_sees_every_part():
+    reference = image_set()
+    assert image_set().fingerprint == reference.fingerprint
+    changed = [image_set(seed=1), image_set(name="b"), image_set(labelled=False), image_set(n=3), image_set()]
+    changed[-1].masks[-1, -1, -1] ^= 1
+    assert len({s.fingerprint for s in [reference, *changed]}) == 6
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_a_subset_holds_the_chosen_images(data):
+    whole = image_set(n=6, expected=6)
+    indices = data.draw(st.lists(st.integers(0, 5), max_size=6))
+    part = whole.subset(indices)
+    assert part.ids == [whole.ids[i] for i in indices] and len(part) == len(indices)
+    assert torch.equal(part.images, whole.images[indices]) and torch.equal(part.masks, whole.masks[indices])
+    assert part.native_sizes == [whole.native_sizes[i] for i in indices]
+    assert part.complete
+
+
+def test_completeness_is_inherited():
+    partial = image_set(n=4, expected=9)
+    assert not partial.complete and not partial.subset([0, 1]).complete
+    assert image_set(n=4, expected=4).complete and image_set(n=4).complete
+    assert not ImageSet.concatenate([partial, image_set(name="b")]).complete
+    assert ImageSet.concatenate([image_set(n=4, expected=4), image_set(name="b")]).complete
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5))
+def test_concatenating_the_parts_gives_the_whole(cut):
+    whole = image_set(n=6)
+    again = ImageSet.concatenate([whole.subset(range(cut)), whole.subset(range(cut, 6))])
+    assert again.fingerprint == whole.fingerprint and again.native_sizes == whole.native_sizes
+    assert (again.dataset, again.split) == (whole.dataset, whole.split)
+
+
+def test_concatenating_sets_without_masks_or_of_other_sizes():
+    assert ImageSet.concatenate([image_set(), image_set(labelled=False, name="b")]).masks is None
+    assert ImageSet.concatenate([image_set(), image_set(name="b")]).dataset == "a+b"
+    with pytest.raises(DataError, match="load them all at one size"):
+        ImageSet.concatenate([image_set(), image_set(size=16)])

@@ -1,0 +1,235 @@
+"""Data sources: what is in them, what the pool leaves out, and that label subsets are nested."""
+
+import collections
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tokencutseg.config import configure
+from tokencutseg.data.images import DataError
+from tokencutseg.data.source import open_source
+
+REAL = os.environ.get("TOKENCUTSEG_DATA")
+CONFIG = configure("tiny")
+SIZE = CONFIG.data.image_size
+
+
+def picture(seed):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (24, 32, 3), np.uint8), rng.integers(0, 2, (24, 32)).astype(bool)
+
+
+def save(folder, ids, masks=None, offset=0):
+    """Random images, and masks where a folder for them is given; image number i is the same wherever it is saved."""
+    folder.mkdir(parents=True)
+    if masks:
+        masks.mkdir(parents=True)
+    for i in ids:
+        image, mask = picture(i + offset)
+        Image.fromarray(image).save(folder / f"ISIC_{i:07d}.png")
+        if masks:
+            Image.fromarray(mask).save(masks / f"ISIC_{i:07d}_segmentation.png")
+
+
+@pytest.fixture(scope="module")
+def isic_root(tmp_path_factory):
+    """2016: training 0-39, test 40-49. 2017: training 30-69, so it shares ids with both; validation, test. HAM10000."""
+    root = tmp_path_factory.mktemp("isic")
+    old, new = root / "isic2016", root / "isic2017"
+    save(old / "ISBI2016_ISIC_Part1_Training_Data", range(40), old / "ISBI2016_ISIC_Part1_Training_GroundTruth")
+    save(old / "ISBI2016_ISIC_Part1_Test_Data", range(40, 50), old / "ISBI2016_ISIC_Part1_Test_GroundTruth")
+    save(new / "ISIC-2017_Training_Data", range(30, 70), new / "ISIC-2017_Training_Part1_GroundTruth")
+    save(new / "ISIC-2017_Validation_Data", range(70, 75), new / "ISIC-2017_Validation_Part1_GroundTruth")
+    save(new / "ISIC-2017_Test_v2_Data", range(80, 90), new / "ISIC-2017_Test_v2_Part1_GroundTruth")
+    save(root / "ham10000_unlabelled", range(100, 120))
+    # the same file under another id: an unlabelled image that is really a test image, and one that is there twice
+    ham, test = root / "ham10000_unlabelled", new / "ISIC-2017_Test_v2_Data"
+    shutil.copy(test / "ISIC_0000080.png", ham / "ISIC_0000200.png")
+    shutil.copy(ham / "ISIC_0000100.png", ham / "ISIC_0000201.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def isic(isic_root, cache):
+    return open_source(isic_root, CONFIG, cache)
+
+
+@pytest.fixture(scope="module")
+def synthetic(cache):
+    return open_source(None, CONFIG, cache)
+
+
+def pixels(images):
+    return {image.numpy().tobytes() for image in images.images}
+
+
+def scored(source):
+    return [source.load(dataset, split) for dataset, splits in source.datasets.items() for split in splits
+            if split in ("validation", "test")]
+
+
+# synthetic
+
+def test_the_synthetic_source(synthetic):
+    assert (synthetic.name, synthetic.primary) == ("synthetic", "site_a")
+    assert synthetic.rows == [("site_a", "site_a"), ("site_b", "site_b"), ("site_a", "site_b")]
+    for site in ("site_a", "site_b"):
+        for split, n in (("train", 24), ("validation", 8), ("test", 12)):
+            part = synthetic.load(site, split)
+            assert part.images.shape == (n, 3, SIZE, SIZE) and part.masks.shape == (n, SIZE, SIZE)
+            assert set(part.masks.unique().tolist()) == {0, 1}
+            assert part.complete
+    assert synthetic.load("site_a", "train") is synthetic.load("site_a", "train")
+
+
+def test_the_synthetic_pool_is_both_training_splits_and_the_unlabelled_images(synthetic):
+    pool = synthetic.pool()
+    assert len(pool) == 2 * CONFIG.data.synthetic_train + CONFIG.data.synthetic_unlabelled
+    assert pool.masks is None and synthetic.pool_exclusions == []
+    for part in scored(synthetic):
+        assert not set(pool.ids) & set(part.ids) and not pixels(pool) & pixels(part)
+
+
+def test_no_two_synthetic_splits_share_an_image(synthetic):
+    counts = collections.Counter(image.numpy().tobytes() for splits in (synthetic.datasets,) for site in splits
+                                 for split in splits[site] for image in synthetic.load(site, split).images)
+    assert set(counts.values()) == {1}
+
+
+def test_synthetic_data_do_not_depend_on_the_seed_of_the_study(synthetic, tmp_path):
+    other = open_source("", configure("tiny", seed=5), tmp_path)
+    assert other.fingerprint("site_a") == synthetic.fingerprint("site_a") != other.fingerprint("site_b")
+
+
+# official
+
+def test_the_isic_source(isic):
+    assert (isic.name, isic.primary) == ("isic", "isic2017")
+    assert isic.rows == [("isic2016", "isic2016"), ("isic2017", "isic2017"), ("isic2018", "isic2018"),
+                         ("isic2016", "isic2017"), ("isic2016", "isic2018")]
+    runnable = [row for row in isic.rows if isic.has(row[0], "train") and isic.has(row[1], "test")]
+    assert runnable == [("isic2016", "isic2016"), ("isic2017", "isic2017"), ("isic2016", "isic2017")]
+    assert isic.load("isic2017", "test").images.shape == (10, 3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize(("there", "primary"), [(["isic2016"], "isic2016"), (["isic2018"], "isic2018"),
+                                                (["isic2016", "isic2018"], "isic2016")])
+def test_the_primary_set_is_the_first_that_is_there(isic_root, tmp_path, cache, there, primary):
+    if "isic2016" in there:
+        (tmp_path / "isic2016").symlink_to(isic_root / "isic2016")
+    if "isic2018" in there:
+        save(tmp_path / "ISIC2018_Task1-2_Training_Input", range(3), tmp_path / "ISIC2018_Task1_Training_GroundTruth")
+    assert open_source(tmp_path, CONFIG, cache).primary == primary
+
+
+def test_the_isic_pool_against_sets_of_numbers(isic):
+    drawn = {int(i[5:]) for i in isic.load("isic2016", "validation").ids}
+    # 200 is test image 80 and 201 is 100 once more; a number is a picture otherwise
+    expected = set(range(70)) - drawn - set(range(40, 50)) | set(range(100, 120))
+    pool = isic.pool()
+    assert sorted(int(i[5:]) for i in pool.ids) == sorted(expected)
+    assert pool.masks is None and len(pool.native_sizes) == len(pool)
+    for number, image in ((int(i[5:]), image) for i, image in zip(pool.ids, pool.images, strict=True)):
+        resized = Image.fromarray(picture(number)[0]).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(image.permute(1, 2, 0), np.asarray(resized))
+    for part in scored(isic):
+        assert not set(pool.ids) & set(part.ids) and not pixels(pool) & pixels(part)
+    assert len(pixels(pool)) == len(pool)
+
+
+def test_the_record_of_what_the_pool_leaves_out(isic):
+    records = isic.pool_exclusions
+    members = sum(len(isic.load(d, s)) for d, splits in isic.datasets.items() for s in splits
+                  if s in ("train", "unlabelled"))
+    assert len(isic.pool()) + len(records) == members
+    reasons = {(r["dataset"], r["split"], r["id"]): r["reason"] for r in records}
+    assert reasons["isic2017", "train", "ISIC_0000045"] == "same id as in isic2016/test"
+    assert reasons["ham10000", "unlabelled", "ISIC_0000200"] == "same pixels as in isic2017/test"
+    assert reasons["ham10000", "unlabelled", "ISIC_0000201"] == "same pixels as in ham10000/unlabelled"
+
+
+def test_a_missing_split_says_which_folders_it_needs(isic, isic_root):
+    assert not isic.has("isic2018", "test") and not isic.has("isic2019", "test")
+    with pytest.raises(DataError, match=r"isic2018/test is not in .*ISIC2018_Task1-2_Test_Input and "
+                                        r"ISIC2018_Task1_Test_GroundTruth there, or run `tokencutseg fetch isic2018`"):
+        isic.load("isic2018", "test")
+    with pytest.raises(DataError, match="there is isic2016/train"):
+        isic.load("isic2019", "test")
+    with pytest.raises(DataError, match="isic2018"):
+        isic.fingerprint("isic2018")
+
+
+def test_only_unlabelled_images_are_not_enough(isic_root, tmp_path):
+    (tmp_path / "ham10000_unlabelled").symlink_to(isic_root / "ham10000_unlabelled")
+    with pytest.raises(DataError, match="only images without masks"):
+        open_source(tmp_path, CONFIG)
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        open_source(tmp_path / "nowhere", CONFIG)
+
+
+# a user's own
+
+def test_a_folder_of_the_users_own(tmp_path, cache):
+    root = tmp_path / "clinic"
+    for split, numbers in (("train", range(6)), ("val", range(6, 9)), ("test", range(9, 12))):
+        save(root / split / "images", numbers, root / split / "masks")
+    save(root / "unlabelled", range(20, 25))
+    source = open_source(root, CONFIG, cache)
+    assert (source.name, source.primary, source.rows) == ("clinic", "clinic", [("clinic", "clinic")])
+    assert len(source.load("clinic", "validation")) == 3
+    assert sorted(source.pool().ids) == [f"ISIC_{i:07d}" for i in (*range(6), *range(20, 25))]
+    with pytest.raises(DataError, match="other/train is not in the clinic data"):
+        source.load("other", "train")
+
+
+# label subsets
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.001, 1), st.floats(0.001, 1), st.integers(0, 5))
+def test_label_subsets_of_one_seed_are_nested(synthetic, first, second, seed):
+    small, large = (synthetic.train("site_a", fraction, seed) for fraction in sorted((first, second)))
+    assert set(small.ids) <= set(large.ids) <= set(synthetic.load("site_a", "train").ids)
+    assert len(small) == max(2, round(min(first, second) * 24))
+
+
+def test_label_subsets_keep_image_and_mask_together_and_differ_by_seed(synthetic):
+    whole, part = synthetic.load("site_a", "train"), synthetic.train("site_a", 0.25, 0)
+    rows = [whole.ids.index(i) for i in part.ids]
+    assert rows == sorted(rows)
+    assert torch.equal(part.images, whole.images[rows]) and torch.equal(part.masks, whole.masks[rows])
+    assert part.ids != synthetic.train("site_a", 0.25, 1).ids
+    assert synthetic.train("site_a") is whole
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.1, float("nan")])
+def test_a_fraction_out_of_range(synthetic, fraction):
+    with pytest.raises(DataError, match=r"must lie in \(0, 1\]"):
+        synthetic.train("site_a", fraction)
+
+
+@pytest.mark.skipif(not REAL, reason="TOKENCUTSEG_DATA does not point to real data")
+def test_the_real_pool_shares_nothing_with_any_scored_split():
+    source = open_source(REAL, CONFIG)
+    pool = source.pool()
+    for part in scored(source):
+        assert not set(pool.ids) & set(part.ids) and not pixels(pool) & pixels(part)
+    assert len(set(pool.ids)) == len(pixels(pool)) == len(pool)
+    reasons = collections.Counter(r["reason"] for r in source.pool_exclusions)
+    assert reasons["same id as in isic2016/test"] == 305
+    # training images that are byte for byte a test or validation image under another id
+    assert reasons["same pixels as in isic2017/test"] == 2 and reasons["same pixels as in isic2017/validation"] == 1
+    assert source.load("isic2017", "train").complete and not source.load("isic2016", "test").complete

@@ -1,0 +1,109 @@
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
+
+from tokencutseg.evaluation.records import NSD_TOLERANCE, score
+
+
+def brute_force_boundary_scores(prediction, target):
+    """NSD and HD95 from the definition: every boundary pixel against every other, in plain loops."""
+
+    def boundary(mask):
+        S = len(mask)
+        inside = {(y, x) for y in range(S) for x in range(S) if mask[y, x]}
+        return [(y, x) for y, x in sorted(inside)
+                if not {(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)} <= inside]
+
+    a, b = boundary(prediction), boundary(target)
+    forth = [min(math.dist(p, q) for q in b) for p in a]
+    back = [min(math.dist(p, q) for q in a) for p in b]
+    tolerance = NSD_TOLERANCE * math.sqrt(2) * len(target)
+    nsd = sum(d <= tolerance for d in forth + back) / len(forth + back)
+    return nsd, max(np.percentile(forth, 95), np.percentile(back, 95))
+
+
+def masks():
+    return st.integers(1, 14).flatmap(lambda S: hnp.arrays(np.uint8, (2, S, S), elements=st.integers(0, 1)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(masks())
+def test_boundary_scores_equal_brute_force(pair):
+    prediction, target = pair
+    row = score(prediction[None], target[None], ["a"]).iloc[0]
+    if not prediction.any() or not target.any():
+        agree = prediction.any() == target.any()
+        expected = (1.0, 0.0) if agree else (0.0, math.sqrt(2) * len(target))
+    else:
+        expected = brute_force_boundary_scores(prediction, target)
+    assert (row.nsd, row.hd95) == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(masks())
+def test_overlap_equals_torchmetrics_and_counts_add_up(pair):
+    prediction, target = torch.from_numpy(pair)
+    row = score(prediction[None], target[None], ["a"]).iloc[0]
+    assert row.tp + row.fp + row.fn + row.tn == target.numel()
+    assert row.lesion_fraction == pytest.approx(target.float().mean().item())
+    if prediction.any() or target.any():
+        assert row.iou == pytest.approx(binary_jaccard_index(prediction, target).item(), abs=1e-6)
+        assert row.dice == pytest.approx(binary_f1_score(prediction, target).item(), abs=1e-6)
+
+
+def test_known_shift():
+    """A square moved by 4 pixels: the two sides it moves along are still on each other's lines."""
+    target = np.zeros((1, 50, 50), dtype=bool)
+    target[0, 10:30, 10:30] = True
+    row = score(np.roll(target, 4, axis=2), target, ["a"]).iloc[0]
+    assert row.iou == pytest.approx(16 / 24)
+    assert row.hd95 == 4
+    assert row["size"] == 50
+
+
+def test_empty_masks():
+    empty, lesion = np.zeros((8, 8), dtype=np.uint8), np.zeros((8, 8), dtype=np.uint8)
+    lesion[2:5, 2:5] = 1
+    records = score(np.stack([empty, empty, lesion]), np.stack([empty, lesion, empty]), ["both", "missed", "invented"])
+    assert records.empty_prediction.tolist() == [True, True, False]
+    assert records.empty_mask.tolist() == [True, False, True]
+    for column, expected in {"iou": [1, 0, 0], "dice": [1, 0, 0], "nsd": [1, 0, 0],
+                             "hd95": [0, math.sqrt(128), math.sqrt(128)]}.items():
+        assert records[column].tolist() == pytest.approx(expected)
+
+
+def test_labels_lead_and_boundary_is_optional():
+    values = torch.eye(4, dtype=torch.int64)[None].repeat(2, 1, 1)
+    records = score(values, values.bool(), ["a", "b"], boundary=False, method="otsu", lesion=["l1", "l2"])
+    assert records.columns.tolist() == ["method", "lesion", "id", "size", "tp", "fp", "fn", "tn", "iou", "dice",
+                                        "lesion_fraction", "empty_prediction", "empty_mask"]
+    assert records.lesion.tolist() == ["l1", "l2"]
+
+
+@pytest.mark.parametrize(("prediction", "target", "ids", "said"), [
+    (np.zeros((1, 4, 4)), np.zeros((1, 5, 5)), ["a"], "same size"),
+    (np.zeros((1, 4, 4)), np.zeros((1, 4, 4)), ["a", "b"], "2 ids"),
+    (np.zeros((2, 4, 4)), np.zeros((2, 4, 4)), ["a", "a"], "'a' occurs twice"),
+    (np.full((1, 4, 4), 0.4), np.zeros((1, 4, 4)), ["a"], "predictions must hold 0"),
+    (np.zeros((1, 4, 4)), np.full((1, 4, 4), 255), ["a"], "targets must hold 0"),
+    (np.zeros((1, 4, 5)), np.zeros((1, 4, 5)), ["a"], "(N, S, S)"),
+])
+def test_bad_input_is_named(prediction, target, ids, said):
+    with pytest.raises(ValueError) as error:
+        score(prediction, target, ids)
+    assert said in str(error.value)
+
+
+def test_speed_without_boundaries():
+    generator = np.random.default_rng(0)
+    prediction, target = generator.integers(0, 2, size=(2, 500, 96, 96), dtype=np.uint8)
+    start = time.perf_counter()
+    score(prediction, target, list(range(500)), boundary=False)
+    assert time.perf_counter() - start < 1

@@ -1,0 +1,222 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torchmetrics.classification import (
+    BinaryF1Score,
+    BinaryJaccardIndex,
+    MulticlassF1Score,
+    MulticlassJaccardIndex,
+)
+
+from tokencutseg.evaluation import summaries
+from tokencutseg.evaluation.records import score
+from tokencutseg.evaluation.summaries import (
+    DEFINITIONS,
+    MEASURES,
+    holm,
+    largest_dice,
+    paired_difference,
+    summarise,
+    summary_table,
+)
+
+
+def random_records(n=30, seed=0, size=8, **labels):
+    """Masks that agree more or less, some of them empty."""
+    generator = np.random.default_rng(seed)
+    target = generator.random((n, size, size)) < generator.uniform(0, 0.6, size=(n, 1, 1))
+    prediction = target ^ (generator.random(target.shape) < generator.uniform(0, 0.3, size=(n, 1, 1)))
+    prediction[0] = target[1] = False
+    return score(prediction, target, [f"i{k}" for k in range(n)], **labels), prediction, target
+
+
+def resampled_by_hand(records, definition, measure, taken):
+    """The estimate on a resample, from the rows themselves taken one after the other."""
+    if definition.startswith("image"):
+        scores = [0.0 if definition.endswith("thr65") and records.iou[i] < 0.65 else records[measure][i] for i in taken]
+        return sum(scores) / len(scores)
+    tp, fp, fn, tn = (sum(int(records[cell][i]) for i in taken) for cell in ("tp", "fp", "fn", "tn"))
+    factor = {"iou": 1, "dice": 2}[measure]
+    lesion = factor * tp / (factor * tp + fp + fn)
+    background = factor * tn / (factor * tn + fp + fn)
+    return lesion if definition == "pooled_lesion" else (lesion + background) / 2
+
+
+PAIRS = [(definition, measure) for measure in MEASURES for definition in MEASURES[measure]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9).flatmap(lambda S: st.integers(2, 5).flatmap(
+    lambda n: hnp.arrays(np.uint8, (2, n, S, S), elements=st.integers(0, 1)))))
+def test_definitions_equal_torchmetrics(pair):
+    prediction, target = torch.from_numpy(pair)
+    records = score(prediction, target, list(range(len(target))), boundary=False)
+
+    def mean(definition, measure):
+        return summarise(records, definition, measure, draws=1).mean
+
+    two_class = {"iou": MulticlassJaccardIndex(num_classes=2, average="macro"),
+                 "dice": MulticlassF1Score(num_classes=2, average="macro")}
+    one_class = {"iou": BinaryJaccardIndex(zero_division=1), "dice": BinaryF1Score(zero_division=1)}
+    for measure in ("iou", "dice"):
+        # torchmetrics sees the set in two batches, as it does in training
+        for part in (slice(0, 1), slice(1, None)):
+            two_class[measure].update(prediction[part], target[part])
+        assert mean("pooled_two_class", measure) == pytest.approx(two_class[measure].compute().item(), abs=1e-6)
+        assert mean("pooled_lesion", measure) == pytest.approx(one_class[measure](prediction, target).item(), abs=1e-6)
+        per_image = torch.stack([one_class[measure](p, t) for p, t in zip(prediction, target, strict=True)])
+        assert mean("image_lesion", measure) == pytest.approx(per_image.mean().item(), abs=1e-6)
+        iou = torch.stack([one_class["iou"](p, t) for p, t in zip(prediction, target, strict=True)])
+        expected = per_image.where(iou >= 0.65, torch.zeros(())).mean().item()
+        assert mean("image_lesion_thr65", measure) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("definition", "measure"), PAIRS)
+def test_bootstrap_equals_a_plain_loop_with_the_same_draws(definition, measure, monkeypatch):
+    records, _, _ = random_records()
+    draws, n = 64, len(records)
+    taken = np.random.default_rng(3).integers(n, size=(draws, n))
+    estimates = [resampled_by_hand(records, definition, measure, row) for row in taken]
+    expected = (resampled_by_hand(records, definition, measure, range(n)), *np.percentile(estimates, [2.5, 97.5]))
+    for cells in (summaries.CHUNK_CELLS, 7 * n, 1):  # one chunk, several and a rest, one row at a time
+        monkeypatch.setattr(summaries, "CHUNK_CELLS", cells)
+        summary = summarise(records, definition, measure, draws=draws, seed=3)
+        assert (summary.mean, summary.low, summary.high) == pytest.approx(expected)
+        assert summary.n == n
+
+
+def coverage(groups, repeats=400):
+    """How often the interval holds the truth, on 40 groups of 4 rows that share most of their randomness."""
+    generator = np.random.default_rng(1)
+    hits = 0
+    for seed in range(repeats):
+        shared = generator.beta(5, 2, size=40).repeat(4)
+        records = pd.DataFrame({"iou": 0.9 * shared + 0.1 * generator.random(160), "patient": np.arange(160) // 4})
+        summary = summarise(records, "image_lesion", "iou", draws=400, seed=seed, groups=groups)
+        hits += summary.low <= 0.9 * 5 / 7 + 0.05 <= summary.high
+    return hits / repeats
+
+
+def test_bootstrap_coverage_over_groups():
+    assert 0.92 <= coverage("patient") <= 0.97
+    assert coverage(None) < 0.8, "rows of a group are not independent: drawing them alone must fall short"
+
+
+def test_bootstrap_coverage_over_images():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for seed in range(1000):
+        summary = summarise(pd.DataFrame({"iou": generator.beta(5, 2, size=100)}), "image_lesion", "iou", draws=500,
+                            seed=seed)
+        hits += summary.low <= 5 / 7 <= summary.high
+    assert 0.93 <= hits / 1000 <= 0.97
+
+
+def test_each_row_its_own_group_changes_nothing():
+    records, _, _ = random_records()
+    assert summarise(records, "pooled_lesion", "iou", draws=50, groups="size").low == pytest.approx(
+        summarise(records, "pooled_lesion", "iou", draws=50).mean), "one group only: no spread"
+    records["patient"] = np.arange(len(records))
+    assert summarise(records, "pooled_lesion", "iou", draws=50, groups="patient") == summarise(
+        records, "pooled_lesion", "iou", draws=50)
+
+
+def test_summary_table_holds_each_group_definition_and_measure():
+    parts = [random_records(seed=seed, method=method, test=test)[0]
+             for seed, (method, test) in enumerate([("unet", "b"), ("unet", "a"), ("otsu", "a")])]
+    table = summary_table(pd.concat(parts), ["method", "test"], draws=30, seed=5)
+    assert table.columns.tolist() == ["method", "test", "definition", "measure", "n", "mean", "low", "high"]
+    assert table[["method", "test"]].drop_duplicates().to_numpy().tolist() == [
+        ["unet", "b"], ["unet", "a"], ["otsu", "a"]]
+    assert len(table) == 3 * len(PAIRS)
+    row = table.query("method == 'otsu' and definition == 'pooled_lesion' and measure == 'dice'").iloc[0]
+    expected = summarise(parts[2], "pooled_lesion", "dice", draws=30, seed=5)
+    assert (row["mean"], row.low, row.high, row.n) == (expected.mean, expected.low, expected.high, expected.n)
+    assert set(summary_table(parts[0], [], measures=["iou"], draws=5).definition) == set(DEFINITIONS)
+    without = parts[0].drop(columns=["nsd", "hd95"])
+    assert set(summary_table(without, [], draws=5).measure) == {"iou", "dice"}
+
+
+def test_dice_bound_holds_under_each_definition():
+    assert largest_dice(np.array([0, 0.5, 1])) == pytest.approx([0, 2 / 3, 1])
+    records, _, _ = random_records(n=60)
+    assert records.dice.to_numpy() == pytest.approx(largest_dice(records.iou.to_numpy()))
+    for definition in DEFINITIONS:
+        iou, dice = (summarise(records, definition, measure, draws=1).mean for measure in ("iou", "dice"))
+        assert dice <= largest_dice(iou) + 1e-12
+
+
+@pytest.mark.parametrize(("definition", "measure"), PAIRS)
+def test_paired_difference(definition, measure):
+    a, prediction, target = random_records(n=40)
+    worse = prediction ^ (np.random.default_rng(9).random(prediction.shape) < 0.05)
+    b = score(worse, target, a.id)
+    result = paired_difference(a, b.sample(frac=1, random_state=0), definition, measure, draws=64, seed=2)
+    taken = np.random.default_rng(2).integers(40, size=(64, 40))
+    by_hand = [resampled_by_hand(a, definition, measure, row) - resampled_by_hand(b, definition, measure, row)
+               for row in taken]
+    expected = (resampled_by_hand(a, definition, measure, range(40))
+                - resampled_by_hand(b, definition, measure, range(40)), *np.percentile(by_hand, [2.5, 97.5]))
+    assert (result.difference, result.low, result.high) == pytest.approx(expected)
+    assert result.n == 40
+
+
+def test_paired_wilcoxon():
+    """Five images, all better, without ties: of the 2^5 sign patterns two are as extreme."""
+    a = pd.DataFrame({"id": list("abcde"), "iou": [0.9, 0.8, 0.7, 0.6, 0.5]})
+    b = pd.DataFrame({"id": list("abcde"), "iou": [0.89, 0.78, 0.67, 0.56, 0.45]})
+    assert paired_difference(a, b, "image_lesion", "iou", draws=9).p == pytest.approx(2 / 2**5)
+    same = paired_difference(a, a, "image_lesion", "iou", draws=9)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_paired_difference_needs_the_same_images():
+    a, _, _ = random_records()
+    with pytest.raises(ValueError, match="1 ids only in the first, 0 only in the second"):
+        paired_difference(a, a.iloc[1:], "image_lesion", "iou")
+    with pytest.raises(ValueError, match="occurs twice"):
+        paired_difference(pd.concat([a, a]), a, "image_lesion", "iou")
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_equals_its_definition(pvalues):
+    """Adjusted p of the i-th smallest: the largest (m − j)·p_j over the j up to it (j from 0), at most 1."""
+    m, ordered = len(pvalues), sorted(pvalues)
+    by_value = {p: min(1, max((m - j) * ordered[j] for j in range(m) if ordered[j] <= p)) for p in pvalues}
+    assert holm(pvalues) == pytest.approx([by_value[p] for p in pvalues])
+
+
+def test_holm_example():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        holm([0.5, float("nan")])
+
+
+@pytest.mark.parametrize(("definition", "measure", "said"), [
+    ("image_mean", "iou", "unknown definition 'image_mean'"),
+    ("image_lesion", "jaccard", "unknown measure 'jaccard'"),
+    ("pooled_lesion", "nsd", "belongs to one image"),
+])
+def test_unknown_names(definition, measure, said):
+    records, _, _ = random_records()
+    with pytest.raises(ValueError, match=said):
+        summarise(records, definition, measure)
+
+
+def test_missing_records_and_columns():
+    records, _, _ = random_records()
+    with pytest.raises(ValueError, match="no records"):
+        summarise(records.iloc[:0], "image_lesion", "iou")
+    with pytest.raises(ValueError, match="no column 'patient'"):
+        summarise(records, "image_lesion", "iou", groups="patient")
+    with pytest.raises(ValueError, match="no column 'method'"):
+        summary_table(records, ["method"])
+    with pytest.raises(ValueError, match="unknown measure 'jaccard'"):
+        summary_table(records, [], measures=["jaccard"])
+    with pytest.raises(ValueError, match="boundary=False"):
+        summarise(records.drop(columns="nsd"), "image_lesion", "nsd")

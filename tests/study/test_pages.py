@@ -1,0 +1,107 @@
+"""The index page, read back with a parser."""
+
+import json
+from html.parser import HTMLParser
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tokencutseg.study.pages import MAX_ROWS, table_html, write_index
+
+
+class Page(HTMLParser):
+    """Links, image sources, and the text in document order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.links, self.images, self.text, self._open = [], [], [], []
+        self.feed(html)
+        assert not self._open, f"unclosed: {self._open}"
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if tag == "a":
+            self.links.append(values["href"])
+        if tag == "img":
+            assert values["alt"]
+            self.images.append(values["src"])
+        if tag not in ("meta", "img"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] != "style" and data.strip():
+            self.text.append(data.strip())
+
+
+@pytest.fixture
+def study(tmp_path):
+    study = tmp_path / "tiny-synthetic"
+    for folder in ("notebooks", "tables", "figures"):
+        (study / folder).mkdir(parents=True)
+    for name in ("01_vqgan_pretrain", "02_masked_gpt"):
+        cells = [nbformat.v4.new_markdown_cell(f"intro\n# The story of <{name}> & more")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), study / "notebooks" / f"{name}.ipynb")
+        for suffix in (".html", ".log"):
+            (study / "notebooks" / (name + suffix)).touch()
+    record = {"token": "x", "seconds": 12.4, "tables": ["reconstruction"], "figures": ["vqgan_curves"]}
+    (study / "notebooks" / "01_vqgan_pretrain.done.json").write_text(json.dumps(record))
+    pd.DataFrame({"method": ["a<b>"], "mean": [0.123456]}).to_csv(study / "tables" / "reconstruction.csv", index=False)
+    (study / "tables" / "leftover.csv").write_text("n\n3\n")
+    Image.new("RGB", (4, 3)).save(study / "figures" / "vqgan_curves.png")
+    return study
+
+
+def test_every_link_leads_somewhere(study):
+    page = Page(write_index(study).read_text())
+    anchors = [link for link in page.links if link.startswith("#")]
+    files = [link for link in page.links if not link.startswith("#")]
+    assert anchors == ["#01_vqgan_pretrain", "#02_masked_gpt"]
+    assert set(files) >= {"notebooks/01_vqgan_pretrain.html", "tables/reconstruction.csv", "tables/leftover.csv"}
+    assert page.images == ["figures/vqgan_curves.png"]
+    assert all((study / link).is_file() for link in files + page.images)
+
+
+def test_page_needs_no_network(study):
+    html = write_index(study).read_text()
+    assert "://" not in html and "<script" not in html
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_titles_status_and_what_no_record_names(study, tmp_path):
+    missing = tmp_path / "03_deepcut_seg.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(), missing)
+    text = " ".join(Page(write_index(study, [missing]).read_text()).text)
+    assert "The story of <01_vqgan_pretrain> & more Done in 12 s." in text
+    assert "The story of <02_masked_gpt> & more Not finished" in text
+    assert "03_deepcut_seg Not executed yet." in text
+    assert "VQGAN curves" in text and "a<b>" in text and "0.1235" in text
+    before, after = text.split("From earlier or unfinished executions")
+    assert "Leftover" in after and "Reconstruction" in before and "Reconstruction" not in after
+
+
+def test_a_notebook_cut_short_and_an_empty_table_do_not_stop_the_page(study):
+    (study / "notebooks" / "02_masked_gpt.ipynb").write_text('{"cells": [')
+    (study / "tables" / "leftover.csv").write_text("")
+    text = Page(write_index(study).read_text()).text
+    assert "02_masked_gpt" in text and "This table is empty." in text
+
+
+def test_numbers_are_rounded_and_missing_ones_are_dashes():
+    frame = pd.DataFrame({"n": [600, 2000], "mean": [0.8123456, np.nan], "large": [1234567.8, -0.00012345],
+                          "complete": [True, False], "recipe": ["released", None]})
+    assert Page(table_html(frame)).text == [
+        "n", "mean", "large", "complete", "recipe",
+        "600", "0.8123", "1,234,568", "yes", "released",
+        "2000", "–", "-0.0001234", "no", "–",
+    ]
+
+
+def test_long_tables_say_that_they_are_cut():
+    text = Page(table_html(pd.DataFrame({"epoch": range(MAX_ROWS + 40)}))).text
+    assert text[-2:] == [str(MAX_ROWS - 1), f"The first {MAX_ROWS} of {MAX_ROWS + 40} rows."]

@@ -1,0 +1,288 @@
+"""The command line: `tokencutseg run | fetch | audit | segment`. Handlers import what they need, so help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokencutseg.config import PRESETS, RECIPES, Config, ConfigError, configure
+
+if TYPE_CHECKING:
+    import numpy as np
+
+OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class UsageError(ValueError):
+    """A command line that parses but makes no sense; the message is one sentence."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 something failed, 2 bad usage, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.handler(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not _is_the_users(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_USAGE
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Whether `error` is about what the user gave us (then its message is enough) or a defect (then not)."""
+    from tokencutseg.data.images import DataError
+    from tokencutseg.study.runner import RunError
+
+    return isinstance(error, ConfigError | UsageError | DataError | RunError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tokencutseg", description="TokenCutSeg: the study and the segmenter.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, handler: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(handler=handler)
+        return sub
+
+    run = command("run", _run, "Execute the study's notebooks; what is done already is not done again.")
+    run.add_argument("--preset", choices=PRESETS, default="quick", help="how much work (default: %(default)s)")
+    run.add_argument("--recipe", choices=RECIPES, default="revised", help="which method (default: %(default)s)")
+    run.add_argument("--data", type=Path, metavar="DIR",
+                     help="folder with datasets, see data/README.md (default: synthetic lesions, nothing to download)")
+    run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
+                     help="where the study's own folder is made (default: %(default)s)")
+    run.add_argument("--only", action="extend", default=[], type=lambda text: text.split(","), metavar="03[,04]",
+                     help="execute these notebooks only, named by number")
+    run.add_argument("--jobs", type=_positive, default=1, metavar="N", help="notebooks at once (default: %(default)s)")
+    run.add_argument("--seed", type=_natural, default=0, metavar="N", help="seed of every draw (default: %(default)s)")
+    run.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], metavar="stage.key=value",
+                     help="change settings, such as vqgan.n_embed=128")
+    run.add_argument("--timeout", type=_positive, metavar="SECONDS",
+                     help="most time that one notebook cell may take (default: a week)")
+    run.add_argument("--notebooks", type=Path, metavar="DIR", help="other notebooks than the checkout's own")
+    run.add_argument("--dry-run", action="store_true", help="show what would be run, and start nothing")
+
+    fetch = command("fetch", _fetch, "Download official datasets; a download that broke off goes on where it stopped.")
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="isic2016, isic2017, isic2018 or ham10000")
+    fetch.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
+
+    audit = command("audit", _audit, "Look for images that the datasets share, within and across their splits.")
+    audit.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with datasets")
+
+    segment = command("segment", _segment, "Segment images: for each a mask (0 or 255) and an overlay, both PNG.")
+    segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
+    segment.add_argument("--model", type=Path, required=True, metavar="RUN", help="a run's folder or its saved model")
+    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
+def _natural(text: str) -> int:
+    if not 0 <= (number := int(text)) < 2**32:
+        raise argparse.ArgumentTypeError(f"must lie in 0 … 2^32 - 1, not {number}")
+    return number
+
+
+# run ----------------------------------------------------------------------------------------------------------------
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = configure(arguments.preset, arguments.recipe, arguments.seed, _read_overrides(arguments.overrides))
+
+    from tokencutseg.data.source import open_source
+    from tokencutseg.study import runner
+    from tokencutseg.study.names import differences, study_name
+    from tokencutseg.study.pages import write_index
+
+    folder = arguments.notebooks or runner.ROOT / "notebooks"
+    notebooks = runner.find_notebooks(folder, arguments.only)
+    study = arguments.results.absolute() / study_name(config, open_source(arguments.data, config).name)
+    parameters = {
+        "preset": config.preset, "recipe": config.recipe, "seed": config.seed,
+        "data": str(arguments.data.absolute()) if arguments.data else "",
+        "results": str(study.parent), "overrides": differences(config),
+    }
+    for notebook in notebooks:
+        runner.check_parameters(notebook, parameters)
+    if arguments.dry_run:
+        _describe(config, arguments.data, study, notebooks, parameters)
+        return OK
+
+    # SIGTERM as Ctrl-C: the notebooks' processes are ended on the way out
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        outcomes = runner.run_study(notebooks, parameters, study, jobs=arguments.jobs,
+                                    timeout=arguments.timeout or runner.CELL_TIMEOUT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    index = write_index(study, runner.find_notebooks(folder))
+    failed = [outcome for outcome in outcomes if outcome.failure]
+    for outcome in failed:
+        print(f"{outcome.notebook} failed: {outcome.failure}", file=sys.stderr)
+    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} notebooks done: {index}")
+    return FAILED if failed else OK
+
+
+def _read_overrides(pairs: Sequence[str]) -> dict[str, str]:
+    overrides = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes stage.key=value, not {pair!r}")
+        overrides[key.strip()] = value.strip()
+    return overrides
+
+
+def _describe(config: Config, data: Path | None, study: Path, notebooks: Sequence[Path],
+              parameters: dict[str, Any]) -> None:
+    from tokencutseg.data.folders import find_datasets
+
+    print(f"study      {study.name}\nfolder     {study}{'' if study.exists() else ' (new)'}")
+    print(f"settings   preset {config.preset}, recipe {config.recipe}, seed {config.seed}")
+    for key, value in parameters["overrides"].items():
+        print(f"           {key} = {json.dumps(value)}")
+    if data is None:
+        sizes = config.data
+        print(f"data       synthetic lesions at two sites, each {sizes.synthetic_train} train, "
+              f"{sizes.synthetic_validation} validation, {sizes.synthetic_test} test, "
+              f"and {sizes.synthetic_unlabelled} unlabelled in all")
+    else:
+        for dataset, splits in find_datasets(data).items():
+            for split in splits.values():
+                whole = "" if split.complete else f" of {split.expected}: partial"
+                print(f"data       {dataset}/{split.name}: {len(split.samples)}{whole}")
+    for notebook in notebooks:
+        print(f"notebook   {notebook}")
+    print(f"parameters {json.dumps(parameters)}")
+
+
+# fetch and audit ----------------------------------------------------------------------------------------------------
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from tokencutseg.data.download import archives, fetch
+    from tokencutseg.data.images import DataError
+
+    for name in arguments.names:
+        archives(name)  # an unknown name is an error before anything is downloaded
+    status = OK
+    for name in arguments.names:
+        try:
+            print(f"{name} is in {fetch(name, arguments.data)}")
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = FAILED
+    return status
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from tokencutseg.data.audit import overlaps
+    from tokencutseg.data.source import open_source
+
+    source = open_source(arguments.data, configure())
+    shared = overlaps([source.load(dataset, split) for dataset, splits in source.datasets.items() for split in splits])
+    print(shared.to_string(index=False) if len(shared) else "no image is shared")
+    left_out = source.pool_exclusions
+    print(f"\nself-supervised stages use {len(source.pool())} images; left out are {len(left_out)}")
+    for reason, count in Counter(exclusion["reason"] for exclusion in left_out).most_common():
+        print(f"{count:7d} {reason}")
+    return OK
+
+
+# segment ------------------------------------------------------------------------------------------------------------
+
+def _segment(arguments: argparse.Namespace) -> int:
+    import tokencutseg
+    from tokencutseg.data.images import DataError, read_image
+    from tokencutseg.study.runner import check_writable
+
+    if not arguments.model.exists():
+        raise UsageError(f"--model {arguments.model} does not exist")
+    images, failures = _find_images(arguments.images)
+    for image in images:
+        if image.parent.resolve() == arguments.out.resolve():
+            raise UsageError(f"--out must be another folder than that of {image}: a mask there could be overwritten")
+    model = tokencutseg.load(arguments.model)
+    check_writable(arguments.out, "--out")
+    for image, stem in zip(images, _output_stems(images), strict=True):
+        try:
+            pixels = read_image(image)
+        except DataError as error:
+            failures.append(str(error))
+            continue
+        mask = model.predict(pixels)
+        _save(mask.astype("uint8") * 255, arguments.out / f"{stem}_mask.png")
+        _save(_overlay(pixels, mask.astype(bool)), arguments.out / f"{stem}_overlay.png")
+        print(f"{image} -> {arguments.out / f'{stem}_mask.png'}")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return FAILED if failures else OK
+
+
+def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files that the arguments mean, each once, and a sentence for each argument that means none."""
+    from tokencutseg.data.folders import IMAGE_SUFFIXES
+
+    found: dict[Path, Path] = {}  # by real path
+    failures = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES
+                           and not file.name.startswith(".") and not file.stem.endswith("_superpixels"))
+        elif path.exists() or not glob.has_magic(argument):
+            files = [path]  # a file that is missing is reported when it is read
+        else:
+            matches = glob.glob(argument, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+            files = sorted(Path(match) for match in matches if Path(match).is_file())
+        if not files:
+            failures.append(f"{argument} holds no image" if path.is_dir() else f"no file matches {argument}")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values()), failures
+
+
+def _output_stems(images: Sequence[Path]) -> Iterator[str]:
+    """A name for each image's output: its own, with a number behind it where that is taken (in any case of letters)."""
+    taken: set[str] = set()
+    for image in images:
+        stem, number = image.stem, 2
+        while stem.lower() in taken:
+            stem, number = f"{image.stem}-{number}", number + 1
+        taken.add(stem.lower())
+        yield stem
+
+
+def _overlay(pixels: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+    """The image uint8 (H, W, 3) with the outline of the mask bool (H, W) drawn just inside it."""
+    from scipy.ndimage import binary_erosion
+
+    width = max(1, round(max(lesion.shape) / 200))
+    drawn = pixels.copy()
+    drawn[lesion & ~binary_erosion(lesion, iterations=width)] = (0, 190, 255)  # no skin has this blue
+    return drawn
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Where a study's images come from: synthetic lesions, the official ISIC sets, or a folder of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tokencutseg.config import Config
+from tokencutseg.data import synthetic
+from tokencutseg.data.folders import Split, expected_folders, find_datasets
+from tokencutseg.data.image_set import ImageSet, cached_arrays, load_split
+from tokencutseg.data.images import DataError
+
+ISIC_ROWS = [("isic2016", "isic2016"), ("isic2017", "isic2017"), ("isic2018", "isic2018"),
+             ("isic2016", "isic2017"), ("isic2016", "isic2018")]
+"""The (train, test) pairs of the paper's tables."""
+_SYNTHETIC_SEED = 2024
+"""The synthetic images are the same for every seed of a study, as real ones are."""
+_POOL_SPLITS = ("train", "unlabelled")
+
+
+class DataSource:
+    """Everything a study may look at, at one image size.
+
+    Attributes:
+        name: "synthetic", "isic", or the name of the user's folder.
+        primary: the dataset that most of the study is about.
+        rows: (train dataset, test dataset) pairs of the main results; `has` tells which of them can be run.
+        image_size: side S of every image, in pixels.
+    """
+
+    def __init__(self, name: str, primary: str, rows: list[tuple[str, str]], image_size: int,
+                 loaders: dict[str, dict[str, Callable[[], ImageSet]]], root: Path | None = None) -> None:
+        self.name, self.primary, self.rows, self.image_size = name, primary, rows, image_size
+        self._loaders, self._root = loaders, root
+        self._loaded: dict[tuple[str, str], ImageSet] = {}
+        self._pool: tuple[ImageSet, list[dict[str, str]]] | None = None
+
+    @property
+    def datasets(self) -> dict[str, list[str]]:
+        """The splits that are there, by dataset."""
+        return {dataset: list(splits) for dataset, splits in self._loaders.items()}
+
+    def has(self, dataset: str, split: str) -> bool:
+        return split in self._loaders.get(dataset, {})
+
+    def load(self, dataset: str, split: str) -> ImageSet:
+        """One split, kept for the next call. Raises DataError when it is not there."""
+        if not self.has(dataset, split):
+            raise DataError(self._missing(dataset, split))
+        if (dataset, split) not in self._loaded:
+            self._loaded[dataset, split] = self._loaders[dataset][split]()
+        return self._loaded[dataset, split]
+
+    def train(self, dataset: str, fraction: float = 1.0, seed: int = 0) -> ImageSet:
+        """A share of the training split, at least two images, in the split's order.
+
+        It is the beginning of a permutation drawn with `seed`, so a smaller fraction is part of a larger one. Raises
+        DataError for a fraction outside (0, 1].
+        """
+        if not 0 < fraction <= 1:
+            raise DataError(f"the fraction of {dataset}/train must lie in (0, 1], not {fraction}")
+        whole = self.load(dataset, "train")
+        if fraction == 1:
+            return whole
+        n = min(len(whole), max(2, round(fraction * len(whole))))
+        return whole.subset(np.sort(np.random.default_rng(seed).permutation(len(whole))[:n]))
+
+    def pool(self) -> ImageSet:
+        """The images of self-supervised training, without masks: every training and unlabelled image of every dataset.
+
+        Left out is each image that is also in a validation or test split of any dataset, and each but the first of
+        equal images. Two images are the same if they share their id or every pixel at the size S; files with the same
+        bytes decode to the same pixels. `pool_exclusions` says what was left out and why.
+        """
+        return self._pool_and_exclusions()[0]
+
+    @property
+    def pool_exclusions(self) -> list[dict[str, str]]:
+        """One record (dataset, split, id, reason) for each image that `pool` leaves out."""
+        return self._pool_and_exclusions()[1]
+
+    def fingerprint(self, dataset: str) -> str:
+        """SHA-256 (hex) over the pixels and ids of all splits of `dataset`. Raises DataError when it is not there."""
+        if dataset not in self._loaders:
+            raise DataError(self._missing(dataset, "train"))
+        parts = [f"{split} {self.load(dataset, split).fingerprint}" for split in sorted(self._loaders[dataset])]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _pool_and_exclusions(self) -> tuple[ImageSet, list[dict[str, str]]]:
+        if self._pool is None:
+            pairs = [(dataset, split) for dataset, splits in self._loaders.items() for split in splits]
+            seen: dict[tuple[str, str], str] = {}
+            for dataset, split in pairs:
+                if split not in _POOL_SPLITS:
+                    for identity in _identities(self.load(dataset, split)):
+                        for key in identity:
+                            seen.setdefault(key, f"{dataset}/{split}")
+            members, exclusions = [], []
+            for dataset, split in pairs:
+                if split in _POOL_SPLITS:
+                    member, left_out = _without(self.load(dataset, split), seen)
+                    members.append(member)
+                    exclusions += left_out
+            pool = ImageSet.concatenate(members)
+            self._pool = (ImageSet(self.name, "pool", pool.ids, pool.images, None, None, pool.native_sizes), exclusions)
+        return self._pool
+
+    def _missing(self, dataset: str, split: str) -> str:
+        message = f"{dataset}/{split} is not in the {self.name} data" + (f" under {self._root}" if self._root else "")
+        folders = expected_folders(dataset, split)
+        if self._root and folders:
+            return f"{message}: put {folders} there, or run `tokencutseg fetch {dataset}`"
+        there = ", ".join(f"{name}/{part}" for name, parts in self.datasets.items() for part in parts)
+        return f"{message}; there is {there}"
+
+
+def open_source(data: str | Path | None, config: Config, cache: Path | None = None) -> DataSource:
+    """The data of a study: synthetic lesions for None or "", else what lies in the folder `data`.
+
+    Raises DataError when the folder cannot be used, as `find_datasets` says.
+    """
+    size = config.data.image_size
+    if data is None or data == "":
+        return _synthetic_source(config, cache)
+    datasets = find_datasets(data)
+    loaders = {dataset: {split: _file_loader(part, size, cache) for split, part in splits.items()}
+               for dataset, splits in datasets.items()}
+    official = [name for name in ("isic2017", "isic2016", "isic2018") if name in datasets]
+    if official:
+        return DataSource("isic", official[0], list(ISIC_ROWS), size, loaders, Path(data))
+    name = next(iter(datasets))
+    if "train" not in datasets[name]:
+        raise DataError(f"{data} holds only images without masks ({name}); add a labelled set beside them, for example "
+                        f"with `tokencutseg fetch isic2017`")
+    return DataSource(name, name, [(name, name)], size, loaders, Path(data))
+
+
+def _file_loader(split: Split, size: int, cache: Path | None) -> Callable[[], ImageSet]:
+    return lambda: load_split(split, size, cache)
+
+
+def _synthetic_source(config: Config, cache: Path | None) -> DataSource:
+    data = config.data
+    counts = {"train": data.synthetic_train, "validation": data.synthetic_validation, "test": data.synthetic_test}
+    half = data.synthetic_unlabelled // 2
+    unlabelled = {"site_a": data.synthetic_unlabelled - half, "site_b": half}
+    loaders = {site: {split: _synthetic_loader(site, split, n, data.image_size, cache)
+                      for split, n in (counts | {"unlabelled": unlabelled[site]}).items() if n > 0}
+               for site in ("site_a", "site_b")}
+    rows = [("site_a", "site_a"), ("site_b", "site_b"), ("site_a", "site_b")]
+    return DataSource("synthetic", "site_a", rows, data.image_size, loaders)
+
+
+def _synthetic_loader(site: str, split: str, n: int, size: int, cache: Path | None) -> Callable[[], ImageSet]:
+    seed = int.from_bytes(hashlib.sha256(f"{_SYNTHETIC_SEED} {site} {split}".encode()).digest()[:4], "big")
+    # the generator's own text is part of the key: images drawn by older code are not taken for new ones
+    code = hashlib.sha256(inspect.getsource(synthetic).encode()).hexdigest()[:16]
+
+    def drawn() -> dict[str, np.ndarray]:
+        images, masks = synthetic.generate(site, n, size, seed)
+        return {"images": images, "masks": masks}
+
+    def load() -> ImageSet:
+        arrays = cached_arrays(f"{site}-{split}-{n}-{size}-{code}", drawn, cache)
+        masks = None if split == "unlabelled" else torch.from_numpy(arrays["masks"])
+        return ImageSet(site, split, [f"{site}_{split}_{i:05d}" for i in range(n)], torch.from_numpy(arrays["images"]),
+                        masks, None, [(size, size)] * n)
+
+    return load
+
+
+def _identities(images: ImageSet) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """For each image the two things that make another one the same: its id and its pixels at this size."""
+    return [(("id", i), ("pixels", hashlib.sha256(image.contiguous().numpy()).hexdigest()))
+            for i, image in zip(images.ids, images.images, strict=True)]
+
+
+def _without(images: ImageSet, seen: dict[tuple[str, str], str]) -> tuple[ImageSet, list[dict[str, str]]]:
+    """The images not `seen` yet and a record for each of the others; all of them are then marked as seen."""
+    kept, left_out = [], []
+    for index, identity in enumerate(_identities(images)):
+        same = next((key for key in identity if key in seen), None)
+        if same is None:
+            kept.append(index)
+        else:
+            left_out.append({"dataset": images.dataset, "split": images.split, "id": images.ids[index],
+                             "reason": f"same {same[0]} as in {seen[same]}"})
+        for key in identity:
+            seen.setdefault(key, f"{images.dataset}/{images.split}")
+    return images.subset(kept), left_out

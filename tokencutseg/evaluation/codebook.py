@@ -1,0 +1,68 @@
+"""How the visual words are used: how many of the K codes live, how evenly, and which of them speak of lesions.
+
+Statistics are taken over a whole set: over a batch, perplexity is bounded by the batch's own few tokens and misleads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+
+def codebook_table(tokens: torch.Tensor | np.ndarray, masks: torch.Tensor | np.ndarray | None,
+                   n_embed: int) -> pd.DataFrame:
+    """One row per code.
+
+    Args:
+        tokens: (N, T) or (N, H, W) int64 in [0, n_embed).
+        masks: how much of each token's cell is lesion, in [0, 1], in the shape of `tokens`; or None.
+        n_embed: size K of the codebook.
+
+    Returns:
+        K rows `code`, `count` (times it fired), `share` (of all tokens), `lesion_share` (of its firing that falls on
+        lesion; NaN for a code that never fired and where there are no masks).
+
+    Raises:
+        ValueError: for a token outside the codebook, or masks of another shape.
+    """
+    count = _counts(tokens, n_embed)
+    lesion = np.full(n_embed, np.nan)
+    if masks is not None:
+        if tuple(masks.shape) != tuple(tokens.shape):
+            raise ValueError(f"masks {tuple(masks.shape)} must be given at the token grid {tuple(tokens.shape)}")
+        lesion = np.bincount(np.asarray(tokens).ravel(), np.asarray(masks, dtype=float).ravel(), minlength=n_embed)
+    return pd.DataFrame({
+        "code": np.arange(n_embed), "count": count, "share": count / count.sum(),
+        "lesion_share": np.divide(lesion, count, out=np.full(n_embed, np.nan), where=count > 0),
+    })
+
+
+def codebook_summary(tokens: torch.Tensor | np.ndarray, n_embed: int) -> dict[str, float | int]:
+    """The codebook in one row.
+
+    Args:
+        tokens: (N, T) or (N, H, W) int64 in [0, n_embed).
+        n_embed: size K of the codebook.
+
+    Returns:
+        `usage` (share of the codes that fired at least once), `entropy` of the codes' shares (nats), `perplexity` (its
+        exponential: the size of an evenly used codebook of the same entropy), `n_embed`, `tokens` (their number).
+
+    Raises:
+        ValueError: for a token outside the codebook.
+    """
+    count = _counts(tokens, n_embed)
+    share = count[count > 0] / count.sum()
+    entropy = float(-(share * np.log(share)).sum())
+    return {"usage": float((count > 0).mean()), "entropy": entropy, "perplexity": float(np.exp(entropy)),
+            "n_embed": n_embed, "tokens": int(count.sum())}
+
+
+def _counts(tokens: torch.Tensor | np.ndarray, n_embed: int) -> np.ndarray:
+    flat = np.asarray(tokens).ravel()
+    if flat.size == 0:
+        raise ValueError("there are no tokens to count")
+    if flat.min() < 0 or flat.max() >= n_embed:
+        raise ValueError(f"tokens must lie in [0, {n_embed}), the codebook, but span {flat.min()} to {flat.max()}")
+    return np.bincount(flat, minlength=n_embed)

@@ -1,0 +1,33 @@
+"""Trained models over whole image sets, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.model.vqgan import VQGAN
+
+
+@torch.no_grad()
+def map_batches(function: Callable[[Tensor], Tensor], images: ImageSet, batch_size: int, device: str = "cpu") -> Tensor:
+    """Apply `function` to float batches (B, 3, S, S) in [0, 1] of a set, and join the results on the CPU."""
+    return torch.cat([function(chunk.to(device).float() / 255).cpu() for chunk in images.images.split(batch_size)])
+
+
+def predict_masks(model: nn.Module, images: ImageSet, batch_size: int = 32) -> Tensor:
+    """The predicted lesion masks of a set: (N, S, S) uint8 of {0, 1}."""
+    device = next(model.parameters()).device
+    return map_batches(lambda x: model.predict_probabilities(x).argmax(1).to(torch.uint8), images, batch_size, device)
+
+
+def tokenize(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Tensor:
+    """The visual words of a set: (N, H, W) int64."""
+    return map_batches(vqgan.tokenize, images, batch_size, next(vqgan.parameters()).device)
+
+
+def cell_masks(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How much of each token's cell is lesion: masks (N, S, S) of {0, 1} → (N, H, W) float in [0, 1]."""
+    return torch.nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid)[:, 0]

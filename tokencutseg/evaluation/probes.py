@@ -1,0 +1,96 @@
+"""What features know before anybody fine-tunes them: a linear probe and the graph head on frozen features.
+
+Alain and Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from tokencutseg.config import SegmentationConfig
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.evaluation.inference import cell_masks
+from tokencutseg.evaluation.records import overlap
+from tokencutseg.model.deepcut import DeepCut
+from tokencutseg.model.losses import dice_loss
+from tokencutseg.model.segmenter import TokenCutSeg
+
+
+@torch.no_grad()
+def layer_features(model: TokenCutSeg, images: ImageSet, batch_size: int = 32) -> dict[str, Tensor]:
+    """Frozen features at the token grid, by name, each (N, T, E): the raw colour of a cell, the tokenizer's latents,
+    its code, and the transformer's embedding, blocks and output."""
+    parts: dict[str, list[Tensor]] = {}
+    for chunk in images.images.split(batch_size):
+        x = chunk.float() / 255
+        tokens, encoding = model.words(x)
+        grid = tuple(tokens.shape[1:])
+        latents = encoding.latents.flatten(2).transpose(1, 2)
+        features = {
+            "colour": torch.nn.functional.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2),
+            "tokenizer": latents,
+            "code": model.vqgan.quantize.lookup(tokens).flatten(2).transpose(1, 2),
+        }
+        states = model.masked_gpt.hidden_states(tokens.flatten(1), latents, grid=grid)
+        names = ["embedding", *(f"block {i + 1}" for i in range(len(states) - 2)), "output"]
+        for name, values in (features | dict(zip(names, states, strict=True))).items():
+            parts.setdefault(name, []).append(values)
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def cell_labels(images: ImageSet, grid: tuple[int, int]) -> Tensor:
+    """Lesion or skin for each token, by majority of its cell's pixels: (N, T) bool."""
+    return cell_masks(images.masks, grid).flatten(1) > 0.5
+
+
+def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor,
+                 most: int = 20_000) -> dict[str, float | int]:
+    """Logistic regression from (N, T, E) features to (N, T) lesion labels, scored on other images' tokens.
+
+    At most `most` training tokens are used, evenly spaced. Gives `balanced_accuracy`, `auc`, the pooled `iou` of the
+    token masks, and `n`, the test tokens.
+    """
+    x, y = features.flatten(0, 1), labels.flatten()
+    keep = torch.linspace(0, len(x) - 1, min(most, len(x))).long()
+    scaler = StandardScaler().fit(x[keep].numpy())
+    probe = LogisticRegression(max_iter=200, class_weight="balanced").fit(scaler.transform(x[keep].numpy()), y[keep])
+    truth = test_labels.flatten().numpy()
+    score = probe.decision_function(scaler.transform(test_features.flatten(0, 1).numpy()))
+    return {**_token_scores(score > 0, truth), "auc": float(roc_auc_score(truth, score)), "n": len(truth)}
+
+
+def graph_probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor, grid: tuple[int, int],
+                config: SegmentationConfig, steps: int = 150, seed: int = 0) -> dict[str, float | int]:
+    """The graph head, trained on frozen (N, T, E) features with cross-entropy and Dice; scored as `linear_probe`."""
+    torch.manual_seed(seed)
+    flat = features.flatten(0, 1)
+    mean, deviation = flat.mean(0), flat.std(0) + 1e-6
+    head = DeepCut(config, features.shape[-1])
+    optimizer = torch.optim.AdamW(head.parameters(), 3e-3, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        index = torch.randint(len(features), (min(16, len(features)),), generator=generator)
+        logits = head((features[index] - mean) / deviation, grid)
+        target = labels[index].long()
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target)
+        probabilities = logits.softmax(-1).transpose(1, 2).unflatten(2, grid)
+        loss = loss + dice_loss(probabilities, target.unflatten(1, grid), class_weighted=False)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    head.eval()
+    with torch.no_grad():
+        predicted = torch.cat([head((part - mean) / deviation, grid).argmax(-1) for part in test_features.split(32)])
+    truth = test_labels.flatten().numpy()
+    return {**_token_scores(predicted.flatten().numpy() == 1, truth), "n": len(truth)}
+
+
+def _token_scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    tp, fp, fn = (predicted & truth).sum(), (predicted & ~truth).sum(), (~predicted & truth).sum()
+    return {"balanced_accuracy": float(balanced_accuracy_score(truth, predicted)),
+            "iou": float(overlap(tp, fp, fn, "iou"))}

@@ -1,0 +1,49 @@
+"""How well the tokenizer's decoder gives an image back: per-image L1, PSNR, SSIM and LPIPS."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from tokencutseg.model.perceptual import PerceptualDistance
+
+LPIPS_BATCH = 16
+"""Images that VGG16 sees at once; its feature maps at 224 px take about 0.1 GB for each."""
+
+
+@torch.no_grad()
+def reconstruction_scores(images: torch.Tensor, reconstructions: torch.Tensor,
+                          lpips_model: PerceptualDistance | None = None) -> pd.DataFrame:
+    """Compare images with their reconstructions.
+
+    Args:
+        images: (N, 3, S, S) float RGB in [0, 1].
+        reconstructions: the same.
+        lpips_model: from `tokencutseg.model.perceptual.load_lpips`, on the images' device.
+
+    Returns:
+        N rows `l1` (mean absolute error), `psnr` (dB; infinite for equal images), `ssim` (Wang et al. 2004, Gaussian
+        window of 11 px, borders mirrored), and with `lpips_model` also `lpips` and `lpips_weights`, the name of the
+        weights it has.
+
+    Raises:
+        ValueError: if the shapes differ or a value lies outside [0, 1].
+    """
+    if images.shape != reconstructions.shape or images.ndim != 4:
+        raise ValueError(f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} must both "
+                         f"have one shape (N, 3, S, S)")
+    for name, values in (("images", images), ("reconstructions", reconstructions)):
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(f"{name} must lie in [0, 1], but span {values.min():.3f} to {values.max():.3f}: undo the "
+                             f"network's normalisation and clamp first")
+    scores = {
+        "l1": (images - reconstructions).abs().mean(dim=(1, 2, 3)),
+        "psnr": peak_signal_noise_ratio(reconstructions, images, data_range=1.0, reduction="none", dim=(1, 2, 3)),
+        "ssim": structural_similarity_index_measure(reconstructions, images, data_range=1.0, reduction="none"),
+    }
+    if lpips_model is not None:
+        pairs = zip(images.split(LPIPS_BATCH), reconstructions.split(LPIPS_BATCH), strict=True)
+        scores["lpips"] = torch.cat([lpips_model(a, b, normalize=True).flatten() for a, b in pairs])
+    table = pd.DataFrame({name: values.reshape(-1).cpu().numpy() for name, values in scores.items()})
+    return table if lpips_model is None else table.assign(lpips_weights=lpips_model.weights_name)

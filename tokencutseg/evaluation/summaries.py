@@ -1,0 +1,232 @@
+"""From per-image records to one number with its interval, under each definition that the literature calls "mIoU".
+
+Every definition is a function of *sums* over images (of pixel counts, or of per-image scores). That makes the bootstrap
+one matrix product: draw how often each image is taken, (draws, images), times the columns to be summed, (images,
+columns). The point estimate is the same function of the plain sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+
+from tokencutseg.evaluation.records import overlap
+
+DEFINITIONS = {
+    "pooled_two_class": "mean of lesion and background, each over all pixels of the set (printed by the released code)",
+    "pooled_lesion": "lesion only, over all pixels of the set",
+    "image_lesion": "lesion only, per image, then the mean (the ISIC challenges' own)",
+    "image_lesion_thr65": "as image_lesion, but an image whose IoU is below 0.65 counts 0 (ISIC 2018 challenge)",
+}
+MEASURES = {
+    "iou": tuple(DEFINITIONS),
+    "dice": tuple(DEFINITIONS),
+    "nsd": ("image_lesion",),
+    "hd95": ("image_lesion",),
+}
+"""The measures, each with the definitions that it exists under: a boundary cannot be pooled over images."""
+
+IOU_THRESHOLD = 0.65
+"""Below it the ISIC 2018 challenge counts a segmentation as failed (Codella et al. 2019, arXiv 1902.03368)."""
+CHUNK_CELLS = 4_000_000
+"""Largest number of cells (draws × images) of a weight matrix held at once, 32 MB."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean over `n` images with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Score of a minus score of b over the same `n` images, its 95 % interval and the Wilcoxon signed-rank p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def summarise(records: pd.DataFrame, definition: str, measure: str, draws: int = 10_000, seed: int = 0,
+              groups: str | None = None) -> Summary:
+    """The mean of `measure` under `definition` with a 95 % percentile bootstrap interval over images.
+
+    Args:
+        records: rows of `records.score`.
+        definition: a key of `DEFINITIONS`.
+        measure: a key of `MEASURES`.
+        draws: bootstrap resamples.
+        seed: the same records, draws and seed give the same interval.
+        groups: a column whose equal values belong together (a patient, a lesion, the same image under several seeds):
+            whole groups are drawn then, as they must be where rows are not independent.
+
+    Raises:
+        ValueError: for an unknown or impossible pair of definition and measure, no records, or no such column.
+    """
+    _check(definition, measure)
+    row = _summaries(records, [(definition, measure)], draws, seed, groups)[0]
+    return Summary(row["mean"], row["low"], row["high"], row["n"])
+
+
+def summary_table(records: pd.DataFrame, by: Sequence[str], definitions: Sequence[str] = tuple(DEFINITIONS),
+                  measures: Sequence[str] = tuple(MEASURES), draws: int = 10_000, seed: int = 0,
+                  groups: str | None = None) -> pd.DataFrame:
+    """`summarise` for every group of rows that agree in the columns `by`, and every definition and measure.
+
+    A pair that does not exist (see `MEASURES`) has no row, nor does a boundary measure where none was scored. Groups
+    keep the order in which they occur.
+
+    Returns:
+        A frame with the columns `by`, then `definition`, `measure`, `n`, `mean`, `low`, `high`.
+
+    Raises:
+        ValueError: as `summarise`.
+    """
+    for name, given, known in (("definition", definitions, DEFINITIONS), ("measure", measures, MEASURES)):
+        for unknown in set(given) - set(known):
+            raise ValueError(f"unknown {name} {unknown!r}. Known: {', '.join(known)}")
+    by = list(by)
+    if missing := [column for column in by if column not in records]:
+        raise ValueError(f"the records have no column {missing[0]!r}; they have: {', '.join(records.columns)}")
+    pairs = [(definition, measure) for definition in definitions for measure in measures
+             if definition in MEASURES[measure] and measure in records]
+    parts = records.groupby(by, sort=False, dropna=False) if by else [((), records)]
+    rows = [dict(zip(by, key, strict=True)) | summary
+            for key, part in parts for summary in _summaries(part, pairs, draws, seed, groups)]
+    return pd.DataFrame(rows, columns=[*by, "definition", "measure", "n", "mean", "low", "high"])
+
+
+def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, definition: str, measure: str,
+                      draws: int = 10_000, seed: int = 0) -> PairedDifference:
+    """Compare two methods on the same images, matched by `id`: both are resampled with the same draws.
+
+    The p-value is Wilcoxon's signed-rank test on the images' own scores (for a pooled definition too, which has no
+    score per image: those of `image_lesion` stand in), and 1 where no image differs.
+
+    Raises:
+        ValueError: if the ids differ or repeat, or as `summarise`.
+    """
+    _check(definition, measure)
+    a, b = records_a.set_index("id"), records_b.set_index("id")
+    if not (a.index.is_unique and b.index.is_unique):
+        raise ValueError("an image id occurs twice; compare one method with one other, one row per image each")
+    if len(a) != len(b) or not a.index.isin(b.index).all():
+        raise ValueError(f"the two methods were scored on different images: {len(a.index.difference(b.index))} ids "
+                         f"only in the first, {len(b.index.difference(a.index))} only in the second")
+    a, b = a.reset_index(), b.loc[a.index].reset_index()
+    columns = [_columns(part, definition, measure) for part in (a, b)]
+    estimate = np.subtract(*(_statistic(c.sum(axis=0), definition, measure) for c in columns))
+    differences = np.concatenate([
+        np.subtract(*(_statistic(weights @ c, definition, measure) for c in columns))
+        for weights in _weights(len(a), draws, seed)
+    ])
+    low, high = np.percentile(differences, [2.5, 97.5])
+    per_image = definition if definition.startswith("image") else "image_lesion"
+    changes = np.subtract(*(_columns(part, per_image, measure)[:, 0] for part in (a, b)))
+    p = wilcoxon(changes).pvalue if changes.any() else 1.0
+    return PairedDifference(float(estimate), float(low), float(high), float(p), len(a))
+
+
+def holm(pvalues: Sequence[float]) -> np.ndarray:
+    """Holm's step-down adjustment of a family of p-values, in the order given (Holm 1979).
+
+    Raises ValueError for a value outside [0, 1].
+    """
+    p = np.asarray(pvalues, dtype=float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values must lie in [0, 1], not {p.tolist()}")
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted
+
+
+def largest_dice(iou: float | np.ndarray) -> float | np.ndarray:
+    """The largest mean Dice that a mean IoU of J (in [0, 1]) allows, 2J/(1+J).
+
+    Per image Dice = 2J/(1+J), which is concave, so that by Jensen's inequality a mean over the same units lies below.
+    """
+    return 2 * iou / (1 + iou)
+
+
+def _summaries(records: pd.DataFrame, pairs: list[tuple[str, str]], draws: int, seed: int,
+               groups: str | None) -> list[dict[str, str | int | float]]:
+    """One row per (definition, measure), all from the same draws."""
+    if len(records) == 0:
+        raise ValueError("there are no records to summarise")
+    columns = {pair: _columns(records, *pair) for pair in pairs}
+    if groups is not None:
+        if groups not in records:
+            raise ValueError(f"the records have no column {groups!r} to group by; they have: "
+                             f"{', '.join(records.columns)}")
+        labels = records[groups].to_numpy()
+        columns = {pair: pd.DataFrame(c).groupby(labels, dropna=False).sum().to_numpy() for pair, c in columns.items()}
+    units = len(records) if groups is None else records[groups].nunique(dropna=False)
+    resampled: dict[tuple[str, str], list[np.ndarray]] = {pair: [] for pair in pairs}
+    for weights in _weights(units, draws, seed):
+        for pair in pairs:
+            resampled[pair].append(_statistic(weights @ columns[pair], *pair))
+    rows = []
+    for definition, measure in pairs:
+        mean = _statistic(columns[definition, measure].sum(axis=0), definition, measure)
+        low, high = np.percentile(np.concatenate(resampled[definition, measure]), [2.5, 97.5])
+        rows.append({"definition": definition, "measure": measure, "n": len(records), "mean": float(mean),
+                     "low": float(low), "high": float(high)})
+    return rows
+
+
+def _weights(units: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each unit is taken in each resample: (draws, units) float64, in chunks of rows, each row summing to
+    `units`. The chunks are those of one stream of random numbers: their size changes nothing."""
+    generator = np.random.default_rng(seed)
+    step = max(1, CHUNK_CELLS // units)
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        taken = generator.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]
+        yield np.bincount(taken.ravel(), minlength=rows * units).reshape(rows, units).astype(float)
+
+
+def _columns(records: pd.DataFrame, definition: str, measure: str) -> np.ndarray:
+    """What is summed over images: (images, 4) tp, fp, fn, tn if pooled; (images, 2) score and 1 if per image."""
+    if definition.startswith("pooled"):
+        return records[["tp", "fp", "fn", "tn"]].to_numpy(dtype=float)
+    if measure not in records:
+        raise ValueError(f"the records hold no {measure!r}: they were scored with boundary=False")
+    scores = records[measure].to_numpy(dtype=float)
+    if definition == "image_lesion_thr65":
+        scores = np.where(records["iou"] < IOU_THRESHOLD, 0.0, scores)
+    return np.column_stack([scores, np.ones(len(records))])
+
+
+def _statistic(sums: np.ndarray, definition: str, measure: str) -> np.ndarray:
+    """The score that sums (..., columns) of `_columns` amount to: (...)."""
+    if definition.startswith("image"):
+        return sums[..., 0] / sums[..., 1]
+    tp, fp, fn, tn = np.moveaxis(sums, -1, 0)
+    lesion = overlap(tp, fp, fn, measure)
+    if definition == "pooled_lesion":
+        return lesion
+    background = overlap(tn, fn, fp, measure)
+    # like torchmetrics' macro average: a class that neither prediction nor target holds is left out of the mean
+    has_lesion, has_background = tp + fp + fn > 0, tn + fp + fn > 0
+    return (lesion * has_lesion + background * has_background) / (1.0 * has_lesion + has_background)
+
+
+def _check(definition: str, measure: str) -> None:
+    if measure not in MEASURES:
+        raise ValueError(f"unknown measure {measure!r}. Known: {', '.join(MEASURES)}")
+    if definition not in DEFINITIONS:
+        raise ValueError(f"unknown definition {definition!r}. Known: {', '.join(DEFINITIONS)}")
+    if definition not in MEASURES[measure]:
+        raise ValueError(f"{measure!r} has no definition {definition!r}, only {', '.join(MEASURES[measure])}: a "
+                         f"boundary belongs to one image")

@@ -1,0 +1,75 @@
+"""Saved models: a folder with `config.json` and `model.safetensors`, opened by the kind of stage that wrote it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokencutseg.config import Config
+from tokencutseg.data.images import DataError
+from tokencutseg.model.baselines import build_baseline
+from tokencutseg.model.segmenter import TokenCutSeg, predict_mask
+from tokencutseg.model.vqgan import VQGAN
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class Baseline(nn.Module):
+    """A baseline network behind the segmenter's interface."""
+
+    def __init__(self, name: str, config: Config) -> None:
+        super().__init__()
+        self.name, self.config = name, config
+        self.network = build_baseline(name)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1] (B, 3, S, S) → logits (B, 2, S, S)."""
+        return self.network(images)
+
+    @torch.no_grad()
+    def predict_probabilities(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1] (B, 3, S, S) → (B, 2, S, S)."""
+        return self(images).softmax(1)
+
+    def predict(self, image: Any) -> Any:
+        """One image of any size → its lesion mask (H, W) bool; see `TokenCutSeg.predict`."""
+        return predict_mask(self, image, self.config.data.image_size)
+
+
+def build(stage: str, config: Config, name: str | None = None) -> nn.Module:
+    """An untrained model of a stage: `vqgan`, `masked_gpt`, `segmentation` or `baseline` (which needs a name)."""
+    if stage == "vqgan":
+        return VQGAN(config.vqgan)
+    if stage == "baseline":
+        return Baseline(name, config)
+    return TokenCutSeg(config)
+
+
+def save_weights(state: dict[str, Tensor], folder: Path) -> None:
+    """Write `model.safetensors` so that nobody ever sees half of it."""
+    temporary = folder / f".{WEIGHTS}.partial"
+    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary)
+    temporary.replace(folder / WEIGHTS)
+
+
+def load(path: str | Path) -> nn.Module:
+    """Open a saved model in evaluation mode: a run's folder, or the `model.safetensors` in it.
+
+    Gives a `TokenCutSeg` for a segmentation or masked-token run, a `Baseline` or a `VQGAN` for theirs. Raises DataError
+    when there is no model.
+    """
+    folder = Path(path)
+    folder = folder.parent if folder.name == WEIGHTS else folder
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} holds no saved model: {name} is missing there; give a run's folder such as "
+                            f"results/quick-synthetic/runs/segmentation-…")
+    about = json.loads((folder / CONFIG).read_text())
+    model = build(about["stage"], Config.from_dict(about["config"]), about.get("name"))
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.eval()

@@ -1,0 +1,114 @@
+"""What the paper's README claims, and what the records say about it, by a stated rule."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from tokencutseg.evaluation.summaries import largest_dice
+
+PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
+    ("isic2016", "isic2016"): {"iou": 0.8618, "dice": 0.9330},
+    ("isic2017", "isic2017"): {"iou": 0.8137, "dice": 0.9071},
+    ("isic2018", "isic2018"): {"iou": 0.8276, "dice": 0.9039},
+    ("isic2016", "isic2017"): {"iou": 0.7433, "dice": 0.8719},
+    ("isic2016", "isic2018"): {"iou": 0.8040, "dice": 0.8892},
+}
+"""mIoU and DSC of the authors' README, as shares, by (train, test)."""
+
+RULE = ("supported: the published value lies inside the 95 % interval of the measured one, or below it. "
+        "not supported: it lies above the interval. not testable here: the data or the comparison is missing.")
+
+
+def published_consistency() -> pd.DataFrame:
+    """Each published (mIoU, DSC) pair against the largest DSC that its mIoU allows over the same units, 2J/(1+J).
+
+    Columns train, test, iou, dice, largest_dice, excess, possible.
+    """
+    rows = []
+    for (train, test), scores in PUBLISHED.items():
+        bound = float(largest_dice(scores["iou"]))
+        rows.append({"train": train, "test": test, **scores, "largest_dice": bound, "excess": scores["dice"] - bound,
+                     "possible": scores["dice"] <= bound + 5e-5})
+    return pd.DataFrame(rows)
+
+
+def claims(results: pd.DataFrame, label_efficiency: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per claim: what was measured, its interval, and the verdict by `RULE`.
+
+    `results` is the table main_results. Columns claim, experiment, definition, published, measured, low, high,
+    complete, verdict, reason.
+    """
+    rows = [_cell(results, train, test, measure) for (train, test) in PUBLISHED for measure in ("iou", "dice")]
+    return pd.DataFrame([*rows, _state_of_the_art(), _boundaries(), _generalisation(results),
+                         _label_efficiency(label_efficiency), _bottleneck()])
+
+
+def _row(claim: str, experiment: str, verdict: str, reason: str, **values: object) -> dict[str, object]:
+    unknown = dict.fromkeys(("published", "measured", "low", "high", "complete"))
+    return {"claim": claim, "experiment": experiment, "definition": "", **unknown} | values | {
+        "verdict": verdict, "reason": reason}
+
+
+def _cell(results: pd.DataFrame, train: str, test: str, measure: str) -> dict[str, object]:
+    """One cell of the published table."""
+    published = PUBLISHED[train, test][measure]
+    claim = f"{'mIoU' if measure == 'iou' else 'DSC'} {train} → {test} is {published:.2%}"
+    experiment, definition = "main_results", "pooled_two_class"
+    found = _find(results, train=train, test=test, method="tokencutseg", definition=definition, measure=measure)
+    if found is None:
+        return _row(claim, experiment, "not testable here", f"no images of {train} → {test}", definition=definition,
+                    published=published)
+    holds = published <= found["high"]
+    reason = "within or below the measured interval" if holds else "above the measured interval"
+    if not found["complete"]:
+        reason += f"; {found['note']}"
+    return _row(claim, experiment, "supported" if holds else "not supported", reason, definition=definition,
+                published=published, measured=found["mean"], low=found["low"], high=found["high"],
+                complete=bool(found["complete"]))
+
+
+def _state_of_the_art() -> dict[str, object]:
+    return _row("achieves state-of-the-art performance", "baselines", "not testable here",
+                "needs the strongest baselines trained on the whole official splits under one score")
+
+
+def _boundaries() -> dict[str, object]:
+    return _row("superior boundary accuracy", "main_results (nsd, hd95)", "not testable here",
+                "needs the boundary scores of strong baselines on the whole official splits")
+
+
+def _generalisation(results: pd.DataFrame) -> dict[str, object]:
+    """16 → 17: how far the score falls when the test set changes."""
+    claim, experiment = "generalises across data sets", "cross_dataset"
+    own, away = (_find(results, train="isic2016", test=test, method="tokencutseg", definition="image_lesion",
+                       measure="iou") for test in ("isic2016", "isic2017"))
+    if own is None or away is None:
+        return _row(claim, experiment, "not testable here", "no images of isic2016 → isic2017")
+    change = f"lesion IoU {own['mean']:.3f} on isic2016 and {away['mean']:.3f} on isic2017"
+    holds = away["high"] >= own["low"]
+    return _row(claim, experiment, "supported" if holds else "not supported", change, definition="image_lesion",
+                measured=away["mean"], low=away["low"], high=away["high"],
+                complete=bool(own["complete"] and away["complete"]))
+
+
+def _label_efficiency(table: pd.DataFrame | None) -> dict[str, object]:
+    """Few labels: our method against U-Net on the same few."""
+    claim, experiment = "label-efficient", "label_efficiency"
+    if table is None:
+        return _row(claim, experiment, "not testable here", "notebook 05 has not written label_efficiency yet")
+    fewest = table[table["fraction"] == table["fraction"].min()].set_index("method")
+    ours, unet = fewest.loc["tokencutseg"], fewest.loc["unet"]
+    reason = f"at {ours['fraction']:.0%} of the labels lesion IoU {ours['mean']:.3f}, U-Net {unet['mean']:.3f}"
+    holds = ours["low"] > unet["high"]
+    return _row(claim, experiment, "supported" if holds else "not supported", reason, definition="image_lesion",
+                measured=ours["mean"], low=ours["low"], high=ours["high"])
+
+
+def _bottleneck() -> dict[str, object]:
+    return _row("effectively solves the feature bottleneck", "feature_quality", "not testable here",
+                "needs strong supervised features (an ImageNet backbone) under the same graph head")
+
+
+def _find(results: pd.DataFrame, **values: str) -> pd.Series | None:
+    rows = results[(results[list(values)] == pd.Series(values)).all(axis=1) & (results["n"] > 0)]
+    return None if rows.empty else rows.iloc[0]

@@ -1,0 +1,147 @@
+"""The study's front page: `index.html`, which shows every table and figure and links the executed notebooks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+MAX_ROWS = 60
+"""Rows of a table that the page shows; the CSV file has them all."""
+_SPELLING = {"vqgan": "VQGAN", "gpt": "GPT", "deepcut": "DeepCut"}
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c1e21; --quiet: #5f6670; --line: #d8dce2; --card: #f6f7f9;
+        --link: #0b5cad; --good: #1b6e3c; --bad: #a3340f; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #15171a; --ink: #e4e6e9; --quiet: #9aa2ad; --line: #343a42; --card: #1d2024; --link: #7db7f2;
+          --good: #6fce95; --bad: #f39a73; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+       font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.25rem; margin: 3rem 0 .25rem; }
+h2 { border-top: 1px solid var(--line); padding-top: 1.25rem; } h3 { font-size: 1rem; margin: 1.75rem 0 .5rem; }
+p { margin: .25rem 0; color: var(--quiet); } a { color: var(--link); } nav a { margin-right: 1rem; }
+.good { color: var(--good); } .bad { color: var(--bad); }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 1.25rem; }
+figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: .4rem; }
+figure img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
+             border-radius: 6px; }
+.scroll { overflow: auto; max-height: 32rem; border: 1px solid var(--line); border-radius: 6px; }
+table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .75rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { position: sticky; top: 0; background: var(--card); } tr:last-child td { border-bottom: 0; }
+th.number, td.number { text-align: right; }
+"""
+
+
+def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
+    """Write ``index.html`` into the folder `study`, from what lies there, and return its path.
+
+    One section per executed notebook with the tables and figures that its record names; a notebook without a record
+    has failed or was interrupted, and one of `notebooks` (sources) that was never executed is listed as missing. Tables
+    and figures that no record names come last. The page needs no network: its style is inline, its links are relative.
+    """
+    executed = {path.stem: path for path in (study / "notebooks").glob("*.ipynb")}
+    sources = {path.stem: path for path in notebooks}
+    titles = {name: _title(path) for name, path in (executed | sources).items()}
+    unclaimed = {kind: sorted(path.stem for path in (study / kind).glob(f"*{suffix}"))
+                 for kind, suffix in (("tables", ".csv"), ("figures", ".png"))}
+    sections = []
+    for name in sorted(titles):
+        record = _record(study, name)
+        for kind, left in unclaimed.items():
+            unclaimed[kind] = [item for item in left if item not in record.get(kind, ())]
+        sections.append(f'<h2 id="{escape(name)}">{escape(titles[name])}</h2>'
+                        + _status(name, name in executed, record) + _contents(study, record))
+    if any(unclaimed.values()):
+        sections.append("<h2>From earlier or unfinished executions</h2>" + _contents(study, unclaimed))
+    contents = "".join(f'<a href="#{quote(name)}">{escape(titles[name])}</a>' for name in sorted(titles))
+    title = escape(study.resolve().name)
+    page = (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
+            f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<nav>{contents}</nav>\n"
+            + "\n".join(sections) + "\n</body>\n</html>\n")
+    target = study / "index.html"
+    unfinished = target.with_suffix(".html.new")
+    unfinished.write_text(page, encoding="utf-8")
+    return unfinished.replace(target)
+
+
+def table_html(frame: pd.DataFrame) -> str:
+    """`frame` as an HTML table for reading: four significant digits, a dash for missing values, `MAX_ROWS` rows."""
+    number = {column: pd.api.types.is_numeric_dtype(frame[column]) and not pd.api.types.is_bool_dtype(frame[column])
+              for column in frame}
+    kind = {column: ' class="number"' if number[column] else "" for column in frame}
+    head = "".join(f"<th{kind[column]}>{escape(str(column))}</th>" for column in frame)
+    rows = ["<tr>" + "".join(f"<td{kind[column]}>{_shown(value)}</td>" for column, value in row.items()) + "</tr>"
+            for row in frame.head(MAX_ROWS).to_dict("records")]
+    more = f"<p>The first {MAX_ROWS} of {len(frame)} rows.</p>" if len(frame) > MAX_ROWS else ""
+    return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+            f"{more}")
+
+
+def _shown(value: Any) -> str:
+    if pd.isna(value):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return escape(str(value))
+
+
+def _contents(study: Path, names: dict[str, list[str]]) -> str:
+    tables = [f'<h3>{_words(name)}</h3>{_table(study / "tables" / f"{name}.csv")}'
+              f'<p><a href="tables/{quote(name)}.csv">{escape(name)}.csv</a></p>' for name in names.get("tables", ())]
+    figures = [f'<figure><figcaption>{_words(name)}</figcaption><a href="figures/{quote(name)}.png">'
+               f'<img loading="lazy" src="figures/{quote(name)}.png" alt="{_words(name)}"></a></figure>'
+               for name in names.get("figures", ())]
+    return "".join(tables) + (f'<h3>Figures</h3><div class="figures">{"".join(figures)}</div>' if figures else "")
+
+
+def _table(path: Path) -> str:
+    try:
+        return table_html(pd.read_csv(path))
+    except pd.errors.EmptyDataError:
+        return "<p>This table is empty.</p>"
+
+
+def _status(name: str, was_executed: bool, record: dict[str, Any]) -> str:
+    if not was_executed:
+        return '<p class="bad">Not executed yet.</p>'
+    verdict = (f'<span class="good">Done in {record["seconds"]:.0f} s.</span>' if record
+               else '<span class="bad">Not finished: it failed or was interrupted.</span>')
+    file = f"notebooks/{quote(name)}"
+    return (f'<p>{verdict} <a href="{file}.html">Read the notebook</a> · <a href="{file}.ipynb">.ipynb</a> · '
+            f'<a href="{file}.log">log</a></p>')
+
+
+def _record(study: Path, name: str) -> dict[str, Any]:
+    path = study / "notebooks" / f"{name}.done.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _title(notebook: Path) -> str:
+    """The notebook's first heading, or its file name where there is none or a kill has cut the file short."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except ValueError:
+        return notebook.stem
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            for line in "".join(cell["source"]).splitlines():
+                if line.startswith("# "):
+                    return line[2:].strip()
+    return notebook.stem
+
+
+def _words(name: str) -> str:
+    """A file's name as words: ``vqgan_curves`` is "VQGAN curves"."""
+    words = [_SPELLING.get(word, word) for word in name.split("_")]
+    return escape(" ".join([words[0][:1].upper() + words[0][1:], *words[1:]]))

@@ -1,0 +1,157 @@
+"""The run store: one folder per training, named by what decided its outcome.
+
+``runs/<stage>-<hash>/{config.json, environment.json, history.csv, metrics.json, per_image.csv, model.safetensors,
+last.ckpt}``. The hash covers the configuration, the data's fingerprints and the runs it builds on. A run is done when
+`metrics.json` has been renamed into place, and never otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from tokencutseg.config import Config
+from tokencutseg.model.saved import CONFIG, load, save_weights
+from tokencutseg.training.fit import write_csv
+
+FORMAT = 1
+"""Part of every hash: raise it when the same configuration would train to another result."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What decides a training's outcome."""
+
+    stage: str
+    """vqgan, masked_gpt, segmentation or baseline."""
+    config: Config
+    covers: dict[str, Any]
+    """The part of the configuration that matters to this stage."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of the data and ids of the runs it builds on."""
+    name: str | None = None
+    """Which baseline."""
+
+    @property
+    def id(self) -> str:
+        content = json.dumps([FORMAT, self.stage, self.name, self.covers, self.inputs], sort_keys=True)
+        return f"{self.name or self.stage}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
+
+    def about(self) -> dict[str, Any]:
+        return {"stage": self.stage, "name": self.name, "config": self.config.to_dict(), "covers": self.covers,
+                "inputs": self.inputs}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return json.loads((self.folder / CONFIG).read_text())
+
+    @property
+    def config(self) -> Config:
+        return Config.from_dict(self.about["config"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return json.loads((self.folder / "metrics.json").read_text())
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch."""
+        return pd.read_csv(self.folder / "history.csv")
+
+    def model(self) -> nn.Module:
+        """The trained model, in evaluation mode on the CPU."""
+        return load(self.folder)
+
+    def records(self, dataset: str, split: str, score: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The per-image records on one split, scored once and then read from `per_image.csv`."""
+        path = self.folder / "per_image.csv"
+        with FileLock(self.folder / ".per_image.lock"):
+            known = pd.read_csv(path, dtype={"id": str}) if path.is_file() else pd.DataFrame()
+            if len(known):
+                rows = known[(known["dataset"] == dataset) & (known["split"] == split)]
+                if len(rows):
+                    return rows.reset_index(drop=True)
+            fresh = score().assign(dataset=dataset, split=split)
+            write_csv(pd.concat([known, fresh], ignore_index=True), path)
+        return fresh
+
+
+Training = Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]
+"""Trains in a folder; returns the weights to keep and what there is to say (metrics)."""
+
+
+class RunStore:
+    """All runs of a study."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get_or_train(self, spec: RunSpec, train: Training) -> Run:
+        """A done run at once; else resume a broken one or start a missing one.
+
+        Two processes that want the same run wait for each other.
+        """
+        run = Run(self.folder / spec.id)
+        if (run.folder / "metrics.json").is_file():
+            return run
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(run.folder / ".lock"):
+            if (run.folder / "metrics.json").is_file():
+                return run
+            write_json(spec.about(), run.folder / CONFIG)
+            write_json(environment(), run.folder / "environment.json")
+            started = time.perf_counter()
+            state, metrics = train(run.folder)
+            save_weights(state, run.folder)
+            write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, run.folder / "metrics.json")
+        return run
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write JSON so that nobody ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that a result was obtained with."""
+    packages = ("tokencutseg", "torch", "torchvision", "pytorch-lightning", "lpips", "numpy", "scikit-image",
+                "segmentation-models-pytorch", "torchmetrics")
+    return {
+        "python": platform.python_version(), "platform": platform.platform(), "processor": _processor(),
+        "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
+             if line.startswith("model name")] if info.is_file() else []
+    return names[0] if names else platform.processor()

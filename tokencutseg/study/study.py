@@ -1,0 +1,228 @@
+"""One study: its configuration, its data, its trained stages, and the folder where its results go."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tokencutseg.config import Config, configure
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.source import DataSource, open_source
+from tokencutseg.evaluation.inference import predict_masks
+from tokencutseg.evaluation.records import score
+from tokencutseg.model.baselines import otsu
+from tokencutseg.model.saved import Baseline, build
+from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.study.names import study_name
+from tokencutseg.study.outputs import OUTPUTS
+from tokencutseg.study.store import Run, RunSpec, RunStore, write_json
+from tokencutseg.training.batches import Batches, InOrder
+from tokencutseg.training.fit import fit, write_csv
+from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
+
+
+class Study:
+    """What a notebook holds in its hands.
+
+    `tokenizer`, `transformer`, `segmenter` and `baseline` return finished runs, training what is missing; `records`
+    scores one of them on a split; `table` and `figure` write results; `finish` is a notebook's last act.
+    """
+
+    def __init__(self, config: Config, source: DataSource, results: str | Path = "results",
+                 notebook: str | None = None) -> None:
+        self.config, self.source, self.notebook = config, source, notebook
+        self.folder = Path(results) / study_name(config, source.name)
+        self.store = RunStore(self.folder / "runs")
+        self._written: dict[str, set[str]] = {"tables": set(), "figures": set()}
+        self._started = time.perf_counter()
+
+    @classmethod
+    def open(cls, preset: str = "quick", recipe: str = "revised", seed: int = 0, data: str = "",
+             results: str = "results", overrides: dict[str, Any] | None = None, notebook: str | None = None) -> Study:
+        """Open a study as the notebooks do. Raises ConfigError and DataError, each in one sentence."""
+        config = configure(preset, recipe, seed, overrides)
+        return cls(config, open_source(data, config), results, notebook)
+
+    # ---- trained stages -------------------------------------------------------------------------------------------
+
+    def tokenizer(self, config: Config | None = None, train_set: str | None = None) -> Run:
+        """Stage 1. `train_set` matters only to a recipe whose tokenizer sees the labelled images alone."""
+        config = config or self.config
+        images = self._pool(config.vqgan.pool, train_set)
+        validation = self.source.load(self.source.primary, "validation")
+        covers = {"image_size": config.data.image_size, "seed": config.seed, **dataclasses.asdict(config.vqgan)}
+        spec = RunSpec("vqgan", config, covers, {"pool": images.fingerprint, "validation": validation.fingerprint})
+
+        def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            module = VQGANModule(config)
+            _, facts = self._fit(module, images, validation, config, "vqgan", folder)
+            weights = None if module.perceptual is None else module.perceptual.weights_name
+            return module.vqgan.state_dict(), facts | {"perceptual_weights": weights}
+
+        return self.store.get_or_train(spec, train)
+
+    def transformer(self, config: Config | None = None, train_set: str | None = None) -> Run:
+        """Stage 2; for a recipe that trains it jointly, the segmentation run that it is part of."""
+        config = config or self.config
+        if config.masked_gpt.pretraining == "joint":
+            return self.segmenter(train_set, config)
+        tokenizer = self.tokenizer(config, train_set)
+        images = self._pool(config.masked_gpt.pool, train_set)
+        validation = self.source.load(self.source.primary, "validation")
+        covers = {"image_size": config.data.image_size, "seed": config.seed, **dataclasses.asdict(config.masked_gpt)}
+        spec = RunSpec("masked_gpt", config, covers, {"tokenizer": tokenizer.id, "pool": images.fingerprint,
+                                                      "validation": validation.fingerprint})
+
+        def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            model = TokenCutSeg(config)
+            model.vqgan.load_state_dict(tokenizer.model().state_dict())
+            _, facts = self._fit(MaskedGPTModule(config, model), images, validation, config, "masked_gpt", folder)
+            return model.state_dict(), facts
+
+        return self.store.get_or_train(spec, train)
+
+    def segmenter(self, train_set: str | None = None, config: Config | None = None, pretrained: bool = True,
+                  seed: int | None = None) -> Run:
+        """Stage 3, trained on the (labelled share of the) training split of `train_set`, by default the primary one.
+
+        pretrained=False leaves the transformer untrained, to measure what stage 2 is worth. `seed` replaces the
+        study's for this stage alone.
+        """
+        config, train_set = config or self.config, train_set or self.source.primary
+        own = config if seed is None else dataclasses.replace(config, seed=seed)
+        images, validation = self._labelled(train_set, own)
+        tokenizer = self.tokenizer(config, train_set)
+        separate = config.masked_gpt.pretraining == "separate" and pretrained
+        inputs = {"tokenizer": tokenizer.id, "train": images.fingerprint, "validation": validation.fingerprint}
+        covers = self._supervised_part(own) | {"masked_gpt": dataclasses.asdict(config.masked_gpt)}
+        transformer = self.transformer(config, train_set) if separate else None
+        if transformer is not None:
+            inputs["transformer"] = transformer.id
+        spec = RunSpec("segmentation", own, covers, inputs)
+
+        def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            torch.manual_seed(own.seed)
+            model = TokenCutSeg(own)
+            model.vqgan.load_state_dict(tokenizer.model().state_dict())
+            if transformer is not None:
+                model.masked_gpt.load_state_dict(transformer.model().masked_gpt.state_dict())
+            return self._fit(TokenCutSegModule(own, model), images, validation, own, "segmentation", folder)
+
+        return self.store.get_or_train(spec, train)
+
+    def baseline(self, name: str, train_set: str | None = None, config: Config | None = None,
+                 seed: int | None = None) -> Run:
+        """A baseline network under stage 3's loop: same images, budget, augmentation, loss and choice of epoch."""
+        config, train_set = config or self.config, train_set or self.source.primary
+        config = config if seed is None else dataclasses.replace(config, seed=seed)
+        images, validation = self._labelled(train_set, config)
+        spec = RunSpec("baseline", config, self._supervised_part(config),
+                       {"train": images.fingerprint, "validation": validation.fingerprint}, name)
+
+        def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            torch.manual_seed(config.seed)
+            model = build("baseline", config, name)
+            state, facts = self._fit(SegmenterModule(config, model), images, validation, config, "segmentation", folder)
+            return state, facts | {"pretrained_weights": model.network.weights}
+
+        return self.store.get_or_train(spec, train)
+
+    # ---- scores ---------------------------------------------------------------------------------------------------
+
+    def records(self, run: Run, dataset: str, split: str) -> pd.DataFrame:
+        """Per-image records of a segmentation or baseline run on a split, scored on first use."""
+        def compute() -> pd.DataFrame:
+            images = self.source.load(dataset, split)
+            model = run.model().to(self._device())
+            predictions = predict_masks(model, images, self.config.evaluation.batch_size)
+            name = model.name if isinstance(model, Baseline) else "tokencutseg"
+            return score(predictions, images.masks, images.ids, method=name)
+
+        return run.records(dataset, split, compute)
+
+    def otsu_records(self, dataset: str, split: str) -> pd.DataFrame:
+        """Per-image records of the Otsu threshold, which learns nothing."""
+        run = Run(self.store.folder / "otsu")
+        run.folder.mkdir(parents=True, exist_ok=True)
+
+        def compute() -> pd.DataFrame:
+            images = self.source.load(dataset, split)
+            predictions = torch.cat([otsu(chunk.float() / 255) for chunk in images.images.split(64)])
+            return score(predictions, images.masks, images.ids, method="otsu")
+
+        return run.records(dataset, split, compute)
+
+    # ---- results --------------------------------------------------------------------------------------------------
+
+    def table(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
+        """Write tables/<name>.csv and return the table. Raises ValueError for an empty one."""
+        if not len(table):
+            raise ValueError(f"table {name!r} is empty")
+        path = self.folder / "tables" / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(table, path)
+        self._written["tables"].add(name)
+        return table
+
+    def figure(self, name: str, figure: Figure) -> Figure:
+        """Write figures/<name>.png, close the figure so that it is shown once, and return it."""
+        path = self.folder / "figures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{name}.partial.png")
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+        temporary.replace(path)
+        plt.close(figure)
+        self._written["figures"].add(name)
+        return figure
+
+    def finish(self) -> str:
+        """A notebook's last act: check that all of its tables and figures were written, and tell the runner.
+
+        Raises RuntimeError when one is missing.
+        """
+        expected = OUTPUTS.get(self.notebook or "")
+        if expected is not None:
+            missing = [f"{kind}/{name}" for kind in ("tables", "figures")
+                       for name in getattr(expected, kind) if name not in self._written[kind]]
+            if missing:
+                raise RuntimeError(f"{self.notebook} did not write {', '.join(missing)}")
+        seconds = round(time.perf_counter() - self._started, 1)
+        if os.environ.get("TOKENCUTSEG_RECORD"):
+            record = {"token": os.environ.get("TOKENCUTSEG_RUN_TOKEN"), "seconds": seconds,
+                      **{kind: sorted(names) for kind, names in self._written.items()}}
+            write_json(record, Path(os.environ["TOKENCUTSEG_RECORD"]))
+        return (f"{len(self._written['tables'])} tables and {len(self._written['figures'])} figures in {self.folder}, "
+                f"{seconds:.0f} s")
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _pool(self, kind: str, train_set: str | None) -> ImageSet:
+        return self.source.pool() if kind == "all" else self.source.load(train_set or self.source.primary, "train")
+
+    def _labelled(self, train_set: str, config: Config) -> tuple[ImageSet, ImageSet]:
+        images = self.source.train(train_set, config.data.label_fraction, config.seed)
+        return images, self.source.load(train_set, "validation")
+
+    def _supervised_part(self, config: Config) -> dict[str, Any]:
+        return {"image_size": config.data.image_size, "seed": config.seed,
+                "score_definition": config.evaluation.score_definition,
+                "segmentation": dataclasses.asdict(config.segmentation)}
+
+    def _fit(self, module: Any, images: ImageSet, validation: ImageSet, config: Config, stage: str,
+             folder: Path) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+        section = getattr(config, stage)
+        train = Batches(images, section.batch_size, section.images_per_epoch, config.seed)
+        return fit(module, train, InOrder(validation, config.evaluation.batch_size), section.epochs, folder, stage)
+
+    @staticmethod
+    def _device() -> str:
+        return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,68 @@
+"""Batches from images in memory, drawn so that an epoch depends on the seed and its number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tokencutseg.data.image_set import ImageSet
+
+
+class Batches:
+    """Shuffled batches of one epoch: dicts of `images` float32 (B, 3, S, S) in [0, 1], `masks` int64 (B, S, S) if any.
+
+    An epoch is `images_per_epoch` images (None: each once), the next ones of an endless sequence of permutations. The
+    sequence is a function of the seed, so a training that resumes at epoch e sees what it would have seen.
+    """
+
+    def __init__(self, images: ImageSet, batch_size: int, images_per_epoch: int | None, seed: int) -> None:
+        self.set, self.batch_size, self.seed = images, batch_size, seed
+        self.images_per_epoch = images_per_epoch or len(images)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.images_per_epoch // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for indices in self.order(self.epoch).split(self.batch_size):
+            yield load(self.set, indices)
+
+    def order(self, epoch: int) -> Tensor:
+        """The indices of one epoch (images_per_epoch,) int64."""
+        n, start = len(self.set), epoch * self.images_per_epoch
+        stop = start + self.images_per_epoch
+        rounds = [torch.randperm(n, generator=torch.Generator().manual_seed(mix(self.seed, r)))
+                  for r in range(start // n, -(-stop // n))]
+        return torch.cat(rounds)[start % n: start % n + self.images_per_epoch]
+
+
+class InOrder:
+    """All images of a set in batches, in their order."""
+
+    def __init__(self, images: ImageSet, batch_size: int) -> None:
+        self.set, self.batch_size = images, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.set) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for indices in torch.arange(len(self.set)).split(self.batch_size):
+            yield load(self.set, indices)
+
+
+def load(images: ImageSet, indices: Tensor) -> dict[str, Tensor]:
+    """The chosen images as floats in [0, 1], and their masks as classes."""
+    batch = {"images": images.images[indices].float() / 255}
+    if images.masks is not None:
+        batch["masks"] = images.masks[indices].long()
+    return batch
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers."""
+    value = 0
+    for number in numbers:
+        value = (value * 6364136223846793005 + number * 2 + 1) % 2**63
+    return value

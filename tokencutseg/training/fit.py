@@ -1,0 +1,97 @@
+"""One training with Lightning: resumable, quiet, with its history in a table."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+
+from tokencutseg.training.batches import Batches, InOrder
+from tokencutseg.training.modules import StageModule
+from tokencutseg.training.progress import report_epoch
+
+
+class History(Callback):
+    """One row per epoch, kept in the checkpoint and written to `history.csv` after each epoch.
+
+    Where the module names a `monitor`, the weights of its best epoch are remembered too.
+    """
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.folder, self.stage = folder, stage
+        self.rows: list[dict[str, float]] = []
+        self._clock = time.perf_counter()
+        self.best: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.best = list(state_dict["rows"]), dict(state_dict["best"])
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        monitor = getattr(module, "monitor", None)
+        if monitor is None:
+            return
+        score = float(trainer.callback_metrics[monitor])
+        if not self.best or score > self.best["score"]:
+            state = {name: value.detach().cpu().clone() for name, value in module.scored.state_dict().items()}
+            self.best = {"score": score, "epoch": trainer.current_epoch + 1, "state": state}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        epoch = trainer.current_epoch + 1
+        self.rows.append({"epoch": epoch, "images": epoch * trainer.train_dataloader.images_per_epoch,
+                          "steps": epoch * len(trainer.train_dataloader),
+                          "seconds": round(seconds, 3), "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+                          **metrics})
+        write_csv(pd.DataFrame(self.rows), self.folder / "history.csv")
+        report_epoch(self.stage, self.folder.name, epoch, trainer.max_epochs, metrics)
+
+
+def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, folder: Path, stage: str,
+        device: str = "auto") -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+    """Train `module` for `epochs`, going on from `folder`/last.ckpt when that is there.
+
+    Returns the best epoch's weights of `module.scored` (None where the module names no `monitor`; then the last ones
+    count) and what there is to say of the training: epochs, optimizer steps, images seen, best epoch.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    module.steps_per_epoch = len(train)
+    history = History(folder, stage)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # its greetings; warnings come through `warnings`
+    trainer = pl.Trainer(
+        accelerator=device, devices=1, max_epochs=epochs, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
+        # the history first: its rows of an epoch are then in that epoch's checkpoint
+        callbacks=[history, ModelCheckpoint(folder, filename="last", save_top_k=1, every_n_epochs=1,
+                                            enable_version_counter=False, save_on_train_epoch_end=True)],
+    )
+    last = folder / "last.ckpt"
+    torch.manual_seed(module.seed)
+    with warnings.catch_warnings():
+        for expected in ("Checkpoint directory .* exists", "Found .* in eval mode", ".*LeafSpec"):
+            warnings.filterwarnings("ignore", message=expected)
+        trainer.fit(module, train, validation, ckpt_path=last if last.is_file() else None, weights_only=True)
+    facts = {"epochs": epochs, "steps": epochs * len(train), "images_seen": epochs * train.images_per_epoch,
+             "training_images": len(train.set), "seconds": sum(row["seconds"] for row in history.rows)}
+    if not history.best:
+        return None, facts
+    return history.best["state"], facts | {"best_epoch": history.best["epoch"], "best_score": history.best["score"]}
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table so that nobody ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.partial")
+    table.to_csv(temporary, index=False)
+    temporary.replace(path)

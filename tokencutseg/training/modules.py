@@ -1,0 +1,299 @@
+"""The Lightning modules of the three stages, and of the baselines, which share the third one's loop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from tokencutseg.config import Config, SegmentationConfig
+from tokencutseg.data.transforms import Augmentation
+from tokencutseg.evaluation.codebook import codebook_summary
+from tokencutseg.evaluation.records import score
+from tokencutseg.evaluation.summaries import summarise
+from tokencutseg.model.losses import (
+    PerceptualLoss,
+    discriminator_loss,
+    generator_loss,
+    masked_token_loss,
+    reconstruction_loss,
+    segmentation_loss,
+)
+from tokencutseg.model.masked_gpt import draw_mask
+from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.model.vqgan import VQGAN, Discriminator
+from tokencutseg.training.batches import mix
+
+
+class StageModule(pl.LightningModule):
+    """What all stages share: a seed for every epoch and batch, augmentation on the device, metrics as epoch means."""
+
+    def __init__(self, seed: int, augmentation: str = "released") -> None:
+        super().__init__()
+        self.seed = seed
+        self.steps_per_epoch = 0
+        """Batches per epoch, which schedules need; `fit` sets it."""
+        self.augment = Augmentation(augmentation)
+
+    def on_train_epoch_start(self) -> None:
+        # dropout and code restarts draw from the global state: tie it to the epoch, so that resuming changes nothing
+        torch.manual_seed(mix(self.seed, self.current_epoch))
+        self.trainer.train_dataloader.epoch = self.current_epoch
+
+    def generator(self, batch_index: int) -> torch.Generator:
+        """A CPU generator for this batch of this epoch."""
+        return torch.Generator().manual_seed(mix(self.seed, 1 + self.current_epoch, batch_index))
+
+    def note(self, **metrics: Tensor | float) -> None:
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+
+    def total_steps(self) -> int:
+        return self.trainer.max_epochs * self.steps_per_epoch
+
+
+class VQGANModule(StageModule):
+    """Stage 1. Two optimizers by hand: the autoencoder, and from `disc_start` on the discriminator.
+
+    `step` counts batches; Lightning's `global_step` would count both optimizers.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.seed)
+        self.automatic_optimization = False
+        self.config = config.vqgan
+        self.vqgan = VQGAN(config.vqgan)
+        self.discriminator = Discriminator(config.vqgan.disc_channels)
+        self.perceptual = (None if config.vqgan.perceptual == "none"
+                           else PerceptualLoss(config.vqgan.perceptual, config.vqgan.perceptual_size))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._validation_tokens: list[Tensor] = []
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        c, step = self.config, int(self.step)
+        images, _ = self.augment(batch["images"], None, self.generator(batch_index))
+        x = self.vqgan.normalise(images)
+        generator, adversary = self.optimizers()
+        adversarial = step >= c.disc_start
+
+        reconstruction, quantized = self.vqgan(x)
+        l1 = reconstruction_loss(x, reconstruction, c.clamped_reconstruction, c.edge_weighted)
+        loss = l1 + c.codebook_weight * quantized.commitment_loss
+        if self.perceptual is not None and step % c.perceptual_every == 0:
+            perceptual = self.perceptual(x, reconstruction)
+            loss = loss + c.perceptual_weight * c.perceptual_every * perceptual
+            self.note(train_perceptual=perceptual)
+        if adversarial:
+            self.discriminator.requires_grad_(False)
+            loss = loss + c.disc_weight * generator_loss(self.discriminator(reconstruction), c.clamped_adversary)
+            self.discriminator.requires_grad_(True)
+        self._descend(generator, loss, self.vqgan)
+
+        if adversarial:
+            real, fake = self.discriminator(x), self.discriminator(reconstruction.detach())
+            critic = discriminator_loss(real, fake, c.clamped_adversary, step - c.disc_start)
+            self._descend(adversary, critic, self.discriminator)
+            self.note(train_discriminator=critic)
+        if c.stepping_schedule:
+            schedules = self.lr_schedulers()
+            for schedule in schedules if adversarial else schedules[:1]:
+                schedule.step()
+        self.note(train_reconstruction=l1, train_commitment=quantized.commitment_loss)
+        self.step += 1
+
+    def _descend(self, optimizer: Any, loss: Tensor, module: nn.Module) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        images = batch["images"]
+        if self.config.augmented_validation:
+            images, _ = self.augment(images, None, self.generator(batch_index))
+        x = self.vqgan.normalise(images)
+        reconstruction, quantized = self.vqgan(x)
+        difference = self.vqgan.denormalise(reconstruction).clamp(0, 1) - images
+        self.log("validation_l1", difference.abs().mean(), batch_size=len(x))
+        self.log("validation_mse", difference.square().mean(), batch_size=len(x))
+        self._validation_tokens.append(quantized.tokens.cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        summary = codebook_summary(torch.cat(self._validation_tokens), self.config.n_embed)
+        self._validation_tokens.clear()
+        self.log_dict({"validation_usage": summary["usage"], "validation_perplexity": summary["perplexity"]})
+
+    def configure_optimizers(self) -> Any:
+        optimizers = [torch.optim.Adam(m.parameters(), self.config.learning_rate, betas=(0.5, 0.9))
+                      for m in (self.vqgan, self.discriminator)]
+        total = self.total_steps()
+        return optimizers, [warm_cosine(optimizers[0], total),
+                            warm_cosine(optimizers[1], max(1, total - self.config.disc_start))]
+
+
+class MaskedGPTModule(StageModule):
+    """Stage 2. The tokenizer inside `model` is frozen; only the transformer learns."""
+
+    def __init__(self, config: Config, model: TokenCutSeg) -> None:
+        super().__init__(config.seed)
+        self.config, self.model = config.masked_gpt, model
+        model.requires_grad_(False)
+        model.masked_gpt.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> MaskedGPTModule:
+        super().train(mode)
+        self.model.vqgan.eval()
+        return self
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        generator = self.generator(batch_index)
+        images, _ = self.augment(batch["images"], None, generator)
+        loss, accuracy = self._masked(images, generator)
+        self.note(train_loss=loss, train_accuracy=accuracy)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        # the same masks in every epoch
+        loss, accuracy = self._masked(batch["images"], torch.Generator().manual_seed(batch_index))
+        self.log_dict({"validation_loss": loss, "validation_accuracy": accuracy}, batch_size=len(batch["images"]))
+
+    def _masked(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        tokens, encoding = self.model.words(images)
+        mask = draw_mask(tuple(tokens.shape), self.config, generator).to(tokens.device)
+        logits = self.model.masked_gpt.lm_head(self.model.transformer_features(tokens, encoding, mask))
+        flat = tokens.flatten(1)
+        return masked_token_loss(logits, flat, mask), (logits.argmax(-1) == flat)[mask].float().mean()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.model.masked_gpt.parameters(), self.config.learning_rate, betas=(0.9, 0.95),
+                                      weight_decay=self.config.weight_decay)
+        return [optimizer], [{"scheduler": warm_cosine(optimizer, self.total_steps()), "interval": "step"}]
+
+
+class SegmenterModule(StageModule):
+    """Stage 3 and the baselines: any model with `probabilities`, under one loop, one loss and one score.
+
+    `scored` is the model that counts: the running mean of the weights where the recipe asks for it.
+    """
+
+    def __init__(self, config: Config, model: nn.Module) -> None:
+        super().__init__(config.seed, config.segmentation.augmentation)
+        self.config, self.definition = config.segmentation, config.evaluation.score_definition
+        self.model = model
+        self.averaged = (AveragedModel(model, avg_fn=_warming_average) if self.config.weight_average else None)
+        if self.averaged is not None:
+            self.averaged.requires_grad_(False)
+        self._records: list[pd.DataFrame] = []
+
+    @property
+    def scored(self) -> nn.Module:
+        return self.model if self.averaged is None else self.averaged.module
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        generator = self.generator(batch_index)
+        images, masks = self.augment(batch["images"], batch["masks"], generator)
+        terms = self.losses(images, masks, generator)
+        self.note(**{f"train_{name}": value for name, value in terms.items()})
+        return sum(terms.values())
+
+    def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The weighted terms of the training loss, by name."""
+        logits = self.model(images)
+        return self._supervised(logits, logits.softmax(1), masks, "logits")
+
+    def _supervised(self, logits: Tensor, probabilities: Tensor, masks: Tensor, kind: str) -> dict[str, Tensor]:
+        cross_entropy, dice = segmentation_loss(logits, probabilities, masks, kind, self.config.class_weighted_dice,
+                                                self.config.cross_entropy_weight)
+        return {"cross_entropy": cross_entropy, "dice": dice}
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
+    def on_validation_epoch_start(self) -> None:
+        self.scored.eval()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        probabilities = self.scored.predict_probabilities(batch["images"])
+        self.log("validation_cross_entropy", F.nll_loss(probabilities.clamp(min=1e-6).log(), batch["masks"]),
+                 batch_size=len(probabilities))
+        ids = [f"{batch_index}-{i}" for i in range(len(probabilities))]
+        self._records.append(score(probabilities.argmax(1), batch["masks"], ids, boundary=False))
+
+    def on_validation_epoch_end(self) -> None:
+        records = pd.concat(self._records)
+        self._records.clear()
+        self.log_dict({f"validation_{definition}_iou": summarise(records, definition, "iou", draws=1).mean
+                       for definition in {"image_lesion", "pooled_two_class", self.definition}})
+
+    @property
+    def monitor(self) -> str:
+        """The metric by which the best epoch is chosen."""
+        return f"validation_{self.definition}_iou"
+
+    def configure_optimizers(self) -> Any:
+        c: SegmentationConfig = self.config
+        decay, rest = [], []
+        for p in self.model.parameters():
+            if p.requires_grad:
+                (decay if p.ndim > 1 or c.schedule == "cosine" else rest).append(p)
+        optimizer = torch.optim.AdamW([{"params": decay}, {"params": rest, "weight_decay": 0.0}], c.learning_rate,
+                                      betas=(0.9, 0.95), weight_decay=c.weight_decay)
+        if c.schedule == "cosine":  # released: once an epoch, down to a tenth
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs,
+                                                                  eta_min=0.1 * c.learning_rate)
+            return [optimizer], [{"scheduler": schedule, "interval": "epoch"}]
+        return [optimizer], [{"scheduler": warm_cosine(optimizer, self.total_steps(), floor=0.0), "interval": "step"}]
+
+
+class TokenCutSegModule(SegmenterModule):
+    """Stage 3 proper: supervised loss, graph-cut loss, and the masked-token loss where the recipe trains jointly."""
+
+    def __init__(self, config: Config, model: TokenCutSeg) -> None:
+        super().__init__(config, model)
+        self.masked_gpt_config = config.masked_gpt
+
+    def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        c, model = self.config, self.model
+        joint = c.mlm_weight > 0 or c.training_features == "masked"
+        token_mask = self._token_mask(images, generator) if joint else None
+        out = model(images, token_mask if c.training_features == "masked" else None)
+        terms = self._supervised(out.logits, out.probabilities, masks, c.loss_input)
+        if c.use_deepcut:
+            terms["deepcut"] = c.deepcut_loss_weight * out.deepcut_loss
+        if c.mlm_weight > 0:
+            features = out.features
+            if c.training_features == "full":
+                features = model.transformer_features(*model.words(images), token_mask)
+            logits = model.masked_gpt.lm_head(features)
+            terms["masked_tokens"] = c.mlm_weight * masked_token_loss(logits, out.tokens, token_mask)
+        return terms
+
+    def _token_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        side = images.shape[-1] // 2**self.model.config.vqgan.n_stages
+        return draw_mask((len(images), side, side), self.masked_gpt_config, generator).to(images.device)
+
+
+def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1,
+                floor: float = 0.05) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up over the first tenth of `steps`, then a cosine down to `floor` times the peak."""
+    rise = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        progress = min(1.0, (step - rise) / max(1, steps - rise))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _warming_average(average: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
+    """Exponential moving average whose memory grows from a few steps to 200."""
+    decay = min(0.995, (1 + float(n)) / (10 + float(n)))
+    return average.lerp(new, 1 - decay)
