@@ -1,4 +1,4 @@
-# Sourced by run_all.sh and run_tests.sh; gives them `find_python` and `set_up`. The environment is .venv beside this file.
+# Sourced by run_all.sh and run_tests.sh; gives them `set_up`. The environment is .venv beside this file.
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 venv="$root/.venv"
 stamp="$venv/set-up-from"  # written last: the folder this .venv was made in, and what it was made from

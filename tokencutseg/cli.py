@@ -132,11 +132,9 @@ def _run(arguments: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     index = write_index(study, runner.find_notebooks(folder))
-    failed = [outcome for outcome in outcomes if outcome.failure]
-    for outcome in failed:
-        print(f"{outcome.notebook} failed: {outcome.failure}", file=sys.stderr)
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} notebooks done: {index}")
-    return FAILED if failed else OK
+    done = sum(outcome.failure is None for outcome in outcomes)
+    print(f"{done} of {len(outcomes)} notebooks done: {index}")
+    return OK if done == len(outcomes) else FAILED
 
 
 def _read_overrides(pairs: Sequence[str]) -> dict[str, str]:
@@ -195,7 +193,9 @@ def _audit(arguments: argparse.Namespace) -> int:
     from tokencutseg.data.source import open_source
 
     source = open_source(arguments.data, configure())
-    shared = overlaps([source.load(dataset, split) for dataset, splits in source.datasets.items() for split in splits])
+    shared = overlaps({(dataset, split): source.load(dataset, split)
+                       for dataset, splits in source.datasets.items() for split in splits},
+                      progress=sys.stderr.isatty())
     print(shared.to_string(index=False) if len(shared) else "no image is shared")
     left_out = source.pool_exclusions
     print(f"\nself-supervised stages use {len(source.pool())} images; left out are {len(left_out)}")

@@ -137,7 +137,7 @@ def _noise(rng: Generator, size: int, cells: int, octaves: int = 1) -> np.ndarra
         lattice = rng.standard_normal((count + 3, count + 3), dtype=np.float32)
         if 2 * count <= size:
             weights = _spline_weights(size, count)
-            field += (weights @ (weights @ lattice).T).T * (2.1 / 2**octave)  # the spline leaves 1 / 2.1 of the deviation
+            field += (weights @ (weights @ lattice).T).T * (2.1 / 2**octave)  # splines leave 1 / 2.1 of it
     return field
 
 

@@ -6,17 +6,21 @@ cells of one table have the same budget, and the cell without a change is among 
 
 from __future__ import annotations
 
+import ast
+import inspect
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from tokencutseg.config import RECIPES, Config
+from tokencutseg import config as config_module
+from tokencutseg.config import RECIPES, STAGES, Config
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.efficiency import efficiency_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
 from tokencutseg.evaluation.probes import cell_labels, graph_probe, layer_features, linear_probe
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
-from tokencutseg.evaluation.summaries import paired_difference, summarise, summary_table
+from tokencutseg.evaluation.summaries import holm, paired_difference, summarise, summary_table
 from tokencutseg.model.deepcut import stencil_offsets
 from tokencutseg.model.saved import build
 from tokencutseg.model.segmenter import TokenCutSeg
@@ -24,6 +28,8 @@ from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
 
 CHAIN = ("vqgan", "masked_gpt", "segmentation")
+TOGETHER = {"masked_gpt.pretraining": ("segmentation.mlm_weight",)}
+"""Switches that mean something only with a second one: joint training is its masked-token loss."""
 
 
 def shortened(config: Config, first_stage: str = "segmentation") -> Config:
@@ -50,26 +56,50 @@ def codebook_size(study: Study) -> pd.DataFrame:
         summary = codebook_summary(tokenize(vqgan, images), n_embed)
         back = map_batches(lambda x, vqgan=vqgan: vqgan.detokenize(vqgan.tokenize(x)), images, 32)
         quality = reconstruction_scores(images.images.float() / 255, back)
+        low, high = _mean_interval(quality["psnr"], study.config)
         rows.append({"n_embed": n_embed, "usage": summary["usage"], "perplexity": summary["perplexity"],
-                     "psnr": quality["psnr"].mean(), "ssim": quality["ssim"].mean(),
+                     "psnr": quality["psnr"].mean(),
+                     "psnr_low": low, "psnr_high": high, "ssim": quality["ssim"].mean(),
                      **validation_score(study, study.segmenter(config=config))})
     return pd.DataFrame(rows)
 
 
+def _mean_interval(values: pd.Series, config: Config) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of a mean over images."""
+    rng = np.random.default_rng(config.seed)
+    draws = rng.choice(values.to_numpy(), (config.evaluation.bootstrap_draws, len(values))).mean(1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def stages(study: Study) -> pd.DataFrame:
-    """What each stage adds. One thing changes per row; head, loss and budget stay as they are until the last row."""
-    config = shortened(study.config)
-    linear = {"segmentation.use_deepcut": False}
-    no_transformer = study.config.override(linear | {"masked_gpt.n_layer": 0})
-    cells = [
-        ("tokenizer", shortened(no_transformer), False),
-        ("+ transformer", config.override(linear), False),
-        ("+ masked pretraining", config.override(linear), True),
-        ("+ graph module", config, True),
-    ]
-    return pd.DataFrame([
-        {"stages": name, **validation_score(study, study.segmenter(config=cell, pretrained=pretrained))}
-        for name, cell, pretrained in cells])
+    """What each stage adds. One thing changes per row; head, loss and budget stay as they are until the last row.
+
+    Columns stages, the score on validation, and `change`, `change_low`, `change_high`: the paired difference to the row
+    above with its bootstrap interval over images.
+    """
+    rows, above = [], None
+    for name, config, pretrained in stage_cells(study.config):
+        run = study.segmenter(config=config, pretrained=pretrained)
+        records = study.records(run, study.source.primary, "validation")
+        row = {"stages": name, **validation_score(study, run)}
+        if above is not None:
+            change = paired_difference(records, above, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
+                                       study.config.seed)
+            row |= {"change": change.difference, "change_low": change.low, "change_high": change.high}
+        rows.append(row)
+        above = records
+    return pd.DataFrame(rows)
+
+
+def stage_cells(config: Config) -> list[tuple[str, Config, bool]]:
+    """The rows of `stages`: name, configuration, and whether stage 2 goes before."""
+    whole = shortened(config)
+    pretrained = whole.override({"segmentation.use_deepcut": False})
+    transformer = pretrained.override({"segmentation.mlm_weight": 0.0})
+    tokenizer = transformer.override({"masked_gpt.n_layer": 0})
+    return [("tokenizer", tokenizer, False), ("+ transformer", transformer, False),
+            ("+ masked pretraining", pretrained, True), ("+ graph module", whole, True)]
 
 
 def graph_radius(study: Study) -> pd.DataFrame:
@@ -87,7 +117,8 @@ def graph_radius(study: Study) -> pd.DataFrame:
 def feature_quality(study: Study) -> pd.DataFrame:
     """A linear probe and the graph head on the same frozen features: raw colour, untrained CNN, tokenizer, transformer.
 
-    Columns features, head, balanced_accuracy, iou (pooled over tokens), n (test tokens).
+    Columns features, head, balanced_accuracy, low, high (its 95 % interval over images), iou (pooled over tokens), n
+    (test tokens).
     """
     model, primary = study.transformer().model(), study.source.primary
     train = study.source.load(primary, "train")
@@ -108,18 +139,24 @@ def feature_quality(study: Study) -> pd.DataFrame:
 
 
 def label_efficiency(study: Study) -> pd.DataFrame:
-    """Test scores by share of labels: our method (self-supervised stages on all images) and a U-Net."""
+    """Test scores by share of labels: our method (self-supervised stages on all images) and a U-Net.
+
+    One row per method and share. The interval is over images, with an image's scores under all seeds drawn together;
+    `seed_low` and `seed_high` are the means of the worst and the best seed.
+    """
     rows, primary = [], study.source.primary
-    draws, ablation = study.config.evaluation.bootstrap_draws, study.config.ablation
-    for seed in range(study.config.seed, study.config.seed + ablation.seeds):
-        for fraction in ablation.label_fractions:
-            config = shortened(study.config).override({"data.label_fraction": fraction})
-            for method in ("tokencutseg", "unet"):
-                run = segment_with(study, method, config, seed)
-                result = summarise(study.records(run, primary, "test"), "image_lesion", "iou", draws, seed)
-                rows.append({"method": method, "fraction": fraction, "labels": run.metrics["training_images"],
-                             "seed": seed, "definition": "image_lesion", "measure": "iou", "n": result.n,
-                             "mean": result.mean, "low": result.low, "high": result.high})
+    draws, ablation, first = study.config.evaluation.bootstrap_draws, study.config.ablation, study.config.seed
+    for fraction in ablation.label_fractions:
+        config = shortened(study.config).override({"data.label_fraction": fraction})
+        for method in ("tokencutseg", "unet"):
+            runs = [segment_with(study, method, config, seed) for seed in range(first, first + ablation.seeds)]
+            scored = [study.records(run, primary, "test") for run in runs]
+            result = summarise(pd.concat(scored), "image_lesion", "iou", draws, first, groups="id")
+            means = [records["iou"].mean() for records in scored]
+            rows.append({"method": method, "fraction": fraction, "labels": runs[0].metrics["training_images"],
+                         "seeds": len(runs), "definition": "image_lesion", "measure": "iou", "n": len(scored[0]),
+                         "mean": result.mean, "low": result.low, "high": result.high,
+                         "seed_low": min(means), "seed_high": max(means)})
     return pd.DataFrame(rows)
 
 
@@ -132,28 +169,37 @@ def segment_with(study: Study, method: str, config: Config, seed: int) -> Run:
 def deviations(study: Study) -> pd.DataFrame:
     """For each switch, the recipe with that one set to the released (or, under `released`, the revised) value.
 
-    Columns switch, recipe, setting, instead, definition, measure, n, mean, difference, low, high, p: the change in
-    lesion IoU on validation with its paired bootstrap interval over images.
+    A switch that both recipes set alike has no row. Columns switch, recipe, setting, instead, also (what had to change
+    with it), definition, measure, n, reference, mean, difference, low, high, p, p_holm: the change in lesion IoU on
+    validation with its paired bootstrap interval over images, Wilcoxon's p, and p after Holm over the table.
     """
-    recipe = study.config.recipe
-    other = "revised" if recipe == "released" else "released"
+    recipe, primary = study.config.recipe, study.source.primary
     rows = []
     for switch in study.config.ablation.deviations:
+        base, changes = deviation_cell(study.config, switch)
         stage, key = switch.split(".")
-        first = stage if stage in CHAIN else "segmentation"
-        base = shortened(study.config, first)
-        setting, instead = getattr(getattr(base, stage), key), RECIPES[other][switch]
-        if setting == instead:
+        setting = getattr(getattr(base, stage), key)
+        if setting == changes[switch]:
             continue
-        reference, changed = (study.records(study.segmenter(config=config), study.source.primary, "validation")
-                              for config in (base, base.override({switch: instead})))
-        difference = paired_difference(changed, reference, "image_lesion", "iou",
-                                       study.config.evaluation.bootstrap_draws, study.config.seed)
-        rows.append({"switch": switch, "recipe": recipe, "setting": setting, "instead": instead,
-                     "definition": "image_lesion", "measure": "iou", "n": difference.n, "mean": changed["iou"].mean(),
-                     "difference": difference.difference, "low": difference.low, "high": difference.high,
-                     "p": difference.p})
-    return pd.DataFrame(rows)
+        reference, changed = (study.records(study.segmenter(config=config), primary, "validation")
+                              for config in (base, base.override(changes)))
+        result = paired_difference(changed, reference, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
+                                   study.config.seed)
+        also = ", ".join(f"{name} = {value}" for name, value in changes.items() if name != switch)
+        rows.append({"switch": switch, "recipe": recipe, "setting": setting, "instead": changes[switch], "also": also,
+                     "definition": "image_lesion", "measure": "iou", "n": result.n,
+                     "reference": reference["iou"].mean(), "mean": changed["iou"].mean(),
+                     "difference": result.difference, "low": result.low, "high": result.high, "p": result.p})
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table["p"])) if rows else table
+
+
+def deviation_cell(config: Config, switch: str) -> tuple[Config, dict[str, Any]]:
+    """The shortened configuration that a switch is measured from, and the settings to change there."""
+    stage = switch.split(".")[0]
+    other = RECIPES["revised" if config.recipe == "released" else "released"]
+    return (shortened(config, stage if stage in CHAIN else "segmentation"),
+            {name: other[name] for name in (switch, *TOGETHER.get(switch, ()))})
 
 
 def efficiency(study: Study) -> pd.DataFrame:
@@ -167,7 +213,8 @@ def efficiency(study: Study) -> pd.DataFrame:
 def baselines(study: Study) -> pd.DataFrame:
     """Test scores of the baselines under the main study's budget, beside our method.
 
-    Columns method, weights, definition, measure, n, mean, low, high, images_seen, seconds.
+    Columns method, weights, definition, measure, n, mean, low, high, images_seen (in supervised training),
+    seconds (of that training) and pretraining_seconds (of the stages before it).
     """
     primary, parts = study.source.primary, []
     for name in ("tokencutseg", *study.config.ablation.baselines):
@@ -177,5 +224,35 @@ def baselines(study: Study) -> pd.DataFrame:
         table = summary_table(records, ["method"], draws=study.config.evaluation.bootstrap_draws,
                               seed=study.config.seed)
         table.insert(1, "weights", about.get("pretrained_weights", "none" if run is None else "self-supervised"))
-        parts.append(table.assign(images_seen=about.get("images_seen", 0), seconds=about.get("seconds", 0.0)))
+        parts.append(table.assign(images_seen=about.get("images_seen", 0), seconds=about.get("seconds", 0.0),
+                                  pretraining_seconds=_pretraining(study) if name == "tokencutseg" else 0.0))
     return pd.concat(parts, ignore_index=True)
+
+
+def _pretraining(study: Study) -> float:
+    """Seconds that the stages before the supervised one took."""
+    before = {run.id: run.metrics["seconds"] for run in (study.tokenizer(), study.transformer())}
+    return sum(seconds for run, seconds in before.items() if run != study.segmenter().id)
+
+
+def recipe_table() -> pd.DataFrame:
+    """Every switch with its value under each recipe: columns switch, released, described, revised, reason.
+
+    `reason` is the docstring under the switch's field in `tokencutseg.config`, empty where the name says it all.
+    """
+    reasons = _field_docstrings()
+    return pd.DataFrame([{"switch": switch, **{recipe: values[switch] for recipe, values in RECIPES.items()},
+                          "reason": reasons.get(switch, "")} for switch in RECIPES["released"]])
+
+
+def _field_docstrings() -> dict[str, str]:
+    """``stage.field`` → the string literal under the field; Python itself forgets it."""
+    stage_of = {cls.__name__: stage for stage, cls in STAGES.items()}
+    found = {}
+    for node in ast.parse(inspect.getsource(config_module)).body:
+        if isinstance(node, ast.ClassDef) and node.name in stage_of:
+            for line, below in zip(node.body, node.body[1:], strict=False):
+                if (isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr)
+                        and isinstance(below.value, ast.Constant)):
+                    found[f"{stage_of[node.name]}.{line.target.id}"] = inspect.cleandoc(below.value.value)
+    return found

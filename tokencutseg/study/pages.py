@@ -32,8 +32,9 @@ p { margin: .25rem 0; color: var(--quiet); } a { color: var(--link); } nav a { m
 figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: .4rem; }
 figure img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
              border-radius: 6px; }
-.scroll { overflow: auto; max-height: 32rem; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
+.scroll { overflow: auto; width: fit-content; max-width: 100%; max-height: 32rem; border: 1px solid var(--line);
+           border-radius: 6px; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .75rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: var(--card); } tr:last-child td { border-bottom: 0; }
 th.number, td.number { text-align: right; }

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 LINE_INTERVAL = 10.0
 """Least seconds between two lines about one notebook in a log."""
+_BAR = "{desc} {bar} {n_fmt}/{total_fmt} {unit}s, {elapsed}{postfix}"
 
 
 class ProgressFile:
@@ -71,16 +72,15 @@ class Bars:
     def event(self, notebook: str, event: dict[str, Any]) -> None:
         """Move the bar that the event is about."""
         unit = "epoch" if "epoch" in event else "cell"
+        title = f"  {event['stage']} {event['run']}" if unit == "epoch" else notebook
         bar = self._bars.get((notebook, unit))
         if bar is None:
-            bar = tqdm(total=1, file=self.stream, unit=unit, leave=False, dynamic_ncols=True)
+            bar = tqdm(desc=title, total=event[f"{unit}s"], initial=event[unit], unit=unit, file=self.stream,
+                       leave=False, dynamic_ncols=True, bar_format=_BAR)
             self._bars[notebook, unit] = bar
-        if unit == "cell":
-            bar.total, bar.n = event["cells"], event["cell"]
-            bar.set_description_str(notebook, refresh=False)
-        else:
-            bar.total, bar.n = event["epochs"], event["epoch"]
-            bar.set_description_str(f"  {event['stage']} {event['run']}", refresh=False)
+        bar.total, bar.n = event[f"{unit}s"], event[unit]
+        bar.set_description_str(title, refresh=False)
+        if unit == "epoch":
             bar.set_postfix_str(_metrics(event), refresh=False)
         bar.refresh()
 

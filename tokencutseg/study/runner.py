@@ -120,13 +120,13 @@ def check_writable(folder: Path, option: str = "--results") -> None:
 
 
 def run_study(notebooks: Sequence[Path], parameters: dict[str, Any], study: Path, *, jobs: int = 1,
-              timeout: int = CELL_TIMEOUT, stream: TextIO = sys.stderr) -> list[Outcome]:
+              timeout: int = CELL_TIMEOUT, stream: TextIO | None = None) -> list[Outcome]:
     """Execute `notebooks` with `parameters`, `jobs` at a time, into the folder `study`.
 
     Writes ``notebooks/<name>.ipynb`` and ``.html`` (also of a failed notebook, as far as it came), ``.log``,
     ``.progress.jsonl``, and ``.done.json``, the record, which stays if and only if the notebook succeeded. The
     notebooks do not depend on each other: one that fails leaves the others running. `timeout` is in seconds per cell;
-    progress goes to `stream`.
+    progress goes to `stream` (default: standard error).
 
     Returns the outcomes in the order of `notebooks`. Raises RunError, before anything has started, for a parameter that
     a notebook lacks, a folder that cannot be written, or a notebook that another process is executing in this folder.
@@ -138,7 +138,7 @@ def run_study(notebooks: Sequence[Path], parameters: dict[str, Any], study: Path
     pending = deque(_Job(path.resolve(), study.resolve(), parameters, timeout, threads) for path in notebooks)
     running: dict[int, _Running] = {}  # by the sentinel of the process
     outcomes: dict[Path, Outcome] = {}
-    progress = progress_on(stream)
+    progress = progress_on(stream or sys.stderr)
     with ExitStack() as held:
         for job in pending:
             try:

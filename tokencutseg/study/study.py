@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -174,13 +173,12 @@ class Study:
         return table
 
     def figure(self, name: str, figure: Figure) -> Figure:
-        """Write figures/<name>.png, close the figure so that it is shown once, and return it."""
+        """Write figures/<name>.png and return the figure."""
         path = self.folder / "figures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{name}.partial.png")
         figure.savefig(temporary, dpi=150, bbox_inches="tight")
         temporary.replace(path)
-        plt.close(figure)
         self._written["figures"].add(name)
         return figure
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,14 @@ import pandas as pd
 import torch
 
 from tokencutseg.data.audit import overlaps
+from tokencutseg.data.images import DataError
+from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.codebook import codebook_table
 from tokencutseg.evaluation.inference import cell_masks, map_batches, tokenize
 from tokencutseg.evaluation.probes import cell_labels, layer_features, linear_probe
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.summaries import summary_table
+from tokencutseg.model.deepcut import GridGraph, normalised_cut, orthogonality, to_nodes
 from tokencutseg.model.losses import masked_token_loss
 from tokencutseg.model.masked_gpt import draw_mask
 from tokencutseg.model.perceptual import load_lpips
@@ -83,34 +88,38 @@ MASK_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 def masked_prediction(study: Study) -> pd.DataFrame:
     """Accuracy and loss on hidden tokens of the test images, by mask ratio and pattern.
 
-    Columns pattern, mask_ratio, accuracy, loss, chance (always saying the most frequent code), n (hidden tokens).
+    Columns pattern, mask_ratio, accuracy, low, high (95 % interval of the accuracy over images), loss, chance (always
+    saying the most frequent code), n (hidden tokens).
     """
     model, images = transformer_of(study), study.source.load(study.source.primary, "test")
     batches = [model.words(chunk.float() / 255) for chunk in images.images.split(32)]
     commonest = torch.cat([tokens.flatten() for tokens, _ in batches]).mode().values
-    rows = []
+    rng, rows = np.random.default_rng(study.config.seed), []
     for pattern in ("iid", "block"):
         config = study.config.override({"masked_gpt.mask_pattern": pattern}).masked_gpt
         for ratio in MASK_RATIOS:
             generator = torch.Generator().manual_seed(study.config.seed)
-            hits = chance = loss = n = 0.0
+            counts, loss = [], 0.0  # per image: hits, hits by chance, hidden
             for tokens, encoding in batches:
                 mask = draw_mask(tuple(tokens.shape), config, generator, ratio=ratio)
                 logits = model.masked_gpt.lm_head(model.transformer_features(tokens, encoding, mask))
-                flat, hidden = tokens.flatten(1), int(mask.sum())
-                hits += (logits.argmax(-1) == flat)[mask].sum().item()
-                chance += (flat[mask] == commonest).sum().item()
-                loss += masked_token_loss(logits, flat, mask).item() * hidden
-                n += hidden
-            rows.append({"pattern": pattern, "mask_ratio": ratio, "accuracy": hits / n, "loss": loss / n,
-                         "chance": chance / n, "n": int(n)})
+                flat = tokens.flatten(1)
+                hits = (logits.argmax(-1) == flat) & mask
+                counts.append(torch.stack([hits.sum(1), ((flat == commonest) & mask).sum(1), mask.sum(1)], 1))
+                loss += masked_token_loss(logits, flat, mask).item() * int(mask.sum())
+            hits, chance, hidden = torch.cat(counts).numpy().T
+            draws = rng.integers(len(hits), size=(1000, len(hits)))
+            low, high = np.percentile(hits[draws].sum(1) / hidden[draws].sum(1), [2.5, 97.5])
+            n = int(hidden.sum())
+            rows.append({"pattern": pattern, "mask_ratio": ratio, "accuracy": hits.sum() / n, "low": low, "high": high,
+                         "loss": loss / n, "chance": chance.sum() / n, "n": n})
     return pd.DataFrame(rows)
 
 
 def linear_probes(study: Study) -> pd.DataFrame:
     """A logistic regression lesion/skin on every layer's frozen features: training images → test images.
 
-    Columns features, balanced_accuracy, iou, auc, n (test tokens).
+    Columns features, balanced_accuracy, low, high (its 95 % interval over images), iou, auc, n (test tokens).
     """
     model, primary = transformer_of(study), study.source.primary
     train, test = study.source.load(primary, "train"), study.source.load(primary, "test")
@@ -122,16 +131,69 @@ def linear_probes(study: Study) -> pd.DataFrame:
                          for name, values in features.items()])
 
 
+# ---- notebook 03 ----------------------------------------
+
+def available_rows(study: Study) -> list[tuple[str, str]]:
+    """The (train, test) pairs of the main results whose images are there. Raises DataError when there is none."""
+    source = study.source
+    rows = [(train, test) for train, test in source.rows if source.has(train, "train") and source.has(test, "test")]
+    if not rows:
+        raise DataError(f"the {source.name} data hold no training split with a test split to score it on; add both for "
+                        f"{source.primary}")
+    return rows
+
+
+def segmentation_history(study: Study) -> pd.DataFrame:
+    """The training histories behind the main results: one row per training set and epoch.
+
+    Columns train, chosen_by (the score whose best epoch was kept), then those of a run's history.
+    """
+    parts = []
+    for train in dict.fromkeys(train for train, _ in available_rows(study)):
+        history = study.segmenter(train).history
+        history.insert(0, "train", train)
+        history.insert(1, "chosen_by", f"validation_{study.config.evaluation.score_definition}_iou")
+        parts.append(history)
+    return pd.concat(parts, ignore_index=True)
+
+
+def cut_examples(study: Study, index: int = 0) -> pd.DataFrame:
+    """The cut and its balance term for assignments made by hand, on the position graph of the study's token grid.
+
+    One of them is the reference mask of a test image. Columns assignment, cut, orthogonality, sum.
+    """
+    config, side = study.config.segmentation, study.config.grid_size
+    images = study.source.load(study.source.primary, "test")
+    graph = GridGraph(side, side, config.graph_radius, config.radius_unit)
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    lesion = {
+        "everything is skin": torch.zeros(side, side),
+        "lesion and skin, as in the reference": (cell_masks(images.masks[index][None], (side, side))[0] > 0.5).float(),
+        "left and right half": (column >= side / 2).float(),
+        "checkerboard": ((row + column) % 2).float(),
+        "undecided, one half each": torch.full((side, side), 0.5),
+    }
+    S = torch.stack([torch.stack([1 - share, share]) for share in lesion.values()])  # (5, 2, H, W)
+    cut, balance = normalised_cut(S, graph), orthogonality(to_nodes(S))
+    return pd.DataFrame({"assignment": list(lesion), "cut": cut.numpy(), "orthogonality": balance.numpy(),
+                         "sum": (cut + balance).numpy()})
+
+
 # ---- notebook 04 ----------------------------------------
 
+def written(study: Study, name: str) -> pd.DataFrame | None:
+    """A table that another notebook of this study has written, or None while it has not."""
+    path = study.folder / "tables" / f"{name}.csv"
+    return pd.read_csv(path) if path.is_file() else None
+
+
 def main_records(study: Study) -> pd.DataFrame:
-    """Per-image records of every (train, test) pair that the data allows: our method and the Otsu threshold."""
+    """Per-image records of every (train, test) pair that the data allow: our method and the Otsu threshold."""
     parts = []
-    for train, test in study.source.rows:
-        if study.source.has(train, "train") and study.source.has(test, "test"):
-            ours = study.records(study.segmenter(train), test, "test").assign(recipe=study.config.recipe)
-            parts += [frame.assign(train=train, test=test)
-                      for frame in (ours, study.otsu_records(test, "test").assign(recipe="none"))]
+    for train, test in available_rows(study):
+        ours = study.records(study.segmenter(train), test, "test").assign(recipe=study.config.recipe)
+        parts += [frame.assign(train=train, test=test)
+                  for frame in (ours, study.otsu_records(test, "test").assign(recipe="none"))]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -140,26 +202,25 @@ def main_results(study: Study) -> pd.DataFrame:
 
     A pair whose images are missing has one row per published number with an empty `mean` and a `note` that says so.
     """
-    records = main_records(study)
-    table = summary_table(records, ["train", "test", "method", "recipe"], draws=study.config.evaluation.bootstrap_draws,
-                          seed=study.config.seed)
-    table["published"] = [_published(row) for row in table.itertuples()]
+    table = summary_table(main_records(study), ["train", "test", "method", "recipe"],
+                          draws=study.config.evaluation.bootstrap_draws, seed=study.config.seed)
+    table["published"] = np.array([_published(row) for row in table.itertuples()], float)
     table["complete"] = [_complete(study, row.train, row.test) for row in table.itertuples()]
     table["note"] = [_note(study, row.train, row.test) for row in table.itertuples()]
+    there = available_rows(study)
     missing = [{"train": train, "test": test, "method": "tokencutseg", "recipe": study.config.recipe,
-                "definition": "pooled_two_class", "measure": measure, "n": 0,
-                "published": PUBLISHED[train, test][measure], "complete": False, "note": "data not available"}
-               for train, test in study.source.rows if (train, test) in PUBLISHED
-               and not (study.source.has(train, "train") and study.source.has(test, "test"))
-               for measure in ("iou", "dice")]
+                "definition": "pooled_two_class", "measure": measure, "n": 0, "published": published,
+                "complete": False, "note": "data not available"}
+               for train, test in study.source.rows if (train, test) not in there
+               for measure, published in PUBLISHED.get((train, test), {}).items()]
     return pd.concat([table, pd.DataFrame(missing)], ignore_index=True) if missing else table
 
 
-def _published(row: Any) -> float | None:
-    """The published number, beside our method's row of the definition that the released code prints."""
+def _published(row: Any) -> float:
+    """The published number, beside our method's row of the definition that the released code prints; else NaN."""
     if row.method != "tokencutseg" or row.definition != "pooled_two_class":
-        return None
-    return PUBLISHED.get((row.train, row.test), {}).get(row.measure)
+        return math.nan
+    return PUBLISHED.get((row.train, row.test), {}).get(row.measure, math.nan)
 
 
 def _complete(study: Study, train: str, test: str) -> bool:
@@ -175,61 +236,67 @@ def _note(study: Study, train: str, test: str) -> str:
     return "; ".join(partial)
 
 
-def cross_dataset(study: Study, results: pd.DataFrame) -> pd.DataFrame:
-    """What a change of test set costs: each row's score beside the same model's score on its own test set.
+def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
+    """What a change of test set costs: each row of main_results beside the same model's score on its own test set.
 
-    Columns train, test, method, definition, measure, n, mean, low, high, own (on the test set of `train`), change.
+    Columns train, test, method, definition, measure, n, mean, low, high, published, own (the mean on the test set of
+    `train`), change.
     """
     ours = results[(results["method"] == "tokencutseg") & (results["n"] > 0)]
     own = ours[ours["train"] == ours["test"]].set_index(["train", "definition", "measure"])["mean"]
     keys = pd.MultiIndex.from_frame(ours[["train", "definition", "measure"]])
-    table = ours[["train", "test", "method", "definition", "measure", "n", "mean", "low", "high"]].copy()
+    table = ours[["train", "test", "method", "definition", "measure", "n", "mean", "low", "high", "published"]].copy()
     table["own"] = own.reindex(keys).to_numpy()
     table["change"] = table["mean"] - table["own"]
     return table.reset_index(drop=True)
 
 
 def leakage(study: Study) -> pd.DataFrame:
-    """Images that two splits share, by id or by content, and what leaving them out does to the score.
+    """Images that two splits share, and what leaving them out does to the score.
 
-    One row per pair of splits: columns set_1, set_2, same_id, same_content, images (of set_2 that are in set_1), and
-    for a scored pair (train → test) n_without, iou (image_lesion, all images) and iou_without (shared images left out).
+    One row per pair of splits (a split with itself: its own duplicates), and one for the self-supervised pool against
+    all validation and test splits. Columns set_1, set_2, same_id, same_content, near_duplicate (pairs, see
+    `overlaps`), images (of set_2 that are also in set_1), and for a scored pair (train → test) n_without, iou
+    (image_lesion over all images) and iou_without (shared images left out).
     """
     source = study.source
     sets = {(dataset, split): source.load(dataset, split)
             for dataset, splits in source.datasets.items() for split in splits}
     found = overlaps(sets)
-    names, rows = list(sets), []
-    for i, one in enumerate(names):
-        for two in names[i + 1:]:
-            pairs = _pairs(found, one, two)
-            scored = one[1] == "train" and two[1] == "test" and (one[0], two[0]) in source.rows
-            row = {"set_1": "/".join(one), "set_2": "/".join(two), "same_id": int((pairs["kind"] == "same id").sum()),
-                   "same_content": int((pairs["kind"] == "same content").sum()), "images": pairs["id_2"].nunique()}
-            if scored:
-                records = study.records(study.segmenter(one[0]), two[0], "test")
-                kept = records[~records["id"].isin(pairs["id_2"])]
-                row |= {"n_without": len(kept), "iou": records["iou"].mean(), "iou_without": kept["iou"].mean()}
-            rows.append(row)
-    rows.append({"set_1": "self-supervised pool", "set_2": "all scored splits", "same_id": 0, "same_content": 0,
-                 "images": 0} | _pool_overlap(study))
+    rows = []
+    for one, two in itertools.combinations_with_replacement(sets, 2):
+        pairs = found[(found["dataset_1"] == one[0]) & (found["split_1"] == one[1])
+                      & (found["dataset_2"] == two[0]) & (found["split_2"] == two[1])]
+        rows.append(_shared("/".join(one), "/".join(two), pairs) | _scores_without(study, one, two, pairs))
+    rows.append(_shared("self-supervised pool", "validation and test", _pool_pairs(source, found)))
     return pd.DataFrame(rows)
 
 
-def _pairs(found: pd.DataFrame, one: tuple[str, str], two: tuple[str, str]) -> pd.DataFrame:
-    """The overlapping pairs of two splits, `one` on the left."""
-    left = found[(found["dataset_1"] == one[0]) & (found["split_1"] == one[1])
-                 & (found["dataset_2"] == two[0]) & (found["split_2"] == two[1])]
-    right = found[(found["dataset_1"] == two[0]) & (found["split_1"] == two[1])
-                  & (found["dataset_2"] == one[0]) & (found["split_2"] == one[1])]
-    swapped = right.rename(columns={"id_1": "id_2", "id_2": "id_1"})
-    return pd.concat([left, swapped])[["id_1", "id_2", "kind"]]
+def _shared(one: str, two: str, pairs: pd.DataFrame) -> dict[str, Any]:
+    counts = {kind.replace(" ", "_"): int((pairs["kind"] == kind).sum())
+              for kind in ("same id", "same content", "near duplicate")}
+    images = len(pairs.drop_duplicates(["dataset_2", "split_2", "id_2"]))
+    return {"set_1": one, "set_2": two, **counts, "images": images}
 
 
-def _pool_overlap(study: Study) -> dict[str, int]:
-    """How many images of scored splits the pool shares: measured, not assumed."""
-    source, pool = study.source, study.source.pool()
-    scored = [source.load(dataset, split) for dataset, splits in source.datasets.items() for split in splits
-              if split in ("validation", "test")]
-    ids = {i for images in scored for i in images.ids}
-    return {"same_id": len(ids & set(pool.ids)), "images": len(ids & set(pool.ids))}
+def _scores_without(study: Study, one: tuple[str, str], two: tuple[str, str], pairs: pd.DataFrame) -> dict[str, Any]:
+    """The score of `one`'s model on `two` with and without the images of `pairs`, where that is a main result."""
+    datasets = {split: dataset for dataset, split in (one, two)}
+    shared = {dataset: column for dataset, column in ((one, "id_1"), (two, "id_2"))}
+    pair = (datasets.get("train"), datasets.get("test"))
+    if pair not in study.source.rows:
+        return {}
+    records = study.records(study.segmenter(pair[0]), pair[1], "test")
+    kept = records[~records["id"].isin(pairs[shared[pair[1], "test"]])]
+    return {"n_without": len(kept), "iou": records["iou"].mean(), "iou_without": kept["iou"].mean()}
+
+
+def _pool_pairs(source: DataSource, found: pd.DataFrame) -> pd.DataFrame:
+    """Of the pairs `found`, those of an image in the self-supervised pool (first) and a scored one (second)."""
+    swapped = found.rename(columns={f"{name}_{i}": f"{name}_{3 - i}" for name in ("dataset", "split", "id")
+                                    for i in (1, 2)})
+    pairs = pd.concat([found, swapped])
+    left_out = {(image["dataset"], image["split"], image["id"]) for image in source.pool_exclusions}
+    pairs = pairs[pairs["split_1"].isin(["train", "unlabelled"]) & pairs["split_2"].isin(["validation", "test"])]
+    first = zip(pairs["dataset_1"], pairs["split_1"], pairs["id_1"], strict=True)
+    return pairs[np.array([image not in left_out for image in first], bool)]

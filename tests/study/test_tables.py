@@ -1,0 +1,136 @@
+"""The tables of notebooks 03 and 04 of one tiny study, trained once."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.images import DataError
+from tokencutseg.data.source import DataSource
+from tokencutseg.model.deepcut import stencil_offsets
+from tokencutseg.study import tables
+from tokencutseg.study.claims import PUBLISHED
+from tokencutseg.study.study import Study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    short = {f"{stage}.epochs": 1 for stage in ("vqgan", "masked_gpt")} | {
+        "vqgan.perceptual": "none", "vqgan.images_per_epoch": 16, "masked_gpt.images_per_epoch": 16,
+        "segmentation.images_per_epoch": 16}
+    return Study.open("tiny", results=tmp_path_factory.mktemp("results"), overrides=short)
+
+
+def test_segmentation_history_holds_every_run_of_the_main_results(study):
+    table = tables.segmentation_history(study)
+    assert list(table["train"].unique()) == ["site_a", "site_b"]
+    for train, rows in table.groupby("train"):
+        run = study.segmenter(train)
+        pd.testing.assert_frame_equal(rows.drop(columns=["train", "chosen_by"]).reset_index(drop=True), run.history)
+        score = rows[rows["chosen_by"].iloc[0]]
+        assert rows.loc[score.idxmax(), "epoch"] == run.metrics["best_epoch"]
+
+
+def test_main_results_agree_with_the_records(study):
+    records, table = tables.main_records(study), tables.main_results(study)
+    assert set(map(tuple, table[["train", "test"]].to_numpy())) == set(study.source.rows)
+    for (train, test, method), rows in records.groupby(["train", "test", "method"]):
+        assert len(rows) == study.config.data.synthetic_test
+        cell = table[(table["train"] == train) & (table["test"] == test) & (table["method"] == method)]
+        one = cell.set_index(["definition", "measure"])
+        assert one.loc[("image_lesion", "iou"), "mean"] == pytest.approx(rows["iou"].mean())
+        tp, fp, fn = (rows[name].sum() for name in ("tp", "fp", "fn"))
+        assert one.loc[("pooled_lesion", "iou"), "mean"] == pytest.approx(tp / (tp + fp + fn))
+        assert (one["low"] <= one["mean"] + 1e-12).all() and (one["mean"] <= one["high"] + 1e-12).all()
+    assert table["published"].isna().all() and table["complete"].all() and (table["note"] == "").all()
+
+
+def test_cross_dataset_is_measured_against_the_models_own_test_set(study):
+    results = tables.main_results(study)
+    table = tables.cross_dataset(results)
+    assert set(table["method"]) == {"tokencutseg"}
+    assert (table.loc[table["train"] == table["test"], "change"] == 0).all()
+    row = table[(table["train"] == "site_a") & (table["test"] == "site_b") & (table["definition"] == "image_lesion")
+                & (table["measure"] == "iou")].iloc[0]
+    scores = {test: study.records(study.segmenter("site_a"), test, "test")["iou"].mean() for test in
+              ("site_a", "site_b")}
+    assert row["own"] == pytest.approx(scores["site_a"])
+    assert row["change"] == pytest.approx(scores["site_b"] - scores["site_a"])
+
+
+def test_a_pair_without_images_keeps_a_row_with_its_published_numbers(study, monkeypatch):
+    monkeypatch.setattr(study.source, "rows", [*study.source.rows, ("isic2018", "isic2018")])
+    table = tables.main_results(study)
+    missing = table[table["train"] == "isic2018"]
+    assert dict(zip(missing["measure"], missing["published"], strict=True)) == PUBLISHED["isic2018", "isic2018"]
+    assert (missing["note"] == "data not available").all()
+    assert missing["mean"].isna().all() and (missing["n"] == 0).all() and not missing["complete"].any()
+    assert "isic2018" not in set(tables.cross_dataset(table)["train"])
+    assert "isic2018" not in set(tables.segmentation_history(study)["train"])
+
+
+def test_without_any_scored_pair_the_error_says_what_to_add(study, monkeypatch):
+    monkeypatch.setattr(study.source, "rows", [("isic2018", "isic2018")])
+    with pytest.raises(DataError, match="test split"):
+        tables.main_results(study)
+
+
+def leaking_source(shared):
+    """One dataset whose test split repeats `shared` training images, one of them under another id."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(name, n):
+        images = torch.randint(0, 256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        masks = torch.zeros(n, 32, 32, dtype=torch.uint8)
+        masks[:, 8:20, 8:20] = 1
+        return ImageSet("skin", name, [f"{name}{i}" for i in range(n)], images, masks, n, [(32, 32)] * n)
+
+    train, validation, test = split("train", 8), split("validation", 4), split("test", 6)
+    test.images[:shared] = train.images[:shared]
+    test.ids[:shared - 1] = train.ids[:shared - 1]
+    sets = {"train": train, "validation": validation, "test": test}
+    loaders = {"skin": {name: (lambda part=part: part) for name, part in sets.items()}}
+    return DataSource("skin", "skin", [("skin", "skin")], 32, loaders)
+
+
+def test_leakage_counts_shared_images_and_scores_without_them(study, tmp_path, monkeypatch):
+    leaking = Study(study.config, leaking_source(shared=3), tmp_path)
+    trained = study.segmenter()
+    monkeypatch.setattr(leaking, "segmenter", lambda train: trained)  # which model is scored does not matter here
+    table = tables.leakage(leaking).set_index(["set_1", "set_2"])
+    row = table.loc[("skin/train", "skin/test")]
+    assert (row["same_id"], row["same_content"], row["images"], row["n_without"]) == (2, 1, 3, 3)
+    records = leaking.records(trained, "skin", "test")
+    assert row["iou"] == pytest.approx(records["iou"].mean())
+    assert row["iou_without"] == pytest.approx(records["iou"][3:].mean())
+    others = table.drop(index=("skin/train", "skin/test"))
+    assert (others["images"] == 0).all() and others["iou"].isna().all()
+    # the pool leaves the three out by itself
+    assert len(leaking.source.pool()) == 5
+    assert table.loc[("self-supervised pool", "validation and test"), "images"] == 0
+
+
+def test_the_cut_of_assignments_made_by_hand_agrees_with_the_dense_formula(study):
+    table = tables.cut_examples(study).set_index("assignment")
+    config, side = study.config.segmentation, study.config.grid_size
+    offsets = set(stencil_offsets(side, side, config.graph_radius, config.radius_unit))
+    cells = [(y, x) for y in range(side) for x in range(side)]
+    A = np.array([[(b[0] - a[0], b[1] - a[1]) in offsets for b in cells] for a in cells], float)
+    normalised = A / np.sqrt(np.outer(A.sum(0), A.sum(0)))
+    half = np.array([x >= side / 2 for _, x in cells])
+    for name, lesion in (("everything is skin", np.zeros(len(cells))), ("left and right half", half)):
+        S = np.stack([1 - lesion, lesion], 1)
+        cut = -np.trace(S.T @ normalised @ S) / np.trace(S.T @ np.diag(normalised.sum(1)) @ S)
+        gram = S.T @ S
+        balance = np.linalg.norm(gram / np.linalg.norm(gram) - np.eye(2) / np.sqrt(2))
+        assert table.loc[name, "cut"] == pytest.approx(cut, abs=1e-4)
+        assert table.loc[name, "orthogonality"] == pytest.approx(balance, abs=1e-4)
+    assert table.loc["checkerboard", "cut"] > table.loc["left and right half", "cut"]
+
+
+def test_a_table_of_another_notebook_is_read_once_it_is_written(study):
+    assert tables.written(study, "label_efficiency") is None
+    frame = pd.DataFrame({"method": ["unet"], "fraction": [0.5]})
+    study.table("label_efficiency", frame)
+    pd.testing.assert_frame_equal(tables.written(study, "label_efficiency"), frame)

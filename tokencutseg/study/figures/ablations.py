@@ -1,0 +1,283 @@
+"""The figures of notebook 05: one per ablation table, and the whole method in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, PercentFormatter
+from torch import Tensor
+
+from tokencutseg.model.deepcut import stencil_offsets
+from tokencutseg.model.masked_gpt import draw_mask
+from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.study.figures.style import (
+    BLUE,
+    GREY,
+    METHODS,
+    ORANGE,
+    PALETTE,
+    RED,
+    SEQUENTIAL,
+    canvas,
+    code_colours,
+    interval_bars,
+    outline,
+    picture,
+)
+
+IOU = "lesion IoU, 95 % interval"
+
+
+def codebook_size(table: pd.DataFrame) -> Figure:
+    """Usage, perplexity, reconstruction and segmentation over the codebook size K; `table` from `grids`."""
+    best = table.loc[table["mean"].idxmax()]
+    figure, axes = canvas(1, 4, 2.3, title=f"K = {best['n_embed']:.0f} segments best: lesion IoU {best['mean']:.3f}, "
+                                           f"{best['usage']:.0%} of its codes used")
+    usage, perplexity, psnr, iou = axes[0]
+    sizes = table["n_embed"]
+    usage.plot(sizes, table["usage"], "o-", color=BLUE)
+    usage.set(ylabel="codes used at least once", ylim=(0, 1.05))
+    usage.yaxis.set_major_formatter(PercentFormatter(1))
+    perplexity.plot(sizes, table["perplexity"], "o-", color=BLUE)
+    perplexity.plot(sizes, sizes, "--", color=GREY, linewidth=1, label="all codes alike")
+    perplexity.set(ylabel="perplexity (codes)", ylim=(0, None))
+    perplexity.legend(fontsize=7)
+    _points(psnr, sizes, table["psnr"], table["psnr_low"], table["psnr_high"])
+    psnr.set(ylabel="PSNR (dB), 95 % interval")
+    _points(iou, sizes, table["mean"], table["low"], table["high"])
+    iou.set(ylabel=IOU)
+    for axis in axes[0]:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sizes, [f"{size}" for size in sizes])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel("codebook size K")
+    return figure
+
+
+def stages(table: pd.DataFrame) -> Figure:
+    """The score of each stage, and the paired change that it brings; `table` from `grids`, in order."""
+    steps = table.dropna(subset="change")
+    largest = steps.loc[steps["change"].idxmax()]
+    figure, axes = canvas(1, 2, 2.3, title=f"The largest gain comes with “{largest['stages']}”: "
+                                           f"{largest['change']:+.3f} lesion IoU")
+    score, change = axes[0]
+    interval_bars(score, table["stages"], table["mean"], table["low"], table["high"])
+    score.set(xlabel=IOU, title="what is reached so far")
+    interval_bars(change, steps["stages"], steps["change"], steps["change_low"], steps["change_high"],
+                  _signs(steps["change_low"], steps["change_high"]))
+    _zero(change, "change to the row above, paired 95 % interval")
+    change.set_title("what the stage adds")
+    return figure
+
+
+def graph_radius(table: pd.DataFrame) -> Figure:
+    """Lesion IoU over the radius of the graph, with the number of neighbours at each; `table` from `grids`."""
+    best = table.loc[table["mean"].idxmax()]
+    alike = (table["low"].max() <= table["high"].min())
+    title = f"Radius {best['radius']:g} scores best ({best['mean']:.3f})" + (
+        ", but all intervals overlap" if alike else "; not all intervals overlap")
+    figure, axes = canvas(1, 1, 2.5, width=4.6, title=title)
+    axis = axes[0, 0]
+    _points(axis, table["radius"], table["mean"], table["low"], table["high"])
+    axis.set_xticks(table["radius"], [f"{row.radius:g}\n{row.neighbours}" for row in table.itertuples()])
+    axis.set(xlabel="radius (cells of the token grid)\nneighbours of an inner cell", ylabel=IOU)
+    return figure
+
+
+def feature_quality(table: pd.DataFrame) -> Figure:
+    """Token IoU of two heads on the same frozen features; `table` from `grids`."""
+    best = table.loc[table["iou"].idxmax()]
+    figure, axes = canvas(1, 1, 2.6, width=5.6, title=f"Frozen {best['features']} features under the "
+                                                      f"{best['head']} head: {best['iou']:.3f} token IoU")
+    axis = axes[0, 0]
+    names = list(dict.fromkeys(table["features"]))
+    for head, colour, shift in (("linear probe", ORANGE, 0.13), ("graph", BLUE, -0.13)):
+        rows = table[table["head"] == head].set_index("features").loc[names]
+        _dodged(axis, rows["iou"], rows["iou_low"], rows["iou_high"], shift, colour, head)
+    axis.set_yticks(range(len(names))[::-1], names)
+    axis.set(xlabel="lesion IoU over test tokens, 95 % interval", ylabel="frozen features")
+    axis.legend(title="head", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return figure
+
+
+def label_efficiency(table: pd.DataFrame) -> Figure:
+    """Lesion IoU over the share of labels, one line per method; bands are intervals, bars the range of the seeds."""
+    fewest = table[table["fraction"] == table["fraction"].min()].set_index("method")["mean"]
+    seeds = int(table["seeds"].min())
+    figure, axes = canvas(1, 1, 2.8, width=5.2, title=f"With {table['fraction'].min():.0%} of the labels: " + ", ".join(
+        f"{method} {mean:.3f}" for method, mean in fewest.items()))
+    axis = axes[0, 0]
+    for method, rows in table.sort_values("fraction").groupby("method", sort=False):
+        colour = METHODS[method]
+        axis.plot(rows["fraction"], rows["mean"], "o-", color=colour, label=method)
+        axis.fill_between(rows["fraction"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
+        if seeds > 1:
+            axis.vlines(rows["fraction"], rows["seed_low"], rows["seed_high"], color=colour, linewidth=3, alpha=0.6)
+    axis.set_xscale("log")
+    labels = table.drop_duplicates("fraction")
+    axis.set_xticks(labels["fraction"], [f"{row.fraction:.0%}\n{row.labels}" for row in labels.itertuples()])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set(xlabel="share of the training masks (log scale)\nnumber of masks",
+             ylabel=IOU + (f"\nmean of {seeds} seeds" if seeds > 1 else "\none seed"))
+    axis.legend(loc="lower right")
+    return figure
+
+
+def deviations(table: pd.DataFrame) -> Figure:
+    """What turning one switch does to the score: paired differences around zero; `table` from `grids`."""
+    signs = _signs(table["low"], table["high"])
+    clear = sum(sign != GREY for sign in signs)
+    title = (f"{clear} of {len(table)} switches move{'s' if clear == 1 else ''} the score of the "
+             f"{table['recipe'].iloc[0]} recipe beyond its interval")
+    figure, axes = canvas(1, 1, 1.1 + 0.36 * len(table), title=title)
+    rows = table.sort_values("difference")
+    names = [f"{row.switch}\n{_value(row.setting)} → {_value(row.instead)}" for row in rows.itertuples()]
+    interval_bars(axes[0, 0], names, rows["difference"], rows["low"], rows["high"], _signs(rows["low"], rows["high"]))
+    axes[0, 0].tick_params(axis="y", labelsize=7.5)
+    _zero(axes[0, 0], "change in lesion IoU, paired 95 % interval\n← worse than the recipe        better →")
+    return figure
+
+
+def efficiency(table: pd.DataFrame) -> Figure:
+    """Parameters, operations, time and memory of one prediction, each on its own linear axis from zero."""
+    units = {"parameters": ("parameters (million)", 1e-6), "flops": ("operations (GFLOP)", 1e-9),
+             "latency_seconds": ("time (ms)", 1e3), "peak_memory_bytes": ("activations at peak (MB)", 1e-6)}
+    ours = table.set_index("method").loc["tokencutseg"]
+    figure, axes = canvas(1, 4, 0.9 + 0.35 * len(table), sharey=True, title=(
+        f"One image takes tokencutseg {1e3 * ours['latency_seconds']:.0f} ms and "
+        f"{1e-9 * ours['flops']:.2f} GFLOP"))
+    y = np.arange(len(table))[::-1]
+    colours = _method_colours(table["method"])
+    for axis, (column, (label, scale)) in zip(axes[0], units.items(), strict=True):
+        values = table[column] * scale
+        axis.barh(y, values, color=colours, height=0.6)
+        for value, at in zip(values, y, strict=True):
+            axis.annotate(f"{value:.3g}", (value, at), (3, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.set(xlabel=label, xlim=(0, 1.35 * values.max()))
+        axis.locator_params(axis="x", nbins=4)
+    axes[0, 0].set_yticks(y, table["method"])
+    return figure
+
+
+def baselines(table: pd.DataFrame, measure: str = "iou") -> Figure:
+    """Every method under every definition of the score; `table` from `grids`."""
+    rows = table[table["measure"] == measure]
+    definitions, methods = list(dict.fromkeys(rows["definition"])), list(dict.fromkeys(rows["method"]))
+    ours = rows[rows["method"] == methods[0]]["mean"]
+    figure, axes = canvas(1, 1, 3.0, width=6.2, title=f"The same {methods[0]} masks score {ours.min():.3f} to "
+                                                      f"{ours.max():.3f}, by definition")
+    axis = axes[0, 0]
+    for method, colour, shift in zip(methods, _method_colours(methods), _shifts(len(methods)), strict=True):
+        own = rows[rows["method"] == method].set_index("definition").loc[definitions]
+        name = method if own["weights"].iloc[0] == "none" else f"{method} ({own['weights'].iloc[0]})"
+        _dodged(axis, own["mean"], own["low"], own["high"], shift, colour, name)
+    axis.set_yticks(range(len(definitions))[::-1], definitions)
+    axis.set(xlabel=f"{'IoU' if measure == 'iou' else measure}, 95 % interval",
+             ylabel="definition of the score")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.4, -0.22), ncols=2, fontsize=8)
+    return figure
+
+
+@torch.no_grad()
+def pipeline(model: TokenCutSeg, image: Tensor, seed: int = 0) -> Figure:
+    """One real pass of the model, from pixels to mask, with the shapes on the way.
+
+    image: RGB (3, S, S) in [0, 1]. The hidden tokens show what the transformer is trained with; the features and all
+    that follows come from the full map, as in every prediction.
+    """
+    words, _ = model.words(image[None])
+    out = model(image[None])
+    _, H, W = words.shape
+    size, n_embed, n_embd = image.shape[-1], model.config.vqgan.n_embed, out.features.shape[-1]
+    hidden = draw_mask((1, H, W), model.config.masked_gpt, torch.Generator().manual_seed(seed))[0].view(H, W)
+    tokens = np.ma.masked_array(words[0].numpy(), hidden.numpy())
+    figure, axes = canvas(2, 6, 2.35, title=f"{size} × {size} pixels become {H * W} words, and the words a mask",
+                          width_ratios=[0.34, 1] * 3)
+    colours = {"cmap": code_colours(n_embed), "vmin": 0, "vmax": n_embed - 1}
+    colours["cmap"].set_bad("#DDDDDD")
+    axes[0, 0].set_axis_off()
+    picture(axes[0, 1], image, f"image\n3 × {size} × {size}")
+    _arrow(axes[0, 2], "tokenizer")
+    picture(axes[0, 3], words[0], f"token map, K = {n_embed}\n{H} × {W}", **colours)
+    _arrow(axes[0, 4], "hide")
+    picture(axes[0, 5], tokens, f"{hidden.float().mean():.0%} hidden (grey), to guess;\nin training only", **colours)
+    _arrow(axes[1, 0], "trans-\nformer", "all tokens")
+    picture(axes[1, 1], principal_colours(out.features[0]).view(H, W, 3),
+            f"features, main 3 axes as RGB\n{H} × {W} × {n_embd}")
+    _arrow(axes[1, 2], "graph")
+    picture(axes[1, 3], out.assignments[0, :, 1].view(H, W), f"lesion assignment per token\n{H} × {W} × 2",
+            cmap=SEQUENTIAL, vmin=0, vmax=1)
+    _edges(axes[1, 3], model, H, W)
+    _arrow(axes[1, 4], "up-\nsample")
+    picture(axes[1, 5], image, f"mask, {out.mask[0].float().mean():.0%} of the image\n{size} × {size}")
+    outline(axes[1, 5], out.mask[0], ORANGE)
+    return figure
+
+
+def principal_colours(features: Tensor) -> Tensor:
+    """Features (T, E) on their three main axes, each stretched to [0, 1]: (T, 3)."""
+    centred = features - features.mean(0)
+    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
+    shown = centred @ axes[:3].T
+    low, high = shown.quantile(torch.tensor([0.02, 0.98]), dim=0)
+    return ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+
+def _edges(axis: Axes, model: TokenCutSeg, H: int, W: int) -> None:
+    """The edges of one node of the graph, over the map of assignments."""
+    seg = model.config.segmentation
+    for dy, dx in stencil_offsets(H, W, seg.graph_radius, seg.radius_unit):
+        axis.plot([W // 2, W // 2 + dx], [H // 2, H // 2 + dy], color=RED, linewidth=0.9, marker=".", markersize=4)
+
+
+def _arrow(axis: Axes, label: str, below: str = "") -> None:
+    """An arrow to the right in an axis of its own, with what happens on it."""
+    axis.set_axis_off()
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    axis.annotate("", (1, 0.5), (0, 0.5), arrowprops={"arrowstyle": "-|>", "color": GREY, "linewidth": 1.6})
+    axis.text(0.5, 0.54, label, ha="center", va="bottom", fontsize=7.5)
+    axis.text(0.5, 0.46, below, ha="center", va="top", fontsize=7, color=GREY)
+
+
+def _points(axis: Axes, x: Sequence[float], mean: pd.Series, low: pd.Series, high: pd.Series) -> None:
+    """A line of means with an interval at each."""
+    axis.plot(x, mean, "o-", color=BLUE)
+    axis.vlines(x, low, high, color=BLUE, linewidth=2)
+
+
+def _dodged(axis: Axes, mean: pd.Series, low: pd.Series, high: pd.Series, shift: float, colour: str,
+            label: str) -> None:
+    """One of several series of points with intervals in the same rows, the first row on top."""
+    y = np.arange(len(mean))[::-1] + shift
+    axis.hlines(y, low, high, color=colour, linewidth=2)
+    axis.plot(mean, y, "o", color=colour, markersize=5, label=label)
+
+
+def _shifts(n: int) -> np.ndarray:
+    """Vertical places of n series within a row, the first on top."""
+    return np.linspace(0.12, -0.12, n) * (n - 1) if n > 1 else np.zeros(1)
+
+
+def _signs(low: pd.Series, high: pd.Series) -> list[str]:
+    """Blue above zero, vermilion below, grey where the interval holds zero."""
+    return [BLUE if a > 0 else RED if b < 0 else GREY for a, b in zip(low, high, strict=True)]
+
+
+def _zero(axis: Axes, label: str) -> None:
+    axis.axvline(0, color="black", linewidth=0.8, zorder=0)
+    axis.set_xlabel(label)
+
+
+def _method_colours(methods: Sequence[str]) -> list[str]:
+    """The family's colour of each method; those without one get the colours that are left."""
+    free = iter(colour for colour in PALETTE if colour not in METHODS.values())
+    return [METHODS[method] if method in METHODS else next(free) for method in methods]
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

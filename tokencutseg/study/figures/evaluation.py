@@ -1,0 +1,123 @@
+"""The figures of notebook 04: scores image by image, by test set and definition, and by lesion size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from tokencutseg.evaluation.summaries import DEFINITIONS, IOU_THRESHOLD, summary_table
+from tokencutseg.study.figures.style import GREY, METHODS, PALETTE, canvas
+
+SPREAD = 0.16
+"""Distance between the definitions of one row, as a share of the distance between rows."""
+
+
+def per_image_scores(records: pd.DataFrame) -> Figure:
+    """Share of images whose lesion IoU is at most x, by method, one panel per (train, test) pair.
+
+    `records` has one row per image with columns train, test, method, iou. The shading is the 95 % band of the whole
+    curve (Dvoretzky, Kiefer, Wolfowitz; Massart 1990), wide where images are few.
+    """
+    pairs = list(records.groupby(["train", "test"], sort=False))
+    (train, test), rows = pairs[0]
+    ours = rows.loc[rows["method"] == "tokencutseg", "iou"]
+    columns = min(3, len(pairs))
+    figure, axes = canvas(math.ceil(len(pairs) / columns), columns, height=2.9, sharey=True, title=(
+        f"{train} → {test}: {(ours < IOU_THRESHOLD).mean():.0%} of the images score below {IOU_THRESHOLD}, the ISIC 2018 "
+        f"threshold"))
+    for axis in axes.flat[len(pairs):]:
+        axis.remove()
+    for axis, ((train, test), rows) in zip(axes.flat, pairs, strict=False):
+        for method, part in rows.groupby("method", sort=False):
+            values = np.sort(part["iou"].to_numpy())
+            share = np.arange(1, len(values) + 1) / len(values)
+            band = math.sqrt(math.log(2 / 0.05) / (2 * len(values)))
+            x, y = np.concatenate([[0], values, [1]]), np.concatenate([[0], share, [1]])
+            axis.fill_between(x, (y - band).clip(0), (y + band).clip(max=1), step="post", alpha=0.15,
+                              color=METHODS[method], linewidth=0)
+            axis.step(x, y, where="post", color=METHODS[method], label=f"{method}, mean {values.mean():.3f}")
+        axis.axvline(IOU_THRESHOLD, color="black", linestyle=":", linewidth=1)
+        axis.set(xlabel="lesion IoU of an image", xlim=(0, 1), ylim=(0, 1), title=f"{train} → {test}, n = {len(part)}")
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+        axis.legend(loc="upper left", fontsize=7.5)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share of images at or below")
+    return figure
+
+
+def cross_dataset(table: pd.DataFrame) -> Figure:
+    """IoU and Dice of every (train, test) pair under every definition, with 95 % intervals.
+
+    `table` is the table cross_dataset. A cross marks the published number, where there is one.
+    """
+    pairs = list(dict.fromkeys(zip(table["train"], table["test"], strict=True)))
+    definitions = [name for name in DEFINITIONS if name in set(table["definition"])]
+    figure, axes = canvas(1, 2, height=0.9 + 0.75 * len(pairs), sharey=True, title=_cost_of_another_set(table))
+    for axis, (measure, name) in zip(axes[0], (("iou", "IoU"), ("dice", "Dice")), strict=True):
+        for i, definition in enumerate(definitions):
+            part = table[(table["definition"] == definition) & (table["measure"] == measure)]
+            y = [pairs.index(pair) + SPREAD * (i - (len(definitions) - 1) / 2)
+                 for pair in zip(part["train"], part["test"], strict=True)]
+            axis.hlines(y, part["low"], part["high"], color=PALETTE[i], linewidth=2)
+            axis.plot(part["mean"], y, "o", color=PALETTE[i], markersize=4.5, label=definition)
+            known = part["published"].notna().to_numpy()
+            axis.plot(part["published"][known], np.array(y)[known], "x", color="black", markersize=6)
+        axis.set(xlabel=f"{name} with 95 % interval")
+        axis.set_yticks(range(len(pairs)), [f"{train} → {test}" for train, test in pairs])
+        axis.set_ylim(len(pairs) - 0.5, -0.5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if table["published"].notna().any():
+        handles += axes[0, 0].plot([], [], "x", color="black")
+        labels.append("published")
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7.5)
+    return figure
+
+
+def _cost_of_another_set(table: pd.DataFrame) -> str:
+    away = table[(table["train"] != table["test"]) & (table["definition"] == "image_lesion")
+                 & (table["measure"] == "iou")]
+    if away.empty or away["change"].isna().all():
+        return "The same predictions under every definition of the score"
+    row = away.iloc[0]
+    return f"Tested on {row['test']} instead of {row['train']}, the lesion IoU changes by {row['change']:+.3f}"
+
+
+def score_by_lesion_size(records: pd.DataFrame, bins: int = 5, draws: int = 2000, seed: int = 0) -> Figure:
+    """Lesion IoU against the lesion's share of the image: every image a dot, the mean of each bin with its band.
+
+    `records` has one row per image with columns method, iou, lesion_fraction; see `size_bins` for the bins.
+    """
+    table = size_bins(records, bins, draws, seed)
+    ours = table[table["method"] == "tokencutseg"]
+    figure, axes = canvas(1, 1, height=3.3, title=(
+        f"Mean lesion IoU {ours['mean'].iloc[0]:.2f} on the smallest and {ours['mean'].iloc[-1]:.2f} on the largest of "
+        f"{len(ours)} groups of lesions"))
+    axis = axes[0, 0]
+    for method, part in table.groupby("method", sort=False):
+        colour = METHODS.get(method, GREY)
+        dots = records[records["method"] == method]
+        axis.plot(dots["lesion_fraction"], dots["iou"], ".", color=colour, markersize=3, alpha=0.35)
+        axis.fill_between(part["lesion_fraction"], part["low"], part["high"], color=colour, alpha=0.2, linewidth=0)
+        axis.plot(part["lesion_fraction"], part["mean"], "o-", color=colour, markersize=5, label=method)
+    axis.set(xscale="log", xlabel="lesion's share of the image", ylabel="lesion IoU", ylim=(0, 1))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.legend(loc="lower right")
+    return figure
+
+
+def size_bins(records: pd.DataFrame, bins: int = 5, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """The mean lesion IoU by size of the lesion, in `bins` groups of nearly equal numbers of images per method.
+
+    Columns method, lesion_fraction (the group's median), n, mean, low, high (95 % bootstrap interval), small first.
+    """
+    rank = records.groupby("method")["lesion_fraction"].rank(method="first", pct=True)
+    grouped = records.assign(bin=np.ceil(rank * bins).astype(int)).sort_values("bin", kind="stable")
+    table = summary_table(grouped, ["method", "bin"], ["image_lesion"], ["iou"], draws, seed)
+    size = grouped.groupby(["method", "bin"])["lesion_fraction"].median().rename("lesion_fraction").reset_index()
+    return table.merge(size, on=["method", "bin"])[["method", "lesion_fraction", "n", "mean", "low", "high"]]
