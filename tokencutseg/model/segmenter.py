@@ -93,6 +93,7 @@ class TokenCutSeg(nn.Module):
         self.upsampler = (GuidedUpsampler(config.vqgan, n_features, n_classes) if seg.upsampling == "guided" else None)
         self.vqgan.requires_grad_(False)
         self.masked_gpt.requires_grad_(not seg.frozen_transformer)
+        self.train()  # modules are born in training mode, which a frozen tokenizer must never be in
 
     def train(self, mode: bool = True) -> TokenCutSeg:
         """Training mode; the tokenizer stays in evaluation mode where its codebook is to stay frozen."""

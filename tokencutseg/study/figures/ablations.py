@@ -45,7 +45,9 @@ def codebook_size(table: pd.DataFrame) -> Figure:
     usage.yaxis.set_major_formatter(PercentFormatter(1))
     perplexity.plot(sizes, table["perplexity"], "o-", color=BLUE)
     perplexity.plot(sizes, sizes, "--", color=GREY, linewidth=1, label="all codes alike")
-    perplexity.set(ylabel="perplexity (codes)", ylim=(0, None))
+    perplexity.set_yscale("log", base=2)
+    perplexity.yaxis.set_major_formatter("{x:g}")
+    perplexity.set(ylabel="perplexity (codes)")
     perplexity.legend(fontsize=7)
     _points(psnr, sizes, table["psnr"], table["psnr_low"], table["psnr_high"])
     psnr.set(ylabel="PSNR (dB), 95 % interval")
@@ -62,8 +64,8 @@ def codebook_size(table: pd.DataFrame) -> Figure:
 def stages(table: pd.DataFrame) -> Figure:
     """The score of each stage, and the paired change that it brings; `table` from `grids`, in order."""
     steps = table.dropna(subset="change")
-    largest = steps.loc[steps["change"].idxmax()]
-    figure, axes = canvas(1, 2, 2.3, title=f"The largest gain comes with “{largest['stages']}”: "
+    largest = steps.loc[steps["change"].abs().idxmax()]
+    figure, axes = canvas(1, 2, 2.3, title=f"“{largest['stages']}” changes the score most: "
                                            f"{largest['change']:+.3f} lesion IoU")
     score, change = axes[0]
     interval_bars(score, table["stages"], table["mean"], table["low"], table["high"])
@@ -133,7 +135,7 @@ def deviations(table: pd.DataFrame) -> Figure:
     signs = _signs(table["low"], table["high"])
     clear = sum(sign != GREY for sign in signs)
     title = (f"{clear} of {len(table)} switches move{'s' if clear == 1 else ''} the score of the "
-             f"{table['recipe'].iloc[0]} recipe beyond its interval")
+             f"{table['recipe'].iloc[0]} recipe beyond doubt (interval without 0)")
     figure, axes = canvas(1, 1, 1.1 + 0.36 * len(table), title=title)
     rows = table.sort_values("difference")
     names = [f"{row.switch}\n{_value(row.setting)} → {_value(row.instead)}" for row in rows.itertuples()]
@@ -195,7 +197,7 @@ def pipeline(model: TokenCutSeg, image: Tensor, seed: int = 0) -> Figure:
     _, H, W = words.shape
     size, n_embed, n_embd = image.shape[-1], model.config.vqgan.n_embed, out.features.shape[-1]
     hidden = draw_mask((1, H, W), model.config.masked_gpt, torch.Generator().manual_seed(seed))[0].view(H, W)
-    tokens = np.ma.masked_array(words[0].numpy(), hidden.numpy())
+    seen = words[0].float().masked_fill(hidden, torch.nan)
     figure, axes = canvas(2, 6, 2.35, title=f"{size} × {size} pixels become {H * W} words, and the words a mask",
                           width_ratios=[0.34, 1] * 3)
     colours = {"cmap": code_colours(n_embed), "vmin": 0, "vmax": n_embed - 1}
@@ -205,12 +207,12 @@ def pipeline(model: TokenCutSeg, image: Tensor, seed: int = 0) -> Figure:
     _arrow(axes[0, 2], "tokenizer")
     picture(axes[0, 3], words[0], f"token map, K = {n_embed}\n{H} × {W}", **colours)
     _arrow(axes[0, 4], "hide")
-    picture(axes[0, 5], tokens, f"{hidden.float().mean():.0%} hidden (grey), to guess;\nin training only", **colours)
+    picture(axes[0, 5], seen, f"{hidden.float().mean():.0%} hidden (grey), to guess;\nin training only", **colours)
     _arrow(axes[1, 0], "trans-\nformer", "all tokens")
     picture(axes[1, 1], principal_colours(out.features[0]).view(H, W, 3),
             f"features, main 3 axes as RGB\n{H} × {W} × {n_embd}")
     _arrow(axes[1, 2], "graph")
-    picture(axes[1, 3], out.assignments[0, :, 1].view(H, W), f"lesion assignment per token\n{H} × {W} × 2",
+    picture(axes[1, 3], out.assignments[0, :, 1].view(H, W), f"lesion assignment, edges of one node\n{H} × {W} × 2",
             cmap=SEQUENTIAL, vmin=0, vmax=1)
     _edges(axes[1, 3], model, H, W)
     _arrow(axes[1, 4], "up-\nsample")

@@ -27,8 +27,8 @@ def per_image_scores(records: pd.DataFrame) -> Figure:
     ours = rows.loc[rows["method"] == "tokencutseg", "iou"]
     columns = min(3, len(pairs))
     figure, axes = canvas(math.ceil(len(pairs) / columns), columns, height=2.9, sharey=True, title=(
-        f"{train} → {test}: {(ours < IOU_THRESHOLD).mean():.0%} of the images score below {IOU_THRESHOLD}, the ISIC 2018 "
-        f"threshold"))
+        f"{train} → {test}: {(ours < IOU_THRESHOLD).mean():.0%} of the images score below {IOU_THRESHOLD}, the "
+        f"threshold of ISIC 2018"))
     for axis in axes.flat[len(pairs):]:
         axis.remove()
     for axis, ((train, test), rows) in zip(axes.flat, pairs, strict=False):

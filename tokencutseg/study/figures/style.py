@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -29,13 +30,22 @@ _STYLE = {
 mpl.rcParams.update(_STYLE)
 
 
+class Shown(Figure):
+    """A figure that a notebook shows as a picture: matplotlib's own one does so only where pyplot is in use."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+        return buffer.getvalue()
+
+
 def canvas(rows: int = 1, columns: int = 1, height: float = 2.6, width: float = WIDTH, title: str = "",
            **options: object) -> tuple[Figure, np.ndarray]:
     """A figure of the family, `height` inches per row, and its axes as an array (rows, columns).
 
     It is not known to pyplot, so nothing shows it twice and nothing has to close it.
     """
-    figure = Figure(figsize=(width, height * rows + (0.35 if title else 0)), layout="constrained")
+    figure = Shown(figsize=(width, height * rows + (0.35 if title else 0)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     if title:
         figure.suptitle(title, fontsize=10.5, fontweight="bold")

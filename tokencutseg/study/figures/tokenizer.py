@@ -48,7 +48,7 @@ def dataset_preview(sets: Sequence[ImageSet], columns: int = 7) -> Figure:
     """Evenly spaced images of each set, one row per set, with the border of the mask where there is one."""
     shares = np.concatenate([s.masks.flatten(1).float().mean(1).numpy() for s in sets if s.masks is not None])
     low, middle, high = np.percentile(shares, [5, 50, 95])
-    figure, axes = canvas(len(sets), columns, height=1.3, title=f"The median lesion covers {middle:.0%} of its image, "
+    figure, axes = canvas(len(sets), columns, height=1.1, title=f"The median lesion covers {middle:.0%} of its image, "
                           f"nine of ten cover {low:.0%} to {high:.0%}")
     for row, images in zip(axes, sets, strict=True):
         chosen = np.unique(np.linspace(0, len(images) - 1, columns).astype(int))
@@ -130,7 +130,7 @@ def codebook_usage(table: pd.DataFrame) -> Figure:
     shares.set(title="use of each code", xlabel="code, by rank of use", ylabel="share of all words",
                xlim=(0.3, len(table) + 0.7))
     shares.xaxis.set_major_locator(MaxNLocator(integer=True))
-    shares.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if used["share"].max() > 0.05 else 1))
+    shares.yaxis.set_major_formatter(PercentFormatter(1))
     shares.legend(fontsize=7.5)
     edges = np.linspace(0, 1, 11)
     weights, _ = np.histogram(used["lesion_share"], edges, weights=used["share"])
@@ -138,8 +138,8 @@ def codebook_usage(table: pd.DataFrame) -> Figure:
                linewidth=0.3)
     lesion.set(title="how pure the words are", xlabel="share of a code's cells that is lesion",
                ylabel="share of all words", xlim=(0, 1))
-    for axis in (lesion.xaxis, lesion.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    lesion.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    lesion.yaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 

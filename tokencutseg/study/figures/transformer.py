@@ -92,7 +92,7 @@ def masked_gpt_curves(history: pd.DataFrame, prediction: pd.DataFrame, n_embed: 
                                  "validation_accuracy": ("validation", BLUE, "o")})
         row[1].set(title="accuracy on hidden words", ylabel="share guessed exactly",
                    ylim=(0, 1.1 * history[["train_accuracy", "validation_accuracy"]].max(axis=None)))
-        row[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        row[1].yaxis.set_major_formatter(PercentFormatter(1))
         row[1].legend(fontsize=7.5, loc="lower right")
     for axis in row[:-1]:
         axis.set_xlabel("epoch")
@@ -104,8 +104,8 @@ def masked_gpt_curves(history: pd.DataFrame, prediction: pd.DataFrame, n_embed: 
     by_ratio.plot(block["mask_ratio"], block["chance"], color=GREY, ls="--", lw=1, label="commonest word")
     by_ratio.set(title="test images, 95 % interval", xlabel="share of words hidden", ylabel="share guessed exactly",
                  ylim=(0, 1.1 * prediction[["high", "chance"]].max(axis=None)))
-    for axis in (by_ratio.xaxis, by_ratio.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    by_ratio.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    by_ratio.yaxis.set_major_formatter(PercentFormatter(1))
     by_ratio.legend(fontsize=7.5)
     return figure
 

@@ -1,0 +1,23 @@
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+
+from tokencutseg.config import configure
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Decoded images go to a folder of this test run, not to the user's cache."""
+    before = os.environ.get("TOKENCUTSEG_CACHE")
+    os.environ["TOKENCUTSEG_CACHE"] = before or str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["TOKENCUTSEG_CACHE"]
+
+
+@pytest.fixture
+def tiny():
+    """The smallest configuration of the revised recipe."""
+    return configure("tiny")

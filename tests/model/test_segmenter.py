@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import tokencutseg
+from tokencutseg.config import configure
+from tokencutseg.data.images import DataError
+from tokencutseg.model.saved import CONFIG, Baseline, build, save_weights
+from tokencutseg.model.segmenter import TokenCutSeg, image_array
+from tokencutseg.study.store import write_json
+
+
+def model_of(recipe="revised", **overrides):
+    torch.manual_seed(0)
+    return TokenCutSeg(configure("tiny", recipe, overrides=overrides)).eval()
+
+
+@given(st.sampled_from(["released", "described", "revised"]), st.integers(1, 3), st.integers(2, 5))
+@settings(max_examples=12, deadline=None)
+def test_the_contract_of_forward(recipe, B, cells):
+    model = model_of(recipe)
+    S = 8 * cells
+    side = S // 2**model.config.vqgan.n_stages
+    T, E = side**2, model.config.masked_gpt.n_embd
+    out = model(torch.rand(B, 3, S, S))
+    assert out.tokens.shape == (B, T) and out.tokens.dtype == torch.int64
+    assert out.features.shape == (B, T, E) and out.assignments.shape == (B, T, 2)
+    assert out.probabilities.shape == out.logits.shape == (B, 2, S, S)
+    assert out.mask.shape == (B, S, S) and out.mask.max() <= 1
+    assert out.deepcut_loss.shape == () and torch.isfinite(out.deepcut_loss)
+    for probabilities, axis in ((out.assignments, -1), (out.probabilities, 1)):
+        torch.testing.assert_close(probabilities.sum(axis), torch.ones_like(probabilities.sum(axis)))
+
+
+def test_images_in_a_batch_do_not_mix():
+    model, images = model_of(), torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(model(images).probabilities[1:2], model(images[1:2]).probabilities, atol=1e-5, rtol=1e-4)
+
+
+def test_training_mode_leaves_a_frozen_tokenizer_alone():
+    model = model_of().train()
+    before = {name: value.clone() for name, value in model.vqgan.state_dict().items()}
+    model(torch.rand(2, 3, 32, 32))
+    assert not model.vqgan.training and model.masked_gpt.training
+    assert all(torch.equal(value, before[name]) for name, value in model.vqgan.state_dict().items())
+
+
+def test_released_drift_is_a_switch():
+    model = model_of(**{"segmentation.frozen_codebook": False}).train()
+    before = model.vqgan.quantize.embedding.weight.clone()
+    model(torch.rand(2, 3, 32, 32))
+    assert not torch.equal(model.vqgan.quantize.embedding.weight, before)
+    assert not any(p.requires_grad for p in model.vqgan.parameters())
+
+
+def test_flips_at_test_time_make_the_prediction_equivariant():
+    model, images = model_of(**{"segmentation.test_time_flips": True}), torch.rand(2, 3, 32, 32)
+    straight, flipped = model.predict_probabilities(images), model.predict_probabilities(images.flip(-1))
+    torch.testing.assert_close(straight, flipped.flip(-1), atol=1e-5, rtol=1e-4)
+
+
+def test_without_the_graph_module():
+    out = model_of(**{"segmentation.use_deepcut": False})(torch.rand(1, 3, 32, 32))
+    assert out.deepcut_loss.item() == 0
+
+
+@pytest.mark.parametrize("size", [(32, 32), (50, 41), (17, 90)])
+def test_predict_takes_any_size_and_kind_alike(tmp_path, size):
+    model = model_of()
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    masks = [model.predict(x) for x in (pixels, Image.fromarray(pixels), tmp_path / "image.png",
+                                        str(tmp_path / "image.png"))]
+    assert masks[0].shape == size and masks[0].dtype == bool
+    assert all(np.array_equal(masks[0], mask) for mask in masks)
+
+
+def test_arrays_of_another_kind_are_refused():
+    assert image_array(np.zeros((4, 5), np.uint8)).shape == (4, 5, 3)
+    for wrong in (np.zeros((4, 5, 3)), np.zeros((4, 5, 4), np.uint8)):
+        with pytest.raises(ValueError, match="uint8 of shape"):
+            image_array(wrong)
+
+
+@pytest.mark.parametrize(("stage", "name"), [("segmentation", None), ("vqgan", None), ("baseline", "unet")])
+def test_saved_models_open_as_they_were(tmp_path, tiny, stage, name):
+    model = build(stage, tiny, name).eval()
+    save_weights(model.state_dict(), tmp_path)
+    write_json({"stage": stage, "name": name, "config": tiny.to_dict()}, tmp_path / CONFIG)
+    opened = tokencutseg.load(tmp_path)
+    images = torch.rand(2, 3, 32, 32)
+    if stage == "vqgan":
+        assert torch.equal(opened.tokenize(images), model.tokenize(images))
+    else:
+        assert torch.equal(opened.predict_probabilities(images), model.predict_probabilities(images))
+        assert opened.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
+    assert isinstance(opened, Baseline) == (stage == "baseline")
+    assert not opened.training
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(DataError, match=r"holds no saved model: config\.json is missing"):
+        tokencutseg.load(tmp_path)

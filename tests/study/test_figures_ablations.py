@@ -1,0 +1,185 @@
+"""Each figure says something, and draws the numbers that it was given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from tokencutseg.config import configure
+from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.study.figures import ablations
+from tokencutseg.study.figures.style import BLUE, GREY, RED
+
+
+def around(mean, width=0.02):
+    return {"mean": mean, "low": mean - width, "high": mean + width}
+
+
+TABLES = {
+    "codebook_size": pd.DataFrame([
+        {"n_embed": 16, "usage": 1.0, "perplexity": 12.0, "psnr": 24.0, "psnr_low": 23.5, "psnr_high": 24.4,
+         **around(0.80)},
+        {"n_embed": 64, "usage": 0.75, "perplexity": 40.0, "psnr": 26.0, "psnr_low": 25.5, "psnr_high": 26.6,
+         **around(0.84)},
+    ]),
+    "stages": pd.DataFrame([
+        {"stages": "tokenizer", "change": np.nan, "change_low": np.nan, "change_high": np.nan, **around(0.70)},
+        {"stages": "+ transformer", "change": 0.05, "change_low": 0.02, "change_high": 0.07, **around(0.75)},
+        {"stages": "+ graph module", "change": -0.01, "change_low": -0.03, "change_high": 0.01, **around(0.74)},
+    ]),
+    "graph_radius": pd.DataFrame([
+        {"radius": 0.0, "neighbours": 0, **around(0.80)}, {"radius": 1.0, "neighbours": 4, **around(0.82)},
+    ]),
+    "feature_quality": pd.DataFrame([
+        {"features": features, "head": head, "iou": iou, "iou_low": iou - 0.01, "iou_high": iou + 0.02}
+        for features, head, iou in [("colour", "linear probe", 0.60), ("colour", "graph", 0.65),
+                                    ("transformer", "linear probe", 0.70), ("transformer", "graph", 0.75)]
+    ]),
+    "label_efficiency": pd.DataFrame([
+        {"method": method, "fraction": fraction, "labels": int(400 * fraction), "seeds": 2, "seed_low": mean - 0.01,
+         "seed_high": mean + 0.01, **around(mean)}
+        for fraction, ours, unet in [(0.05, 0.7, 0.6), (1.0, 0.9, 0.91)]
+        for method, mean in (("tokencutseg", ours), ("unet", unet))
+    ]),
+    "deviations": pd.DataFrame([
+        {"switch": "segmentation.loss_input", "recipe": "revised", "setting": "logits", "instead": "probabilities",
+         "difference": 0.01, "low": -0.01, "high": 0.03},
+        {"switch": "segmentation.batch_size", "recipe": "revised", "setting": 16, "instead": 1,
+         "difference": -0.05, "low": -0.07, "high": -0.02},
+    ]),
+    "efficiency": pd.DataFrame([
+        {"method": "tokencutseg", "parameters": 1e6, "flops": 3e8, "latency_seconds": 0.014, "peak_memory_bytes": 5e6},
+        {"method": "fpn", "parameters": 14e6, "flops": 15e8, "latency_seconds": 0.031, "peak_memory_bytes": 11e6},
+    ]),
+    "baselines": pd.DataFrame([
+        {"method": method, "weights": weights, "definition": definition, "measure": "iou", **around(mean)}
+        for method, weights, means in [("tokencutseg", "self-supervised", (0.9, 0.8)), ("otsu", "none", (0.7, 0.6))]
+        for definition, mean in zip(("pooled_lesion", "image_lesion"), means, strict=True)
+    ]),
+}
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return {name: getattr(ablations, name)(table) for name, table in TABLES.items()}
+
+
+def drawn(axis, label=None):
+    """The (x, y) of each line with markers."""
+    return [line.get_xydata() for line in axis.lines if line.get_marker() == "o" and label in (None, line.get_label())]
+
+
+def heights(collection):
+    """The two ends of each interval: (rows, 2)."""
+    ends = np.array(collection.get_segments())  # (rows, ends, xy)
+    upright = np.allclose(ends[:, 0, 0], ends[:, 1, 0])
+    return ends[:, :, 1 if upright else 0]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_has_a_title_and_labelled_axes_and_can_be_drawn(figures, name, tmp_path):
+    figure = figures[name]
+    assert isinstance(figure, Figure)
+    assert figure.get_suptitle()
+    assert all(axis.get_xlabel() for axis in figure.axes)
+    figure.savefig(tmp_path / "figure.png", dpi=40)
+
+
+def test_codebook_size_draws_four_measures(figures):
+    table = TABLES["codebook_size"]
+    for axis, column in zip(figures["codebook_size"].axes, ("usage", "perplexity", "psnr", "mean"), strict=True):
+        np.testing.assert_allclose(drawn(axis)[0], table[["n_embed", column]])
+    for axis, columns in zip(figures["codebook_size"].axes[2:], (["psnr_low", "psnr_high"], ["low", "high"]),
+                             strict=True):
+        np.testing.assert_allclose(heights(axis.collections[0]), table[columns])
+    assert "K = 64" in figures["codebook_size"].get_suptitle()
+
+
+def test_stages_draws_scores_and_changes(figures):
+    table, (score, change) = TABLES["stages"], figures["stages"].axes
+    np.testing.assert_allclose(score.collections[1].get_offsets()[:, 0], table["mean"])
+    np.testing.assert_allclose(change.collections[1].get_offsets()[:, 0], table["change"][1:])
+    np.testing.assert_allclose(heights(change.collections[0]), table[["change_low", "change_high"]][1:])
+    assert "+ transformer" in figures["stages"].get_suptitle()
+
+
+def test_graph_radius_draws_scores_and_neighbours(figures):
+    axis, table = figures["graph_radius"].axes[0], TABLES["graph_radius"]
+    np.testing.assert_allclose(drawn(axis)[0], table[["radius", "mean"]])
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0\n0", "1\n4"]
+    assert "all intervals overlap" in figures["graph_radius"].get_suptitle()
+
+
+def test_graph_radius_says_when_intervals_part():
+    table = pd.DataFrame([{"radius": 0.0, "neighbours": 0, **around(0.6)}, {"radius": 1.0, "neighbours": 4,
+                                                                          **around(0.8)}])
+    assert "not all intervals overlap" in ablations.graph_radius(table).get_suptitle()
+
+
+@pytest.mark.parametrize("head", ["linear probe", "graph"])
+def test_feature_quality_draws_each_head(figures, head):
+    table = TABLES["feature_quality"]
+    np.testing.assert_allclose(drawn(figures["feature_quality"].axes[0], head)[0][:, 0],
+                               table[table["head"] == head]["iou"])
+
+
+@pytest.mark.parametrize("method", ["tokencutseg", "unet"])
+def test_label_efficiency_draws_each_method(figures, method):
+    table, axis = TABLES["label_efficiency"], figures["label_efficiency"].axes[0]
+    own = table[table["method"] == method]
+    np.testing.assert_allclose(drawn(axis, method)[0], own[["fraction", "mean"]])
+    assert axis.get_xscale() == "log"
+    assert "2 seeds" in axis.get_ylabel()
+
+
+def test_deviations_are_ordered_and_coloured_by_sign(figures):
+    axis = figures["deviations"].axes[0]
+    np.testing.assert_allclose(axis.collections[1].get_offsets()[:, 0], [-0.05, 0.01])
+    np.testing.assert_allclose(heights(axis.collections[0]), [[-0.07, -0.02], [-0.01, 0.03]])
+    assert "16 → 1" in axis.get_yticklabels()[0].get_text()
+    assert figures["deviations"].get_suptitle().startswith("1 of 2 switches moves")
+    assert ablations._signs([0.1, -0.2, -0.1], [0.2, -0.1, 0.1]) == [BLUE, RED, GREY]
+
+
+def test_efficiency_bars_start_at_zero(figures):
+    table = TABLES["efficiency"]
+    for axis, values in zip(figures["efficiency"].axes, (
+            table["parameters"] / 1e6, table["flops"] / 1e9, 1e3 * table["latency_seconds"],
+            table["peak_memory_bytes"] / 1e6), strict=True):
+        np.testing.assert_allclose([bar.get_width() for bar in axis.patches], values)
+        assert axis.get_xlim()[0] == 0
+
+
+def test_baselines_draws_each_method(figures):
+    table, axis = TABLES["baselines"], figures["baselines"].axes[0]
+    np.testing.assert_allclose(drawn(axis, "tokencutseg (self-supervised)")[0][:, 0],
+                               table[table["method"] == "tokencutseg"]["mean"])
+    np.testing.assert_allclose(drawn(axis, "otsu")[0][:, 0], table[table["method"] == "otsu"]["mean"])
+    assert "0.800 to 0.900" in figures["baselines"].get_suptitle()
+
+
+def test_pipeline_shows_what_the_model_computes():
+    torch.manual_seed(0)
+    model, image = TokenCutSeg(configure("tiny")).eval(), torch.rand(3, 32, 32)
+    figure = ablations.pipeline(model, image)
+    shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    with torch.no_grad():
+        out = model(image[None])
+    assert len(shown) == 6
+    np.testing.assert_array_equal(shown[1].ravel(), out.tokens[0])
+    hidden = np.ma.getmaskarray(shown[2]).ravel()
+    assert 0 < hidden.sum() < hidden.size
+    np.testing.assert_array_equal(shown[2].ravel()[~hidden], out.tokens[0].numpy()[~hidden])
+    np.testing.assert_allclose(shown[4].ravel(), out.assignments[0, :, 1])
+    assert "32 × 32 pixels become 16 words" in figure.get_suptitle()
+    assert all(axis.get_title() for axis in figure.axes if axis.images)
+
+
+def test_principal_colours_follow_the_main_axis():
+    """Features on a line: the first channel is the place on it (up to its direction), the others carry nothing."""
+    place = torch.linspace(0, 1, 50)
+    colours = ablations.principal_colours(place[:, None] * torch.tensor([3.0, 4.0, 0.0, 0.0]))
+    assert colours.shape == (50, 3)
+    assert 0 <= colours.min() and colours.max() <= 1
+    assert abs(np.corrcoef(place, colours[:, 0])[0, 1]) > 0.99

@@ -1,0 +1,170 @@
+"""The grids of notebook 05 on a study that trains in seconds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tokencutseg.config import RECIPES, configure, known_keys
+from tokencutseg.evaluation.summaries import holm
+from tokencutseg.study import grids
+from tokencutseg.study.study import Study
+
+SMALL = {
+    "data.synthetic_train": 16, "data.synthetic_validation": 6, "data.synthetic_test": 6,
+    "data.synthetic_unlabelled": 8, "vqgan.perceptual": "none", "vqgan.images_per_epoch": 16, "vqgan.epochs": 2,
+    "masked_gpt.images_per_epoch": 16, "masked_gpt.batch_size": 16, "segmentation.images_per_epoch": 16,
+    "segmentation.batch_size": 16, "segmentation.learning_rate": 1e-2, "ablation.seeds": 2,
+    "ablation.deviations": ["segmentation.loss_input", "masked_gpt.pretraining", "segmentation.affinity"],
+}
+SCORE = {"definition", "measure", "n", "mean", "low", "high"}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return Study.open("tiny", overrides=SMALL, results=str(tmp_path_factory.mktemp("results")))
+
+
+@pytest.fixture(scope="module")
+def deviations(study):
+    return grids.deviations(study)
+
+
+def assert_scores(table):
+    assert set(table) >= SCORE
+    assert set(table["definition"]) == {"image_lesion"}
+    assert (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()
+    assert table["mean"].between(0, 1).all()
+
+
+@pytest.mark.parametrize(("first", "cut"), [("vqgan", (2, 3, 5)), ("masked_gpt", (10, 3, 5)),
+                                            ("segmentation", (10, 12, 5))])
+def test_shortened_cuts_the_first_stage_and_those_after_it(first, cut):
+    config = configure(overrides={"ablation.budget": 0.25, "vqgan.epochs": 10, "masked_gpt.epochs": 12,
+                                  "segmentation.epochs": 20})
+    short = grids.shortened(config, first)
+    assert (short.vqgan.epochs, short.masked_gpt.epochs, short.segmentation.epochs) == cut
+    assert short.override({f"{stage}.epochs": getattr(config, stage).epochs for stage in grids.CHAIN}) == config
+
+
+def test_shortened_leaves_one_epoch():
+    config = configure(overrides={"ablation.budget": 0.01})
+    assert grids.shortened(config).segmentation.epochs == 1
+
+
+def test_codebook_size(study):
+    table = grids.codebook_size(study)
+    assert_scores(table)
+    assert tuple(table["n_embed"]) == study.config.ablation.codebook_sizes
+    assert table["usage"].between(0, 1).all()
+    assert (table["perplexity"] >= 1).all() and (table["perplexity"] <= table["usage"] * table["n_embed"] + 1e-9).all()
+    assert table["psnr"].between(table["psnr_low"], table["psnr_high"]).all()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_stages_change_one_thing_per_row(recipe):
+    def flat(config, pretrained):
+        values = {f"{stage}.{key}": value for stage in grids.CHAIN for key, value in config.to_dict()[stage].items()}
+        return values | {"stage 2 goes before": pretrained and config.masked_gpt.pretraining == "separate"}
+
+    config = configure("tiny", recipe)
+    cells = [flat(cell, pretrained) for _, cell, pretrained in grids.stage_cells(config)]
+    changes = [{key for key in one if one[key] != two[key]} for one, two in zip(cells, cells[1:], strict=False)]
+    stage_2 = "segmentation.mlm_weight" if recipe != "revised" and config.masked_gpt.pretraining == "joint" else (
+        "stage 2 goes before")
+    assert changes == [{"masked_gpt.n_layer"}, {stage_2}, {"segmentation.use_deepcut"}]
+    assert cells[-1] == flat(grids.shortened(config), True)
+
+
+def test_stages(study):
+    table = grids.stages(study)
+    assert_scores(table)
+    assert list(table["stages"]) == ["tokenizer", "+ transformer", "+ masked pretraining", "+ graph module"]
+    np.testing.assert_allclose(table["change"][1:], table["mean"].diff()[1:], atol=1e-12)
+    assert table["change"][1:].between(table["change_low"][1:] - 1e-12, table["change_high"][1:] + 1e-12).all()
+    assert np.isnan(table["change"][0])
+
+
+def test_graph_radius(study):
+    table = grids.graph_radius(study)
+    assert_scores(table)
+    assert dict(zip(table["radius"], table["neighbours"], strict=True)) == {0.0: 0, 1.5: 8}
+
+
+def test_feature_quality(study):
+    table = grids.feature_quality(study)
+    assert list(zip(table["features"], table["head"], strict=True)) == [
+        (features, head) for features in ("colour", "untrained CNN", "tokenizer", "transformer")
+        for head in ("linear probe", "graph")]
+    assert (table["n"] == 6 * study.config.grid_size**2).all()
+    assert table[["iou", "balanced_accuracy"]].stack().between(0, 1).all()
+    assert table["iou"].between(table["iou_low"], table["iou_high"]).all()
+
+
+def test_label_efficiency(study):
+    table = grids.label_efficiency(study)
+    assert_scores(table)
+    assert list(zip(table["method"], table["fraction"], table["labels"], strict=True)) == [
+        ("tokencutseg", 0.25, 4), ("unet", 0.25, 4), ("tokencutseg", 1.0, 16), ("unet", 1.0, 16)]
+    assert (table["seeds"] == 2).all() and (table["n"] == 6).all()
+    np.testing.assert_allclose(table["mean"], (table["seed_low"] + table["seed_high"]) / 2)
+
+
+def test_fractions_of_one_seed_are_nested(study):
+    sets = [set(study.source.train(study.source.primary, fraction, 0).ids) for fraction in (0.25, 0.5, 1.0)]
+    assert [len(ids) for ids in sets] == [4, 8, 16]
+    assert sets[0] < sets[1] < sets[2]
+
+
+def test_deviations_turn_one_switch_each(study, deviations):
+    assert_scores(deviations.drop(columns=["low", "high"]).assign(low=0.0, high=1.0))
+    # affinity is set alike by both recipes, and so has no row
+    assert list(deviations["switch"]) == ["segmentation.loss_input", "masked_gpt.pretraining"]
+    assert list(deviations["setting"]) == ["logits", "separate"]
+    assert list(deviations["instead"]) == ["probabilities", "joint"]
+    assert list(deviations["also"]) == ["", "segmentation.mlm_weight = 1.0"]
+    np.testing.assert_allclose(deviations["difference"], deviations["mean"] - deviations["reference"], atol=1e-12)
+    np.testing.assert_allclose(deviations["p_holm"], holm(deviations["p"]))
+
+
+def test_the_unchanged_cell_of_deviations_is_the_shortened_study(study, deviations):
+    run = study.segmenter(config=grids.shortened(study.config))
+    assert deviations["reference"][0] == pytest.approx(grids.validation_score(study, run)["mean"])
+
+
+@pytest.mark.parametrize("switch", configure("small").ablation.deviations)
+def test_every_switch_of_the_large_presets_can_be_turned(switch):
+    for recipe in RECIPES:
+        base, changes = grids.deviation_cell(configure("small", recipe), switch)
+        assert base.override(changes) is not None
+        other = "revised" if recipe == "released" else "released"
+        assert changes[switch] == RECIPES[other][switch]
+
+
+def test_efficiency(study):
+    table = grids.efficiency(study)
+    assert list(table["method"]) == ["tokencutseg", "unet"]
+    assert (table.drop(columns="method") > 0).all(axis=None)
+
+
+def test_baselines(study):
+    table = grids.baselines(study)
+    assert list(dict.fromkeys(table["method"])) == ["tokencutseg", "otsu", "unet"]
+    assert (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()
+    facts = table.drop_duplicates("method").set_index("method")
+    assert facts.loc["otsu", ["weights", "images_seen", "seconds"]].tolist() == ["none", 0, 0.0]
+    assert facts["images_seen"]["tokencutseg"] == facts["images_seen"]["unet"] == study.segmenter().metrics[
+        "images_seen"]
+    assert facts["pretraining_seconds"]["tokencutseg"] == pytest.approx(
+        study.tokenizer().metrics["seconds"] + study.transformer().metrics["seconds"])
+
+
+def test_recipe_table_is_the_recipes():
+    table = grids.recipe_table()
+    assert list(table.columns) == ["switch", "released", "described", "revised", "reason"]
+    assert set(table["switch"]) <= set(known_keys())
+    for recipe, values in RECIPES.items():
+        assert dict(zip(table["switch"], table[recipe], strict=True)) == values
+    reasons = table.set_index("switch")["reason"]
+    assert reasons["vqgan.clamped_reconstruction"].startswith("Released: |x − x̂| is cut at 1")
+    json.dumps(table.to_dict("records"))

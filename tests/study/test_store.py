@@ -1,0 +1,90 @@
+import json
+import multiprocessing
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from tokencutseg.config import configure
+from tokencutseg.study.store import RunSpec, RunStore
+
+
+def spec(**changes):
+    values = {"stage": "vqgan", "config": configure("tiny"), "covers": {"n": 1}, "inputs": {"train": "abc"}} | changes
+    return RunSpec(**values)
+
+
+def test_a_done_run_is_not_trained_again(tmp_path):
+    calls = []
+
+    def train(folder):
+        calls.append(folder)
+        return {"weight": torch.ones(2)}, {"steps": 3}
+
+    store = RunStore(tmp_path)
+    run = store.get_or_train(spec(), train)
+    assert store.get_or_train(spec(), train).id == run.id and len(calls) == 1
+    assert {p.name for p in run.folder.iterdir()} >= {"config.json", "environment.json", "metrics.json",
+                                                     "model.safetensors"}
+    assert run.metrics["steps"] == 3 and run.config == configure("tiny")
+    assert json.loads((run.folder / "environment.json").read_text())["packages"]["torch"] in torch.__version__
+
+
+def test_a_broken_run_is_not_done(tmp_path):
+    def fail(folder):
+        (folder / "last.ckpt").write_text("half way")
+        raise RuntimeError("lost")
+
+    store = RunStore(tmp_path)
+    with pytest.raises(RuntimeError, match="lost"):
+        store.get_or_train(spec(), fail)
+    seen = []
+    store.get_or_train(spec(), lambda folder: (seen.append((folder / "last.ckpt").read_text()),
+                                               ({"w": torch.zeros(1)}, {}))[1])
+    assert seen == ["half way"]
+
+
+def test_whatever_decides_the_outcome_decides_the_name():
+    ids = [s.id for s in (spec(), spec(covers={"n": 2}), spec(inputs={"train": "abd"}), spec(stage="masked_gpt"),
+                          spec(stage="baseline", name="unet"))]
+    assert len(set(ids)) == len(ids)
+    assert spec().id == spec(config=configure("quick")).id  # what is not covered does not matter
+    assert ids[0].startswith("vqgan-") and ids[-1].startswith("unet-")
+
+
+def slow(folder):
+    with (folder / "calls").open("a") as calls:
+        calls.write("x")
+    time.sleep(1)
+    return {"w": torch.zeros(1)}, {}
+
+
+def ask(path):
+    RunStore(path).get_or_train(spec(), slow)
+
+
+def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=ask, args=(tmp_path,)) for _ in range(2)]
+    for p in processes:
+        p.start()
+    for p in processes:
+        p.join()
+    assert [p.exitcode for p in processes] == [0, 0]
+    assert (tmp_path / spec().id / "calls").read_text() == "x"
+
+
+def test_records_are_scored_once_per_split(tmp_path):
+    run = RunStore(tmp_path).get_or_train(spec(), lambda folder: ({"w": torch.zeros(1)}, {}))
+    calls = []
+
+    def score():
+        calls.append(1)
+        return pd.DataFrame({"id": ["0012", "0013"], "iou": [0.5, 1.0]})
+
+    first = run.records("isic2017", "test", score)
+    again = run.records("isic2017", "test", score)
+    run.records("isic2017", "validation", score)
+    assert len(calls) == 2 and again["id"].tolist() == ["0012", "0013"] == first["id"].tolist()
+    assert len(pd.read_csv(run.folder / "per_image.csv")) == 4

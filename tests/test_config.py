@@ -1,0 +1,97 @@
+import dataclasses
+import typing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokencutseg.config import PRESETS, RECIPES, STAGES, Config, ConfigError, configure, known_keys
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_dictionary_round_trip(preset, recipe):
+    config = configure(preset, recipe, seed=3)
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_presets_and_recipes_touch_different_fields():
+    sizes, switches = set().union(*PRESETS.values()), set().union(*RECIPES.values())
+    assert not sizes & switches
+    assert sizes | switches <= set(known_keys())
+
+
+def test_recipes_are_columns_of_one_table():
+    assert len({frozenset(recipe) for recipe in RECIPES.values()}) == 1
+
+
+def test_full_has_the_sizes_of_the_authors_readme():
+    config = configure("full", "released")
+    assert (config.data.image_size, config.grid_size) == (224, 56)
+    assert (config.vqgan.hidden_channels, config.vqgan.n_res_blocks, config.vqgan.embed_dim) == (128, 2, 256)
+    assert (config.vqgan.disc_start, config.vqgan.disc_weight, config.vqgan.perceptual_weight) == (10_000, 0.5, 0.8)
+    assert (config.vqgan.batch_size, config.vqgan.learning_rate, config.vqgan.epochs) == (4, 1e-4, 100)
+    assert (config.masked_gpt.n_layer, config.masked_gpt.n_head, config.masked_gpt.n_embd) == (12, 4, 256)
+    segmentation = config.segmentation
+    assert (segmentation.batch_size, segmentation.learning_rate, segmentation.epochs) == (1, 1e-4, 200)
+    assert segmentation.use_deepcut and segmentation.deepcut_loss_weight == 0.2
+
+
+@pytest.mark.parametrize(("name", "text", "value"), [
+    ("vqgan.n_embed", "128", 128),
+    ("vqgan.learning_rate", "1e-3", 1e-3),
+    ("vqgan.images_per_epoch", "none", None),
+    ("vqgan.restart_dead_codes", "False", False),
+    ("segmentation.affinity", "feature", "feature"),
+    ("ablation.graph_radii", "0,1.5", (0.0, 1.5)),
+    ("ablation.baselines", "otsu", ("otsu",)),
+])
+def test_text_is_read_as_the_fields_type(name, text, value):
+    stage, key = name.split(".")
+    assert getattr(getattr(configure(overrides={name: text}), stage), key) == value
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    ({"vqgan.n_embd": 3}, ["n_embd", "Did you mean", "vqgan.n_embed", "segmentation.affinity"]),
+    ({"nonsense": 3}, ["nonsense", "Known"]),
+    ({"vqgan.n_embed": "many"}, ["vqgan.n_embed", "int", "many"]),
+    ({"vqgan.n_embed": True}, ["vqgan.n_embed", "int"]),
+    ({"vqgan.n_embed": 2.5}, ["vqgan.n_embed", "int"]),
+    ({"vqgan.learning_rate": "nan"}, ["vqgan.learning_rate", "float"]),
+    ({"vqgan.restart_dead_codes": "maybe"}, ["true or false"]),
+    ({"segmentation.affinity": "colour"}, ["position", "feature", "colour"]),
+    ({"ablation.graph_radii": 3}, ["ablation.graph_radii", "list"]),
+    ({"data.image_size": 97}, ["image_size", "multiple", "97"]),
+    ({"masked_gpt.n_head": 3}, ["n_embd", "multiple", "3"]),
+    ({"data.label_fraction": 0}, ["label_fraction", "(0, 1]"]),
+    ({"masked_gpt.mask_ratio": 1.0}, ["mask_ratio"]),
+    ({"segmentation.batch_size": 0}, ["segmentation.batch_size", "positive"]),
+])
+def test_what_cannot_be_used_is_named(overrides, words):
+    with pytest.raises(ConfigError) as error:
+        configure(overrides=overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [("preset", {"preset": "huge"}), ("recipe", {"recipe": "stew"})])
+def test_unknown_preset_or_recipe_lists_the_known(kind, arguments):
+    with pytest.raises(ConfigError, match=f"unknown {kind} .*Known: "):
+        configure(**arguments)
+
+
+@given(st.sampled_from(known_keys()), st.text(max_size=8))
+def test_any_text_is_taken_or_refused_in_words(name, text):
+    try:
+        config = configure(overrides={name: text})
+    except ConfigError as error:
+        assert str(error)
+    else:
+        assert Config.from_dict(config.to_dict()) == config
+
+
+def test_every_field_is_of_a_type_that_json_knows():
+    for cls in STAGES.values():
+        hints = typing.get_type_hints(cls)
+        for f in dataclasses.fields(cls):
+            assert hints[f.name] in (int, float, bool) or typing.get_origin(hints[f.name]) is not None

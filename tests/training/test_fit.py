@@ -1,0 +1,115 @@
+"""Trainings of a few steps: they resume exactly, keep frozen parts frozen, and choose on validation."""
+
+import pandas as pd
+import pytest
+import torch
+
+from tokencutseg.config import configure
+from tokencutseg.data.source import open_source
+from tokencutseg.model.saved import build
+from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.training.batches import Batches, InOrder
+from tokencutseg.training.fit import fit
+from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
+
+
+class Interrupted(Exception):
+    """Stands for a lost machine."""
+
+
+def made(stage, recipe="revised", **overrides):
+    """A module of a stage and its data, from the configuration alone."""
+    config = configure("tiny", recipe, overrides={"vqgan.perceptual": "none"} | overrides)
+    source = open_source("", config)
+    torch.manual_seed(0)
+    if stage == "vqgan":
+        module = VQGANModule(config)
+    elif stage == "baseline":
+        module = SegmenterModule(config, build("baseline", config, "unet"))
+    else:
+        module = (MaskedGPTModule if stage == "masked_gpt" else TokenCutSegModule)(config, TokenCutSeg(config))
+    section = getattr(config, "segmentation" if stage == "baseline" else stage)
+    batches = Batches(source.load("site_a", "train"), 8, 16, config.seed)
+    return module, batches, InOrder(source.load("site_a", "validation"), 4), section
+
+
+def train(stage, folder, epochs=3, fail_at=None, **overrides):
+    module, batches, validation, _ = made(stage, **overrides)
+    if fail_at is not None:
+        ordinary = module.on_train_epoch_start
+
+        def start():
+            if module.current_epoch == fail_at:
+                raise Interrupted
+            ordinary()
+
+        module.on_train_epoch_start = start
+    state, facts = fit(module, batches, validation, epochs, folder, stage)
+    return module, state, facts
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "masked_gpt", "segmentation"])
+def test_a_broken_training_resumes_to_the_same_weights(tmp_path, stage):
+    whole, state, facts = train(stage, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(stage, tmp_path / "broken", fail_at=2)
+    resumed, resumed_state, resumed_facts = train(stage, tmp_path / "broken")
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    histories = [pd.read_csv(tmp_path / kind / "history.csv").drop(columns="seconds") for kind in ("whole", "broken")]
+    pd.testing.assert_frame_equal(*histories)
+    assert histories[0]["epoch"].tolist() == [1, 2, 3] and histories[0]["images"].tolist() == [16, 32, 48]
+    assert {**facts, "seconds": 0} == {**resumed_facts, "seconds": 0} and facts["steps"] == 6
+    assert (state is None) == (resumed_state is None) == (stage != "segmentation")
+
+
+@pytest.mark.parametrize("recipe", ["released", "described", "revised"])
+@pytest.mark.parametrize("stage", ["masked_gpt", "segmentation"])
+def test_tokenizer_and_codebook_stay_bit_identical(tmp_path, stage, recipe):
+    reference = made(stage, recipe)[0].model.vqgan.state_dict()
+    module, _, _ = train(stage, tmp_path, epochs=1, recipe=recipe)
+    for name, value in module.model.vqgan.state_dict().items():
+        assert torch.equal(value, reference[name]), name
+    changed = made(stage, recipe)[0].model.masked_gpt.state_dict()
+    assert any(not torch.equal(v, changed[n]) for n, v in module.model.masked_gpt.state_dict().items())
+
+
+def test_only_the_transformer_learns_in_stage_2(tmp_path):
+    reference = {n: v.clone() for n, v in made("masked_gpt")[0].model.head.state_dict().items()}
+    module, _, _ = train("masked_gpt", tmp_path, epochs=1)
+    assert all(torch.equal(v, reference[n]) for n, v in module.model.head.state_dict().items())
+
+
+def test_best_epoch_is_chosen_on_validation(tmp_path):
+    _, state, facts = train("baseline", tmp_path)
+    history = pd.read_csv(tmp_path / "history.csv")
+    best = history["validation_image_lesion_iou"]
+    assert facts["best_score"] == pytest.approx(best.max()) and facts["best_epoch"] == best.idxmax() + 1
+    assert set(state) == set(build("baseline", configure("tiny"), "unet").state_dict())
+
+
+def test_the_discriminator_waits_for_its_start(tmp_path):
+    late, _, _ = train("vqgan", tmp_path / "late", **{"vqgan.disc_start": 100})
+    fresh = made("vqgan")[0]
+    assert all(torch.equal(a, b) for a, b in zip(late.discriminator.parameters(), fresh.discriminator.parameters(),
+                                                 strict=True))
+    soon, _, _ = train("vqgan", tmp_path / "soon")
+    assert any(not torch.equal(a, b) for a, b in zip(soon.discriminator.parameters(), fresh.discriminator.parameters(),
+                                                     strict=True))
+    assert int(soon.step) == 6
+
+
+@pytest.mark.parametrize("recipe", ["released", "revised"])
+def test_learning_rate_schedules(tmp_path, recipe):
+    train("vqgan", tmp_path / "vqgan", recipe=recipe)
+    rates = pd.read_csv(tmp_path / "vqgan" / "history.csv")["learning_rate"]
+    assert (rates.nunique() == 1) == (recipe == "released")  # created there, but never stepped
+    train("segmentation", tmp_path / "segmentation", recipe=recipe)
+    rates = pd.read_csv(tmp_path / "segmentation" / "history.csv")["learning_rate"]
+    assert rates.is_monotonic_decreasing and rates.iloc[-1] < rates.iloc[0]
+
+
+def test_joint_training_teaches_the_vocabulary_head(tmp_path):
+    train("segmentation", tmp_path, epochs=1, recipe="released")
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert {"train_masked_tokens", "train_deepcut", "train_cross_entropy", "train_dice"} <= set(history)
