@@ -55,12 +55,12 @@ class VQGANConfig:
     """Filters in the first layer of the PatchGAN discriminator."""
     perceptual_size: int = 48
     """Side at which the perceptual term compares images, in pixels (224 in the released code)."""
-    perceptual_every: int = 4
+    perceptual_every: int = 8
     """Compute the perceptual term on every n-th step only, n times as heavy (lazy regularisation, StyleGAN2)."""
-    disc_start: int = 300
+    disc_start: int = 120
     """Own training step, counted in batches, from which the discriminator takes part."""
-    epochs: int = 8
-    images_per_epoch: int | None = 800
+    epochs: int = 6
+    images_per_epoch: int | None = 480
     """Images drawn per epoch; None for each image of the pool once."""
     # switches (recipe)
     n_stages: int = 3
@@ -98,12 +98,12 @@ class MaskedGPTConfig:
     """Stage 2, the bidirectional masked-token transformer."""
 
     # sizes and budget (preset)
-    n_layer: int = 4
+    n_layer: int = 3
     n_head: int = 4
     n_embd: int = 128
     """Width of the transformer."""
-    epochs: int = 8
-    images_per_epoch: int | None = 800
+    epochs: int = 6
+    images_per_epoch: int | None = 640
     # switches (recipe)
     dropout: float = 0.0
     inputs: Literal["tokens", "tokens_and_vectors"] = "tokens_and_vectors"
@@ -129,7 +129,7 @@ class SegmentationConfig:
     """Stage 3, the supervised graph module."""
 
     # budget (preset)
-    epochs: int = 10
+    epochs: int = 8
     images_per_epoch: int | None = 400
     # switches (recipe)
     use_deepcut: bool = True
@@ -184,11 +184,11 @@ class EvaluationConfig:
 class AblationConfig:
     """The grids of notebook 05; each cell is a run of its own. Budgets are those of the main stages times `budget`."""
 
-    budget: float = 0.3
+    budget: float = 0.25
     codebook_sizes: tuple[int, ...] = (16, 64)
-    graph_radii: tuple[float, ...] = (0.0, 1.0, 2.6)
+    graph_radii: tuple[float, ...] = (0.0, 2.6)
     """In cells of the token grid."""
-    label_fractions: tuple[float, ...] = (0.05, 0.25, 1.0)
+    label_fractions: tuple[float, ...] = (0.05, 1.0)
     deviations: tuple[str, ...] = (
         "segmentation.loss_input",
         "segmentation.upsampling",
@@ -341,7 +341,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data.synthetic_unlabelled": 2000,
         "vqgan.hidden_channels": 32, "vqgan.norm_groups": 16, "vqgan.embed_dim": 64, "vqgan.n_embed": 256,
         "vqgan.disc_channels": 32,
-        "vqgan.perceptual_size": 64, "vqgan.disc_start": 2000, "vqgan.epochs": 10, "vqgan.images_per_epoch": 2000,
+        "vqgan.perceptual_size": 64, "vqgan.perceptual_every": 4,
+        "vqgan.disc_start": 2000, "vqgan.epochs": 10, "vqgan.images_per_epoch": 2000,
         "masked_gpt.n_layer": 6, "masked_gpt.n_embd": 192,
         "masked_gpt.epochs": 10, "masked_gpt.images_per_epoch": 2000,
         "segmentation.epochs": 16, "segmentation.images_per_epoch": None,

@@ -138,7 +138,7 @@ def test_deviations_are_ordered_and_coloured_by_sign(figures):
     np.testing.assert_allclose(axis.collections[1].get_offsets()[:, 0], [-0.05, 0.01])
     np.testing.assert_allclose(heights(axis.collections[0]), [[-0.07, -0.02], [-0.01, 0.03]])
     assert "16 → 1" in axis.get_yticklabels()[0].get_text()
-    assert figures["deviations"].get_suptitle().startswith("1 of 2 switches moves")
+    assert figures["deviations"].get_suptitle().startswith("1 of 2 switches of the revised recipe moves")
     assert ablations._signs([0.1, -0.2, -0.1], [0.2, -0.1, 0.1]) == [BLUE, RED, GREY]
 
 
@@ -181,5 +181,5 @@ def test_principal_colours_follow_the_main_axis():
     place = torch.linspace(0, 1, 50)
     colours = ablations.principal_colours(place[:, None] * torch.tensor([3.0, 4.0, 0.0, 0.0]))
     assert colours.shape == (50, 3)
-    assert 0 <= colours.min() and colours.max() <= 1
+    assert colours.min() >= 0 and colours.max() <= 1
     assert abs(np.corrcoef(place, colours[:, 0])[0, 1]) > 0.99

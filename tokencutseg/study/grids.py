@@ -141,13 +141,15 @@ def feature_quality(study: Study) -> pd.DataFrame:
 def label_efficiency(study: Study) -> pd.DataFrame:
     """Test scores by share of labels: our method (self-supervised stages on all images) and a U-Net.
 
-    One row per method and share. The interval is over images, with an image's scores under all seeds drawn together;
-    `seed_low` and `seed_high` are the means of the worst and the best seed.
+    Every share trains for the same number of steps. One row per method and share. The interval is over images, with an
+    image's scores under all seeds drawn together; `seed_low` and `seed_high` are the means of the worst and best seed.
     """
     rows, primary = [], study.source.primary
     draws, ablation, first = study.config.evaluation.bootstrap_draws, study.config.ablation, study.config.seed
+    per_epoch = study.config.segmentation.images_per_epoch or len(study.source.load(primary, "train"))
     for fraction in ablation.label_fractions:
-        config = shortened(study.config).override({"data.label_fraction": fraction})
+        config = shortened(study.config).override({"data.label_fraction": fraction,
+                                                   "segmentation.images_per_epoch": per_epoch})
         for method in ("tokencutseg", "unet"):
             runs = [segment_with(study, method, config, seed) for seed in range(first, first + ablation.seeds)]
             scored = [study.records(run, primary, "test") for run in runs]

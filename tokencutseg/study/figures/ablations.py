@@ -134,8 +134,8 @@ def deviations(table: pd.DataFrame) -> Figure:
     """What turning one switch does to the score: paired differences around zero; `table` from `grids`."""
     signs = _signs(table["low"], table["high"])
     clear = sum(sign != GREY for sign in signs)
-    title = (f"{clear} of {len(table)} switches move{'s' if clear == 1 else ''} the score of the "
-             f"{table['recipe'].iloc[0]} recipe beyond doubt (interval without 0)")
+    title = (f"{clear} of {len(table)} switches of the {table['recipe'].iloc[0]} recipe "
+             f"move{'s' if clear == 1 else ''} the score (interval without 0)")
     figure, axes = canvas(1, 1, 1.1 + 0.36 * len(table), title=title)
     rows = table.sort_values("difference")
     names = [f"{row.switch}\n{_value(row.setting)} → {_value(row.instead)}" for row in rows.itertuples()]
@@ -200,8 +200,7 @@ def pipeline(model: TokenCutSeg, image: Tensor, seed: int = 0) -> Figure:
     seen = words[0].float().masked_fill(hidden, torch.nan)
     figure, axes = canvas(2, 6, 2.35, title=f"{size} × {size} pixels become {H * W} words, and the words a mask",
                           width_ratios=[0.34, 1] * 3)
-    colours = {"cmap": code_colours(n_embed), "vmin": 0, "vmax": n_embed - 1}
-    colours["cmap"].set_bad("#DDDDDD")
+    colours = {"cmap": code_colours(n_embed).with_extremes(bad="#DDDDDD"), "vmin": 0, "vmax": n_embed - 1}
     axes[0, 0].set_axis_off()
     picture(axes[0, 1], image, f"image\n3 × {size} × {size}")
     _arrow(axes[0, 2], "tokenizer")
