@@ -45,6 +45,11 @@ def test_every_baseline_runs_and_learns_at_any_size(name):
     assert all(p.grad is not None for p in network.network.parameters() if p.requires_grad)
 
 
+def test_a_single_small_image_can_be_learned_from():
+    network = build_baseline("unet", pretrained=False).train()
+    assert network(torch.rand(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+
+
 def test_padding_keeps_pixels_in_place_and_normalisation_is_imagenets(monkeypatch):
     seen = []
 

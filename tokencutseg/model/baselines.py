@@ -64,8 +64,9 @@ class Baseline(nn.Module):
     """A network in the study's terms: RGB in [0, 1] (B, 3, S, S) of any size → logits (B, 2, S, S), 1 is lesion.
 
     Normalisation (ImageNet's mean and standard deviation) belongs to the module. Sides that `STRIDE` does not divide
-    are padded by repeating the edge, equally on both sides, and the logits are cropped. `weights` names what the
-    encoder started from, "imagenet" or "scratch".
+    are padded by repeating the edge, equally on both sides, and the logits are cropped; so are sides below 2·`STRIDE`,
+    for BatchNorm cannot learn from one image whose deepest map is one cell. `weights` names what the encoder started
+    from, "imagenet" or "scratch".
     """
 
     def __init__(self, network: nn.Module, weights: str) -> None:
@@ -77,7 +78,7 @@ class Baseline(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         H, W = images.shape[-2:]
-        h, w = -H % STRIDE, -W % STRIDE
+        h, w = (max(-side % STRIDE, 2 * STRIDE - side) for side in (H, W))
         top, left = h // 2, w // 2
         padded = F.pad((images - self.mean) / self.std, (left, w - left, top, h - top), mode="replicate")
         return self.network(padded)[..., top:top + H, left:left + W]

@@ -102,8 +102,9 @@ class EMAQuantizer(nn.Module):
     """
 
     DECAY, EPS = 0.99, 1e-5
-    DEAD = 0.05
-    """A code is dead when its EMA count falls under this share of the mean count."""
+    DEAD = 0.1
+    """A code is dead when its EMA count falls under this share of the mean count; it starts anew with twice that much,
+    so that it has some 70 updates to prove itself."""
 
     def __init__(self, n_embed: int, embed_dim: int, commitment: float = 0.25, start: str = "data",
                  restart_dead: bool = True) -> None:
@@ -158,8 +159,9 @@ class EMAQuantizer(nn.Module):
             mean = self.cluster_size.mean()
             dead = (self.cluster_size < self.DEAD * mean)[:, None]  # (K, 1)
             fresh = flat[_draw(len(flat), self.n_embed, flat.device)]
-            self.cluster_size.copy_(torch.where(dead[:, 0], mean, self.cluster_size))
-            self.embedding_avg.copy_(torch.where(dead, fresh * mean, self.embedding_avg))
+            count = 2 * self.DEAD * mean
+            self.cluster_size.copy_(torch.where(dead[:, 0], count, self.cluster_size))
+            self.embedding_avg.copy_(torch.where(dead, fresh * count, self.embedding_avg))
         n = self.cluster_size.sum()
         smoothed = (self.cluster_size + self.EPS) / (n + self.n_embed * self.EPS) * n
         self.embedding.weight.copy_(self.embedding_avg / smoothed[:, None])

@@ -88,7 +88,7 @@ def vqgan_curves(history: pd.DataFrame, n_embed: int) -> Figure:
     codes.legend(fontsize=7.5, loc="lower right")
     for axis in row:
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
@@ -129,7 +129,7 @@ def codebook_usage(table: pd.DataFrame) -> Figure:
     shares.axhline(1 / len(table), color=GREY, ls="--", lw=1, label="an even codebook, 1/K")
     shares.set(title="use of each code", xlabel="code, by rank of use", ylabel="share of all words",
                xlim=(0.3, len(table) + 0.7))
-    shares.xaxis.set_major_locator(MaxNLocator(integer=True))
+    shares.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     shares.yaxis.set_major_formatter(PercentFormatter(1))
     shares.legend(fontsize=7.5)
     edges = np.linspace(0, 1, 11)

@@ -96,7 +96,7 @@ def masked_gpt_curves(history: pd.DataFrame, prediction: pd.DataFrame, n_embed: 
         row[1].legend(fontsize=7.5, loc="lower right")
     for axis in row[:-1]:
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for pattern, part in prediction.groupby("pattern", sort=False):
         name, colour, marker = PATTERNS[pattern]
         by_ratio.plot(part["mask_ratio"], part["accuracy"], marker, ls="-", ms=3.5, color=colour, label=name)
