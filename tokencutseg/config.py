@@ -130,7 +130,8 @@ class SegmentationConfig:
 
     # budget (preset)
     epochs: int = 8
-    images_per_epoch: int | None = 400
+    images_per_epoch: int | None = None
+    """Images drawn per epoch; None for each training image once."""
     # switches (recipe)
     use_deepcut: bool = True
     """False replaces the graph module by a linear layer on the same features."""
@@ -182,9 +183,12 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """The grids of notebook 05; each cell is a run of its own. Budgets are those of the main stages times `budget`."""
+    """The grids of notebook 05; each cell is a run of its own, with less training than the main stages."""
 
     budget: float = 0.25
+    """Epochs of a cell, as a share of the main stages'."""
+    images_per_epoch: int = 400
+    """Images that a cell's supervised stage draws per epoch, however many labels it has."""
     codebook_sizes: tuple[int, ...] = (16, 64)
     graph_radii: tuple[float, ...] = (0.0, 2.6)
     """In cells of the token grid."""
@@ -327,9 +331,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vqgan.epochs": 2, "vqgan.images_per_epoch": 32,
         "masked_gpt.n_layer": 2, "masked_gpt.n_head": 2, "masked_gpt.n_embd": 16,
         "masked_gpt.epochs": 2, "masked_gpt.images_per_epoch": 32,
-        "segmentation.epochs": 2, "segmentation.images_per_epoch": 24,
+        "segmentation.epochs": 2,
         "evaluation.bootstrap_draws": 200, "evaluation.lpips_images": 4,
-        "ablation.budget": 0.5, "ablation.codebook_sizes": [8, 16], "ablation.graph_radii": [0.0, 1.5],
+        "ablation.budget": 0.5, "ablation.images_per_epoch": 24,
+        "ablation.codebook_sizes": [8, 16], "ablation.graph_radii": [0.0, 1.5],
         "ablation.label_fractions": [0.25, 1.0], "ablation.deviations": ["segmentation.loss_input"],
     },
     # the default: two CPU cores, minutes, synthetic lesions
@@ -345,7 +350,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vqgan.disc_start": 2000, "vqgan.epochs": 10, "vqgan.images_per_epoch": 2000,
         "masked_gpt.n_layer": 6, "masked_gpt.n_embd": 192,
         "masked_gpt.epochs": 10, "masked_gpt.images_per_epoch": 2000,
-        "segmentation.epochs": 16, "segmentation.images_per_epoch": None,
+        "segmentation.epochs": 16, "ablation.images_per_epoch": 2000,
         "evaluation.lpips_images": 200,
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
@@ -370,7 +375,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vqgan.disc_start": 10_000, "vqgan.epochs": 100, "vqgan.images_per_epoch": None,
         "masked_gpt.n_layer": 12, "masked_gpt.n_head": 4, "masked_gpt.n_embd": 256,
         "masked_gpt.epochs": 100, "masked_gpt.images_per_epoch": None,
-        "segmentation.epochs": 200, "segmentation.images_per_epoch": None,
+        "segmentation.epochs": 200, "ablation.images_per_epoch": 2000,
         "evaluation.lpips_images": 600,
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,

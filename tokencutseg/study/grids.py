@@ -33,10 +33,12 @@ TOGETHER = {"masked_gpt.pretraining": ("segmentation.mlm_weight",)}
 
 
 def shortened(config: Config, first_stage: str = "segmentation") -> Config:
-    """`config` with the epochs of `first_stage` and of the stages after it times `ablation.budget`, at least one."""
+    """`config` with the epochs of `first_stage` and of the stages after it times `ablation.budget`, at least one, and
+    with `ablation.images_per_epoch` in the supervised stage."""
     stages = CHAIN[CHAIN.index(first_stage):]
-    return config.override({f"{stage}.epochs": max(1, round(config.ablation.budget * getattr(config, stage).epochs))
-                            for stage in stages})
+    epochs = {f"{stage}.epochs": max(1, round(config.ablation.budget * getattr(config, stage).epochs))
+              for stage in stages}
+    return config.override(epochs | {"segmentation.images_per_epoch": config.ablation.images_per_epoch})
 
 
 def validation_score(study: Study, run: Run) -> dict[str, Any]:
@@ -213,14 +215,14 @@ def efficiency(study: Study) -> pd.DataFrame:
 
 
 def baselines(study: Study) -> pd.DataFrame:
-    """Test scores of the baselines under the main study's budget, beside our method.
+    """Test scores of the baselines and of our method under one budget, that of all cells of this notebook.
 
     Columns method, weights, definition, measure, n, mean, low, high, images_seen (in supervised training),
     seconds (of that training) and pretraining_seconds (of the stages before it).
     """
-    primary, parts = study.source.primary, []
+    primary, parts, config = study.source.primary, [], shortened(study.config)
     for name in ("tokencutseg", *study.config.ablation.baselines):
-        run = None if name == "otsu" else study.segmenter() if name == "tokencutseg" else study.baseline(name)
+        run = None if name == "otsu" else segment_with(study, name, config, config.seed)
         records = study.otsu_records(primary, "test") if run is None else study.records(run, primary, "test")
         about = {} if run is None else run.metrics
         table = summary_table(records, ["method"], draws=study.config.evaluation.bootstrap_draws,
@@ -234,7 +236,8 @@ def baselines(study: Study) -> pd.DataFrame:
 def _pretraining(study: Study) -> float:
     """Seconds that the stages before the supervised one took."""
     before = {run.id: run.metrics["seconds"] for run in (study.tokenizer(), study.transformer())}
-    return sum(seconds for run, seconds in before.items() if run != study.segmenter().id)
+    joint = study.config.masked_gpt.pretraining == "joint"
+    return sum(seconds for run, seconds in before.items() if not (joint and run == study.transformer().id))
 
 
 def recipe_table() -> pd.DataFrame:

@@ -1,0 +1,37 @@
+import re
+import shlex
+
+import pandas as pd
+
+from tokencutseg.cli import main
+from tokencutseg.study.outputs import OUTPUTS
+from tokencutseg.study.readme import REFERENCE, with_results
+from tokencutseg.study.runner import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_result_comes_from_a_committed_table():
+    assert with_results(README) == README
+    for path in REFERENCE.glob("*/tables/main_results.csv"):
+        table = pd.read_csv(path)
+        score = table[(table["definition"] == "image_lesion") & (table["measure"] == "iou")]["mean"].dropna()
+        assert len(score) and all(f"{value:.3f} [" in README for value in score)
+
+
+def test_every_output_is_listed():
+    for name, outputs in OUTPUTS.items():
+        (row,) = (line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+        assert all(f"`{table}`" in row for table in outputs.tables)
+
+
+def test_the_commands_are_understood(tmp_path, capsys):
+    """Every ./run_all.sh line of the README, as a dry run."""
+    lines = re.findall(r"^\./run_all\.sh(.*?)(?:#.*)?$", README, re.MULTILINE)
+    assert len(lines) >= 5
+    for arguments in lines:
+        words = [word for word in shlex.split(arguments) if word != "--dry-run"]
+        if "--data" in words:
+            continue  # needs downloaded images
+        assert main(["run", *words, "--dry-run", "--results", str(tmp_path)]) == 0, arguments
+    assert "site_a" in capsys.readouterr().out
