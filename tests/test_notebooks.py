@@ -75,8 +75,18 @@ def test_the_main_table_has_every_row_and_column(study):
     assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).all()
 
 
+def modified(study, pattern):
+    return {path: path.stat().st_mtime_ns for path in study.glob(pattern)}
+
+
+def test_a_second_call_leaves_everything_as_it_is(study):
+    before = modified(study, "notebooks/*.html") | modified(study, "runs/*/metrics.json")
+    assert len(before) >= 15
+    assert main(["run", "--preset", "tiny", "--results", str(study.parent)]) == 0
+    assert modified(study, "notebooks/*.html") | modified(study, "runs/*/metrics.json") == before
+
+
 def test_a_second_execution_trains_nothing(study):
-    before = {path: path.stat().st_mtime_ns for path in study.glob("runs/*/metrics.json")}
-    assert len(before) >= 10
-    assert main(["run", "--preset", "tiny", "--results", str(study.parent), "--only", "03"]) == 0
-    assert {path: path.stat().st_mtime_ns for path in study.glob("runs/*/metrics.json")} == before
+    before, pages = modified(study, "runs/*/metrics.json"), modified(study, "notebooks/03*.html")
+    assert main(["run", "--preset", "tiny", "--results", str(study.parent), "--only", "03", "--again"]) == 0
+    assert modified(study, "runs/*/metrics.json") == before and modified(study, "notebooks/03*.html") != pages

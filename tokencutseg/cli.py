@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--timeout", type=_positive, metavar="SECONDS",
                      help="most time that one notebook cell may take (default: a week)")
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="other notebooks than the checkout's own")
+    run.add_argument("--again", action="store_true", help="execute notebooks again that are done and unchanged")
     run.add_argument("--dry-run", action="store_true", help="show what would be run, and start nothing")
 
     fetch = command("fetch", _fetch, "Download official datasets; a download that broke off goes on where it stopped.")
@@ -128,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         outcomes = runner.run_study(notebooks, parameters, study, jobs=arguments.jobs,
-                                    timeout=arguments.timeout or runner.CELL_TIMEOUT)
+                                    timeout=arguments.timeout or runner.CELL_TIMEOUT, again=arguments.again)
     finally:
         signal.signal(signal.SIGTERM, before)
     index = write_index(study, runner.find_notebooks(folder))

@@ -80,3 +80,12 @@ def test_label_efficiency_compares_at_the_fewest_labels_under_every_seed(ours, e
     assert found["verdict"] == expected
     assert found["reason"].startswith("at 5% of the labels")
     assert found["measured"] == pytest.approx(sum(ours) / len(ours))
+
+
+def test_a_demonstration_gives_no_verdict():
+    found = pd.DataFrame([row("isic2017", "isic2017", "pooled_two_class", "iou", 0.82)])
+    assert verdict(claims(found, preset="small"), "mIoU isic2017 → isic2017")["verdict"] == "supported"
+    shown = claims(found, preset="quick")
+    assert set(shown["verdict"]) == {"not testable here"}
+    cell = verdict(shown, "mIoU isic2017 → isic2017")
+    assert cell["measured"] == 0.82 and cell["reason"].startswith("preset quick is a demonstration; ")

@@ -15,7 +15,8 @@ SMALL = {
     "data.synthetic_train": 16, "data.synthetic_validation": 6, "data.synthetic_test": 6,
     "data.synthetic_unlabelled": 8, "vqgan.perceptual": "none", "vqgan.images_per_epoch": 16, "vqgan.epochs": 2,
     "masked_gpt.images_per_epoch": 16, "masked_gpt.batch_size": 16, "segmentation.images_per_epoch": 16,
-    "segmentation.batch_size": 16, "segmentation.learning_rate": 1e-2, "ablation.seeds": 2,
+    "segmentation.batch_size": 16, "segmentation.learning_rate": 1e-2,
+    "ablation.images_per_epoch": 16, "ablation.seeds": 2,
     "ablation.deviations": ["segmentation.loss_input", "masked_gpt.pretraining", "segmentation.affinity"],
 }
 SCORE = {"definition", "measure", "n", "mean", "low", "high"}
@@ -41,11 +42,13 @@ def assert_scores(table):
 @pytest.mark.parametrize(("first", "cut"), [("vqgan", (2, 3, 5)), ("masked_gpt", (10, 3, 5)),
                                             ("segmentation", (10, 12, 5))])
 def test_shortened_cuts_the_first_stage_and_those_after_it(first, cut):
-    config = configure(overrides={"ablation.budget": 0.25, "vqgan.epochs": 10, "masked_gpt.epochs": 12,
-                                  "segmentation.epochs": 20})
+    config = configure(overrides={"ablation.budget": 0.25, "ablation.images_per_epoch": 37, "vqgan.epochs": 10,
+                                  "masked_gpt.epochs": 12, "segmentation.epochs": 20})
     short = grids.shortened(config, first)
     assert (short.vqgan.epochs, short.masked_gpt.epochs, short.segmentation.epochs) == cut
-    assert short.override({f"{stage}.epochs": getattr(config, stage).epochs for stage in grids.CHAIN}) == config
+    assert short.segmentation.images_per_epoch == config.ablation.images_per_epoch == 37
+    restored = {f"{stage}.epochs": getattr(config, stage).epochs for stage in grids.CHAIN}
+    assert short.override(restored | {"segmentation.images_per_epoch": None}) == config
 
 
 def test_shortened_leaves_one_epoch():
@@ -153,8 +156,7 @@ def test_baselines(study):
     assert (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()
     facts = table.drop_duplicates("method").set_index("method")
     assert facts.loc["otsu", ["weights", "images_seen", "seconds"]].tolist() == ["none", 0, 0.0]
-    assert facts["images_seen"]["tokencutseg"] == facts["images_seen"]["unet"] == study.segmenter().metrics[
-        "images_seen"]
+    assert facts["images_seen"]["tokencutseg"] == facts["images_seen"]["unet"] == 16
     assert facts["pretraining_seconds"]["tokencutseg"] == pytest.approx(
         study.tokenizer().metrics["seconds"] + study.transformer().metrics["seconds"])
 

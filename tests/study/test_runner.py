@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -105,7 +106,7 @@ def test_a_failure_is_named_and_keeps_its_output(study, name, words):
 
 
 def test_a_record_must_be_this_executions_and_name_only_what_is_there(tmp_path):
-    job = runner._Job(Path("01_a.ipynb"), tmp_path, {}, timeout=1, threads=1)
+    job = runner._Job(Path("01_a.ipynb"), tmp_path, {}, timeout=1, threads=1, key="k")
     assert "study.finish()" in runner._fault_of_record(job)
     for folder in ("notebooks", "tables", "figures"):
         (tmp_path / folder).mkdir()
@@ -118,6 +119,50 @@ def test_a_record_must_be_this_executions_and_name_only_what_is_there(tmp_path):
     assert "names figures/cross_dataset.png" in runner._fault_of_record(job)
     (tmp_path / "figures" / "cross_dataset.png").touch()
     assert runner._fault_of_record(job) is None
+
+
+def test_what_is_done_and_unchanged_is_not_executed_again(tmp_path, monkeypatch):
+    """Text, parameters, data, the package's code and the outputs all count; `again` overrules them."""
+    data = tmp_path / "data"
+    data.mkdir()
+    notebook = write_notebook(tmp_path, "01_a", RECORD + "record()", parameters=PARAMETERS + '\ndata: str = ""')
+    parameters, folder = {"data": str(data)}, tmp_path / "study"
+    executed = []
+
+    class Instead(runner._Running):
+        """Leaves what a notebook leaves, without a kernel."""
+
+        def __init__(self, job):
+            executed.append(job.name)
+            for suffix in (".ipynb", ".html"):
+                job.file(suffix).touch()
+            job.file(".done.json").write_text(json.dumps({"token": job.token, "tables": ["t"], "figures": []}))
+            (folder / "tables").mkdir(exist_ok=True)
+            (folder / "tables" / "t.csv").touch()
+            self.job, self.progress, self.started = job, ProgressFile(job.file(".progress.jsonl")), time.monotonic()
+            context = multiprocessing.get_context("fork")
+            self._answer, theirs = context.Pipe(duplex=False)
+            theirs.send(None)
+            self.process = context.Process(target=int)
+            self.process.start()
+
+    monkeypatch.setattr(runner, "_Running", Instead)
+
+    def count(**options):
+        executed.clear()
+        given = options.pop("parameters", parameters)
+        (outcome,) = run_study([notebook], given, folder, stream=io.StringIO(), **options)
+        assert outcome.failure is None
+        return len(executed)
+
+    assert (count(), count(), count(again=True), count()) == (1, 0, 1, 0)
+    (folder / "tables" / "t.csv").unlink()
+    assert (count(), count()) == (1, 0)
+    (data / "new.jpg").touch()
+    assert (count(), count()) == (1, 0)
+    assert count(parameters=parameters | {"preset": "tiny"}) == 1
+    write_notebook(tmp_path, "01_a", RECORD + "record()  # changed", parameters=PARAMETERS + '\ndata: str = ""')
+    assert (count(), count()) == (1, 0)
 
 
 def test_traceback_is_in_the_log(study):
@@ -145,10 +190,10 @@ time.sleep(600)""")
     script.write_text(code)
     process = subprocess.Popen([sys.executable, str(script), str(notebook), str(tmp_path / "out")],
                                stderr=subprocess.PIPE, text=True)
-    _wait(lambda: pid_file.exists() and pid_file.read_text(), 40)
+    _wait(lambda: pid_file.exists() and pid_file.read_text(), 180)
     process.send_signal(signal.SIGTERM)
     assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
-    _wait(lambda: not _is_alive(int(pid_file.read_text())), 10)
+    _wait(lambda: not _is_alive(int(pid_file.read_text())), 180)
 
 
 def test_unknown_parameters_and_other_types_stop_before_anything_starts(tmp_path):

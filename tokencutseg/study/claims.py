@@ -17,7 +17,7 @@ PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
 
 RULE = ("supported: the published value lies inside the 95 % interval of the measured one, or below it. "
         "not supported: it lies above the interval. not testable here: the data or the comparison is missing. "
-        "A verdict holds for the preset and the recipe of its study.")
+        "A verdict holds for the preset and the recipe of its study; the presets tiny and quick give none.")
 
 
 def published_consistency() -> pd.DataFrame:
@@ -33,15 +33,24 @@ def published_consistency() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def claims(results: pd.DataFrame, label_efficiency: pd.DataFrame | None = None) -> pd.DataFrame:
+DEMONSTRATIONS = ("tiny", "quick")
+"""Presets whose trainings are too short to hold a claim against: their tables give no verdict."""
+
+
+def claims(results: pd.DataFrame, label_efficiency: pd.DataFrame | None = None, preset: str = "full") -> pd.DataFrame:
     """One row per claim: what was measured, its interval, and the verdict by `RULE`.
 
-    `results` is the table main_results. Columns claim, experiment, definition, published, measured, low, high,
-    complete, verdict, reason.
+    `results` is the table main_results; `preset` is the one that it was made with. Columns claim, experiment,
+    definition, published, measured, low, high, complete, verdict, reason.
     """
     rows = [_cell(results, train, test, measure) for (train, test) in PUBLISHED for measure in ("iou", "dice")]
-    return pd.DataFrame([*rows, _state_of_the_art(), _boundaries(), _generalisation(results),
-                         _label_efficiency(label_efficiency), _bottleneck()])
+    table = pd.DataFrame([*rows, _state_of_the_art(), _boundaries(), _generalisation(results),
+                          _label_efficiency(label_efficiency), _bottleneck()])
+    if preset in DEMONSTRATIONS:
+        measured = table["verdict"] != "not testable here"
+        table.loc[measured, "reason"] = f"preset {preset} is a demonstration; " + table.loc[measured, "reason"]
+        table["verdict"] = "not testable here"
+    return table
 
 
 def _row(claim: str, experiment: str, verdict: str, reason: str, **values: object) -> dict[str, object]:

@@ -148,10 +148,8 @@ def label_efficiency(study: Study) -> pd.DataFrame:
     """
     rows, primary = [], study.source.primary
     draws, ablation, first = study.config.evaluation.bootstrap_draws, study.config.ablation, study.config.seed
-    per_epoch = study.config.segmentation.images_per_epoch or len(study.source.load(primary, "train"))
     for fraction in ablation.label_fractions:
-        config = shortened(study.config).override({"data.label_fraction": fraction,
-                                                   "segmentation.images_per_epoch": per_epoch})
+        config = shortened(study.config).override({"data.label_fraction": fraction})
         for method in ("tokencutseg", "unet"):
             runs = [segment_with(study, method, config, seed) for seed in range(first, first + ablation.seeds)]
             scored = [study.records(run, primary, "test") for run in runs]

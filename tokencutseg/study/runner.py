@@ -8,6 +8,7 @@ small JSON file that repeats a token given to this execution only.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -66,6 +67,7 @@ class _Job:
     parameters: dict[str, Any]
     timeout: int
     threads: int
+    key: str
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
@@ -120,13 +122,14 @@ def check_writable(folder: Path, option: str = "--results") -> None:
 
 
 def run_study(notebooks: Sequence[Path], parameters: dict[str, Any], study: Path, *, jobs: int = 1,
-              timeout: int = CELL_TIMEOUT, stream: TextIO | None = None) -> list[Outcome]:
+              timeout: int = CELL_TIMEOUT, again: bool = False, stream: TextIO | None = None) -> list[Outcome]:
     """Execute `notebooks` with `parameters`, `jobs` at a time, into the folder `study`.
 
     Writes ``notebooks/<name>.ipynb`` and ``.html`` (also of a failed notebook, as far as it came), ``.log``,
     ``.progress.jsonl``, and ``.done.json``, the record, which stays if and only if the notebook succeeded. The
     notebooks do not depend on each other: one that fails leaves the others running. `timeout` is in seconds per cell;
-    progress goes to `stream` (default: standard error).
+    progress goes to `stream` (default: standard error). A notebook that succeeded before, with the same text, code,
+    parameters and data, is left as it is unless `again` is set.
 
     Returns the outcomes in the order of `notebooks`. Raises RunError, before anything has started, for a parameter that
     a notebook lacks, a folder that cannot be written, or a notebook that another process is executing in this folder.
@@ -135,10 +138,15 @@ def run_study(notebooks: Sequence[Path], parameters: dict[str, Any], study: Path
         check_parameters(notebook, parameters)
     check_writable(study / "notebooks")
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    pending = deque(_Job(path.resolve(), study.resolve(), parameters, timeout, threads) for path in notebooks)
+    keys = _keys(notebooks, parameters)
+    every = [_Job(path.resolve(), study.resolve(), parameters, timeout, threads, keys[path]) for path in notebooks]
+    kept = [job for job in every if not again and _is_up_to_date(job)]
+    pending = deque(job for job in every if job not in kept)
     running: dict[int, _Running] = {}  # by the sentinel of the process
-    outcomes: dict[Path, Outcome] = {}
+    outcomes = {job.notebook: Outcome(job.name, None, 0.0) for job in kept}
     progress = progress_on(stream or sys.stderr)
+    for job in kept:
+        progress.say(f"{job.name}: unchanged since it was done")
     with ExitStack() as held:
         for job in pending:
             try:
@@ -188,8 +196,11 @@ class _Running:
         except EOFError:
             failure = f"its process ended with exit status {self.process.exitcode} (killed, or out of memory)"
         failure = failure or _fault_of_record(self.job)
+        path = self.job.file(".done.json")
         if failure:
-            self.job.file(".done.json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"key": self.job.key}, indent=1) + "\n")
         return Outcome(self.job.name, failure, time.monotonic() - self.started)
 
     def stop(self) -> None:
@@ -211,11 +222,38 @@ def _fault_of_record(job: _Job) -> str | None:
         return f"its record {path} is not JSON: {error}"
     if not isinstance(record, dict) or record.get("token") != job.token:
         return f"its record {path} was not written by this execution"
-    for kind, suffix in (("tables", ".csv"), ("figures", ".png")):
-        for name in record.get(kind, ()):
-            if not (job.study / kind / (name + suffix)).is_file():
-                return f"its record names {kind}/{name}{suffix}, which is not there"
-    return None
+    missing = _missing_outputs(job, record)
+    return f"its record names {missing[0]}, which is not there" if missing else None
+
+
+def _missing_outputs(job: _Job, record: dict[str, Any]) -> list[str]:
+    """The tables and figures that a record names and that are not there."""
+    named = [f"{kind}/{name}{suffix}" for kind, suffix in (("tables", ".csv"), ("figures", ".png"))
+             for name in record.get(kind, ())]
+    return [output for output in named if not (job.study / output).is_file()]
+
+
+def _is_up_to_date(job: _Job) -> bool:
+    """Whether this notebook has succeeded before under the same key, and everything it left is still there."""
+    try:
+        record = json.loads(job.file(".done.json").read_text())
+    except (OSError, ValueError):
+        return False
+    executed = all(job.file(suffix).is_file() for suffix in (".ipynb", ".html"))
+    return isinstance(record, dict) and record.get("key") == job.key and executed and not _missing_outputs(job, record)
+
+
+def _keys(notebooks: Sequence[Path], parameters: dict[str, Any]) -> dict[Path, str]:
+    """What decides a notebook's outcome, as a hash: its text, the package's code, the parameters, and the data's file
+    names, sizes and times of change."""
+    common = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    for source in sorted(Path(tokencutseg.__file__).parent.rglob("*.py")):
+        common.update(source.read_bytes())
+    data = parameters.get("data")
+    for path in sorted(Path(data).rglob("*")) if data else ():
+        stat = path.stat()
+        common.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return {path: hashlib.sha256(common.digest() + path.read_bytes()).hexdigest() for path in notebooks}
 
 
 def _execute(job: _Job, answer: Connection) -> None:
