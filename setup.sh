@@ -55,7 +55,7 @@ _install() {
     fi
     rm -f "$stamp"
     echo "set-up: installing the packages of requirements.lock" >&2
-    "${uv[@]}" sync --python "$venv/bin/python" --require-hashes "$root/requirements.lock" \
+    "${uv[@]}" sync --compile-bytecode --python "$venv/bin/python" --require-hashes "$root/requirements.lock" \
         && "${uv[@]}" install --python "$venv/bin/python" --no-deps -e "$root" \
         && _wanted_stamp "$venv/bin/python" >"$stamp.new" \
         && mv "$stamp.new" "$stamp" || {

@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
                      help="where the study's own folder is made (default: %(default)s)")
     run.add_argument("--only", action="extend", default=[], type=lambda text: text.split(","), metavar="03[,04]",
                      help="execute these notebooks only, named by number")
-    run.add_argument("--jobs", type=_positive, default=1, metavar="N", help="notebooks at once (default: %(default)s)")
+    run.add_argument("--jobs", type=_positive, metavar="N",
+                     help="notebooks at once (default: 1; 2 for preset tiny, which is mostly start-up)")
     run.add_argument("--seed", type=_natural, default=0, metavar="N", help="seed of every draw (default: %(default)s)")
     run.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], metavar="stage.key=value",
                      help="change settings, such as vqgan.n_embed=128")
@@ -128,7 +129,8 @@ def _run(arguments: argparse.Namespace) -> int:
     # SIGTERM as Ctrl-C: the notebooks' processes are ended on the way out
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        outcomes = runner.run_study(notebooks, parameters, study, jobs=arguments.jobs,
+        jobs = arguments.jobs or (2 if arguments.preset == "tiny" else 1)
+        outcomes = runner.run_study(notebooks, parameters, study, jobs=jobs,
                                     timeout=arguments.timeout or runner.CELL_TIMEOUT, again=arguments.again)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -74,9 +74,11 @@ class VQGANConfig:
     perceptual: Literal["vgg_l1", "lpips", "none"] = "lpips"
     """Released: L1 between VGG16 features. Corrected: LPIPS, learned weights on normalised features."""
     perceptual_weight: float = 0.2
+    """Weight of the perceptual term; LPIPS and a sum of VGG L1 distances differ in scale."""
     clamped_adversary: bool = False
     """Released: adversarial losses are cut at ±1 and ramped from 1 %; the cut leaves no gradient at the start."""
     disc_weight: float = 0.1
+    """Weight of the adversarial term; un-clamped it needs less."""
     codebook_weight: float = 1.0
     commitment: float = 0.25
     quantizer_start: Literal["uniform", "data"] = "data"
@@ -88,7 +90,9 @@ class VQGANConfig:
     stepping_schedule: bool = True
     """Released: a cosine schedule is created but never stepped."""
     batch_size: int = 16
+    """Larger batches give the codebook's moving average steadier counts."""
     learning_rate: float = 1e-3
+    """Peak; it goes with the batch size and, where it steps, the schedule."""
     pool: Literal["labelled", "all"] = "all"
     """Which images the tokenizer learns from: the training split only, or every image outside the scored sets."""
 
@@ -106,6 +110,7 @@ class MaskedGPTConfig:
     images_per_epoch: int | None = 640
     # switches (recipe)
     dropout: float = 0.0
+    """Hiding tokens is regularisation enough for a short training."""
     inputs: Literal["tokens", "tokens_and_vectors"] = "tokens_and_vectors"
     """Released: token ids only. Revised: the encoder's vectors at the visible positions too."""
     norm: Literal["post", "pre"] = "pre"
@@ -119,9 +124,13 @@ class MaskedGPTConfig:
     pretraining: Literal["joint", "separate"] = "separate"
     """Released: trained from scratch together with the segmentation. Described: a stage of its own before it."""
     pool: Literal["labelled", "all"] = "all"
+    """Which images it learns from, as for the tokenizer."""
     batch_size: int = 32
+    """Images per step of the masked pretraining."""
     learning_rate: float = 1e-3
+    """Peak of the masked pretraining; it goes with the batch size."""
     weight_decay: float = 0.05
+    """AdamW's, in the masked pretraining."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,7 @@ class SegmentationConfig:
     """False replaces the graph module by a linear layer on the same features."""
     deepcut_loss_weight: float = 0.2
     graph_radius: float = math.sqrt(2) / 30
+    """Reach of an edge, in `radius_unit`; the released value spans 2.6 cells at 56×56 tokens."""
     radius_unit: Literal["image", "cells"] = "image"
     """image: distance in [0,1]² over the token grid (released). cells: distance in tokens, the same at any grid."""
     affinity: Literal["position", "feature"] = "position"
@@ -148,6 +158,7 @@ class SegmentationConfig:
     class_weighted_dice: bool = False
     """Released: each class's Dice term is weighted by its clamped inverse frequency in the batch."""
     cross_entropy_weight: float = 1.0
+    """Weight of the cross-entropy beside the Dice loss."""
     mlm_weight: float = 0.0
     """Weight of the masked-token loss beside the segmentation loss (released: 1, trained jointly)."""
     training_features: Literal["masked", "full"] = "full"
@@ -163,8 +174,11 @@ class SegmentationConfig:
     test_time_flips: bool = False
     """Average the prediction over the four flips."""
     batch_size: int = 16
+    """Released: one image per step."""
     learning_rate: float = 2e-3
+    """Peak; it goes with the batch size and the schedule."""
     weight_decay: float = 0.05
+    """AdamW's; with the one-cycle schedule only matrices decay."""
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_a_grey_threshold_is_neither_hopeless_nor_enough(site, lesions):
     for image, mask in zip(*lesions[site], strict=True):
         grey = rgb2gray(image.transpose(1, 2, 0))
         scores.append(lesion_iou(grey < threshold_otsu(grey), mask))
-    assert 0.4 < np.mean(scores) < 0.72
+    assert 0.3 < np.mean(scores) < 0.72
 
 
 def test_spline_noise_has_the_scale_it_claims_and_shows_the_same_field_at_every_size():

@@ -57,14 +57,14 @@ class Site:
 SITES = {
     "site_a": Site(
         code=1, light=(0.96, 0.86, 0.76), melanin=(0.04, 0.34), blood=(0.02, 0.22),
-        lesion_area=0.16, lesion_area_spread=0.75, lesion_melanin=(0.32, 2.2),
-        hairy=0.45, hairs=5, ruler=0.08, ink=0.08, bubbles=0.12, glare=0.05,
-        vignette=(0.0, 0.30), field_stop=0.12, blur=(0.0, 0.35), noise=0.008, jpeg_quality=None,
+        lesion_area=0.16, lesion_area_spread=0.75, lesion_melanin=(0.18, 1.7),
+        hairy=0.50, hairs=6, ruler=0.08, ink=0.18, bubbles=0.12, glare=0.05,
+        vignette=(0.0, 0.40), field_stop=0.12, blur=(0.0, 0.35), noise=0.008, jpeg_quality=None,
     ),
     "site_b": Site(
         code=2, light=(0.92, 0.88, 0.94), melanin=(0.02, 0.22), blood=(0.10, 0.40),
-        lesion_area=0.12, lesion_area_spread=0.95, lesion_melanin=(0.32, 2.0),
-        hairy=0.70, hairs=9, ruler=0.25, ink=0.12, bubbles=0.20, glare=0.20,
+        lesion_area=0.12, lesion_area_spread=0.95, lesion_melanin=(0.18, 1.6),
+        hairy=0.70, hairs=9, ruler=0.25, ink=0.20, bubbles=0.20, glare=0.20,
         vignette=(0.10, 0.42), field_stop=0.18, blur=(0.25, 0.80), noise=0.015, jpeg_quality=(55, 85),
     ),
 }  # fmt: skip

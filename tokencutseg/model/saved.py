@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tokencutseg.config import Config
 from tokencutseg.data.images import DataError
-from tokencutseg.model.baselines import build_baseline
 from tokencutseg.model.segmenter import TokenCutSeg, predict_mask
 from tokencutseg.model.vqgan import VQGAN
 
@@ -24,6 +23,8 @@ class Baseline(nn.Module):
 
     def __init__(self, name: str, config: Config) -> None:
         super().__init__()
+        from tokencutseg.model.baselines import build_baseline  # segmentation_models_pytorch is slow to import
+
         self.name, self.config = name, config
         self.network = build_baseline(name)
 

@@ -18,7 +18,6 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import DataSource, open_source
 from tokencutseg.evaluation.inference import predict_masks
 from tokencutseg.evaluation.records import score
-from tokencutseg.model.baselines import otsu
 from tokencutseg.model.saved import Baseline, build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.names import study_name
@@ -154,6 +153,8 @@ class Study:
         run.folder.mkdir(parents=True, exist_ok=True)
 
         def compute() -> pd.DataFrame:
+            from tokencutseg.model.baselines import otsu  # segmentation_models_pytorch is slow to import
+
             images = self.source.load(dataset, split)
             predictions = torch.cat([otsu(chunk.float() / 255) for chunk in images.images.split(64)])
             return score(predictions, images.masks, images.ids, method="otsu")
