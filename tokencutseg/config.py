@@ -57,10 +57,10 @@ class VQGANConfig:
     """Side at which the perceptual term compares images, in pixels (224 in the released code)."""
     perceptual_every: int = 8
     """Compute the perceptual term on every n-th step only, n times as heavy (lazy regularisation, StyleGAN2)."""
-    disc_start: int = 120
+    disc_start: int = 200
     """Own training step, counted in batches, from which the discriminator takes part."""
-    epochs: int = 6
-    images_per_epoch: int | None = 480
+    epochs: int = 5
+    images_per_epoch: int | None = 400
     """Images drawn per epoch; None for each image of the pool once."""
     # switches (recipe)
     n_stages: int = 3
@@ -77,7 +77,7 @@ class VQGANConfig:
     """Weight of the perceptual term; LPIPS and a sum of VGG L1 distances differ in scale."""
     clamped_adversary: bool = False
     """Released: adversarial losses are cut at ±1 and ramped from 1 %; the cut leaves no gradient at the start."""
-    disc_weight: float = 0.1
+    disc_weight: float = 0.05
     """Weight of the adversarial term; un-clamped it needs less."""
     codebook_weight: float = 1.0
     commitment: float = 0.25
@@ -89,7 +89,7 @@ class VQGANConfig:
     """Released: the tokenizer's validation images are augmented too."""
     stepping_schedule: bool = True
     """Released: a cosine schedule is created but never stepped."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Larger batches give the codebook's moving average steadier counts."""
     learning_rate: float = 1e-3
     """Peak; it goes with the batch size and, where it steps, the schedule."""
@@ -106,8 +106,8 @@ class MaskedGPTConfig:
     n_head: int = 4
     n_embd: int = 128
     """Width of the transformer."""
-    epochs: int = 6
-    images_per_epoch: int | None = 640
+    epochs: int = 5
+    images_per_epoch: int | None = 560
     # switches (recipe)
     dropout: float = 0.0
     """Hiding tokens is regularisation enough for a short training."""
@@ -138,7 +138,7 @@ class SegmentationConfig:
     """Stage 3, the supervised graph module."""
 
     # budget (preset)
-    epochs: int = 8
+    epochs: int = 6
     images_per_epoch: int | None = None
     """Images drawn per epoch; None for each training image once."""
     # switches (recipe)
@@ -173,7 +173,7 @@ class SegmentationConfig:
     """Score an exponential moving average of the weights instead of the last ones."""
     test_time_flips: bool = False
     """Average the prediction over the four flips."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Released: one image per step."""
     learning_rate: float = 2e-3
     """Peak; it goes with the batch size and the schedule."""
@@ -187,7 +187,7 @@ class EvaluationConfig:
 
     bootstrap_draws: int = 10_000
     batch_size: int = 32
-    lpips_images: int = 64
+    lpips_images: int = 32
     """Test images on which LPIPS is computed (VGG16 is the costliest network of the study)."""
     score_definition: Literal["pooled_two_class", "pooled_lesion", "image_lesion", "image_lesion_thr65"] = (
         "image_lesion"
@@ -201,17 +201,13 @@ class AblationConfig:
 
     budget: float = 0.25
     """Epochs of a cell, as a share of the main stages'."""
-    images_per_epoch: int = 400
+    images_per_epoch: int = 200
     """Images that a cell's supervised stage draws per epoch, however many labels it has."""
     codebook_sizes: tuple[int, ...] = (16, 64)
     graph_radii: tuple[float, ...] = (0.0, 2.6)
     """In cells of the token grid."""
     label_fractions: tuple[float, ...] = (0.05, 1.0)
-    deviations: tuple[str, ...] = (
-        "segmentation.loss_input",
-        "segmentation.upsampling",
-        "masked_gpt.pretraining",
-    )
+    deviations: tuple[str, ...] = ("segmentation.loss_input", "segmentation.upsampling")
     baselines: tuple[str, ...] = ("otsu", "unet")
     seeds: int = 1
 

@@ -67,7 +67,7 @@ def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, test_l
 
 
 def graph_probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor, grid: tuple[int, int],
-                config: SegmentationConfig, steps: int = 150, seed: int = 0) -> dict[str, float | int]:
+                config: SegmentationConfig, steps: int = 100, seed: int = 0) -> dict[str, float | int]:
     """The graph head, trained on frozen (N, T, E) features with cross-entropy and Dice; scored as `linear_probe`."""
     torch.manual_seed(seed)
     flat = features.flatten(0, 1)

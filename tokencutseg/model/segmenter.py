@@ -32,10 +32,13 @@ class Segmentation:
     """(B, C, S, S) before the softmax; under `loss_input: probabilities` the logits of the assignments, up-sampled."""
     probabilities: Tensor
     """(B, C, S, S)."""
-    mask: Tensor
-    """(B, S, S) int64, the likeliest class."""
     deepcut_loss: Tensor
     """Scalar; zero without the graph module."""
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, S, S) int64, the likeliest class."""
+        return self.probabilities.argmax(1)
 
 
 class LinearHead(nn.Module):
@@ -133,7 +136,7 @@ class TokenCutSeg(nn.Module):
             probabilities = upsample(to_grid(assignments, grid), size)
         else:
             probabilities = logits.softmax(1)
-        return Segmentation(tokens.flatten(1), features, assignments, logits, probabilities, probabilities.argmax(1),
+        return Segmentation(tokens.flatten(1), features, assignments, logits, probabilities,
                             self.head.loss(assignments, features, grid))
 
     @torch.no_grad()
