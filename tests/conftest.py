@@ -2,9 +2,13 @@ import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import pytest
 
 from tokencutseg.config import configure
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -71,13 +71,12 @@ def test_segmentation_curves_are_the_columns_of_the_history():
 
 
 def test_predictions_shows_each_step_of_each_image(data):
-    images, masks, predicted, scores = data
+    images, masks, _, scores = data
     T, generator = GRID[0] * GRID[1], torch.Generator().manual_seed(1)
     tokens = torch.randint(0, K, (N, T), generator=generator)
     assignments = torch.rand(N, T, 2, generator=generator).softmax(-1)
     probabilities = torch.rand(N, 2, S, S, generator=generator)
-    said = Segmentation(tokens, torch.zeros(N, T, 3), assignments, probabilities, probabilities, predicted,
-                        torch.zeros(()))
+    said = Segmentation(tokens, torch.zeros(N, T, 3), assignments, probabilities, probabilities, torch.zeros(()))
     figure = figures.predictions(images, masks, said, GRID, K, scores)
     assert "0.10 to 0.90 on 5 test images" in figure.get_suptitle()
     shown = [np.asarray(part.get_array()) for part in pictures(figure)]
