@@ -101,15 +101,18 @@ def test_run_executes_all_and_reports_the_failed_one(notebooks, tmp_path, monkey
 def test_run_of_what_succeeds_is_status_0(notebooks, tmp_path, monkeypatch, capsys):
     executed = []
 
-    def run_study(chosen, parameters, study, jobs, timeout):
-        executed.append(([path.stem for path in chosen], jobs, timeout))
-        study.mkdir(parents=True)
+    def run_study(chosen, parameters, study, jobs, timeout, again):
+        executed.append(([path.stem for path in chosen], jobs, timeout, again))
+        study.mkdir(parents=True, exist_ok=True)
         return [runner.Outcome(path.stem, None, 1.0) for path in chosen]
 
     monkeypatch.setattr(runner, "run_study", run_study)
     assert run("run", "--notebooks", notebooks, "--only", "01", "--results", tmp_path / "out", "--timeout", 9) == 0
-    assert executed == [(["01_good"], 1, 9)]
+    assert executed == [(["01_good"], 1, 9, False)]
     assert "1 of 1 notebooks done" in capsys.readouterr().out
+    assert run("run", "--notebooks", notebooks, "--only", "01", "--results", tmp_path / "out", "--preset", "tiny",
+               "--again") == 0
+    assert executed[1] == (["01_good"], 2, runner.CELL_TIMEOUT, True)
 
 
 def test_results_below_a_file_is_bad_usage(notebooks, tmp_path, capsys):
