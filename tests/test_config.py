@@ -66,6 +66,7 @@ def test_text_is_read_as_the_fields_type(name, text, value):
     ({"data.label_fraction": 0}, ["label_fraction", "(0, 1]"]),
     ({"masked_gpt.mask_ratio": 1.0}, ["mask_ratio"]),
     ({"segmentation.batch_size": 0}, ["segmentation.batch_size", "positive"]),
+    ({"vqgan.hidden_channels": 24, "vqgan.norm_groups": 32}, ["vqgan.hidden_channels", "48 channels"]),
 ])
 def test_what_cannot_be_used_is_named(overrides, words):
     with pytest.raises(ConfigError) as error:

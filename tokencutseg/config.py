@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import types
@@ -115,6 +116,8 @@ class MaskedGPTConfig:
     """Released: token ids only. Revised: the encoder's vectors at the visible positions too."""
     norm: Literal["post", "pre"] = "pre"
     """Where LayerNorm stands in a block (Xiong et al. 2020)."""
+    positions: Literal["first", "interpolated"] = "interpolated"
+    """For an image with fewer tokens than the table has positions. Released: the first ones, whatever the shape."""
     mask_id: Literal["zero", "own"] = "own"
     """Released: masked positions read id 0, which is also a code. Corrected: id K, the slot meant for it."""
     mask_pattern: Literal["iid", "block", "variable"] = "variable"
@@ -152,7 +155,7 @@ class SegmentationConfig:
     affinity: Literal["position", "feature"] = "position"
     """Edge weights: one for every neighbour (released), or the similarity of the two nodes' features."""
     upsampling: Literal["bilinear", "guided"] = "guided"
-    """Tokens → pixels: bilinear (released), or a light decoder guided by the tokenizer's finer features."""
+    """Tokens → pixels: bilinear (released), or a light decoder guided by tokenizer features and pixels."""
     loss_input: Literal["probabilities", "logits"] = "logits"
     """Released: softmax outputs enter a cross-entropy that applies softmax again and cannot go below 0.313."""
     class_weighted_dice: bool = False
@@ -171,8 +174,8 @@ class SegmentationConfig:
     """cosine: per epoch down to a tenth (released). one_cycle: warm-up, then cosine to zero, per step."""
     weight_average: bool = True
     """Score an exponential moving average of the weights instead of the last ones."""
-    test_time_flips: bool = False
-    """Average the prediction over the four flips."""
+    test_time_flips: bool = True
+    """Score the mean prediction over an image and its flips (released: one look)."""
     batch_size: int = 8
     """Released: one image per step."""
     learning_rate: float = 2e-3
@@ -231,6 +234,10 @@ class Config:
         if self.data.image_size % side:
             raise ConfigError(f"data.image_size must be a multiple of the tokenizer's stride {side}, "
                               f"not {self.data.image_size}")
+        for channels in (self.vqgan.hidden_channels * 2**i for i in range(self.vqgan.n_stages + 1)):
+            if channels % min(self.vqgan.norm_groups, channels):
+                raise ConfigError(f"vqgan.hidden_channels ({self.vqgan.hidden_channels}) gives a layer of {channels} "
+                                  f"channels, which {self.vqgan.norm_groups} norm groups do not divide")
         if self.masked_gpt.n_embd % self.masked_gpt.n_head:
             raise ConfigError(f"masked_gpt.n_embd ({self.masked_gpt.n_embd}) must be a multiple of masked_gpt.n_head "
                               f"({self.masked_gpt.n_head})")
@@ -273,20 +280,27 @@ STAGES = {name: typing.get_type_hints(Config)[name] for name in
           ("data", "vqgan", "masked_gpt", "segmentation", "evaluation", "ablation")}
 
 
+@functools.cache
+def _types() -> dict[str, Any]:
+    """``stage.key`` → the field's type."""
+    hints = {stage: typing.get_type_hints(cls) for stage, cls in STAGES.items()}
+    return {f"{stage}.{f.name}": hints[stage][f.name] for stage, cls in STAGES.items() for f in dataclasses.fields(cls)}
+
+
 def known_keys() -> list[str]:
     """Every ``stage.key`` that `--set` accepts."""
-    return [f"{stage}.{f.name}" for stage, cls in STAGES.items() for f in dataclasses.fields(cls)]
+    return list(_types())
 
 
 def _sections(config: Config, values: dict[str, Any]) -> dict[str, Any]:
     by_stage: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        if name not in known_keys():
+        if name not in _types():
             close = difflib.get_close_matches(name, known_keys(), n=1, cutoff=0.5)
             hint = f"Did you mean {close[0]!r}? " if close else ""
             raise ConfigError(f"unknown setting {name!r}. {hint}Known: {', '.join(known_keys())}")
         stage, key = name.split(".")
-        by_stage.setdefault(stage, {})[key] = _coerce(name, value, typing.get_type_hints(STAGES[stage])[key])
+        by_stage.setdefault(stage, {})[key] = _coerce(name, value, _types()[name])
     return {stage: dataclasses.replace(getattr(config, stage), **keys) for stage, keys in by_stage.items()}
 
 
@@ -365,12 +379,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
         "ablation.deviations": [
-            "vqgan.input_normalisation", "vqgan.clamped_reconstruction", "vqgan.perceptual", "vqgan.clamped_adversary",
-            "vqgan.quantizer_start", "vqgan.restart_dead_codes", "vqgan.augmented_validation",
-            "vqgan.stepping_schedule", "vqgan.n_stages", "masked_gpt.inputs", "masked_gpt.norm", "masked_gpt.mask_id",
-            "masked_gpt.mask_pattern", "masked_gpt.pretraining", "segmentation.training_features",
-            "segmentation.loss_input", "segmentation.class_weighted_dice", "segmentation.affinity",
-            "segmentation.upsampling", "segmentation.frozen_codebook", "segmentation.batch_size",
+            "vqgan.n_stages", "vqgan.input_normalisation", "vqgan.clamped_reconstruction", "vqgan.edge_weighted",
+            "vqgan.perceptual", "vqgan.clamped_adversary", "vqgan.quantizer_start", "vqgan.restart_dead_codes",
+            "vqgan.augmented_validation", "vqgan.stepping_schedule", "vqgan.pool",
+            "masked_gpt.inputs", "masked_gpt.norm", "masked_gpt.mask_id", "masked_gpt.mask_pattern",
+            "masked_gpt.pretraining",
+            "segmentation.training_features", "segmentation.loss_input", "segmentation.class_weighted_dice",
+            "segmentation.affinity", "segmentation.graph_radius", "segmentation.upsampling",
+            "segmentation.frozen_codebook", "segmentation.batch_size", "evaluation.score_definition",
         ],
     },
     # the paper's sizes: 224 px and the hyper-parameters of the authors' README; one GPU
@@ -412,6 +428,7 @@ _RELEASED: dict[str, Any] = {
     "masked_gpt.dropout": 0.1,
     "masked_gpt.inputs": "tokens",
     "masked_gpt.norm": "post",
+    "masked_gpt.positions": "first",
     "masked_gpt.mask_id": "zero",
     "masked_gpt.mask_pattern": "iid",
     "masked_gpt.mask_ratio": 0.15,
@@ -432,6 +449,7 @@ _RELEASED: dict[str, Any] = {
     "segmentation.frozen_codebook": True,
     "segmentation.schedule": "cosine",
     "segmentation.weight_average": False,
+    "segmentation.test_time_flips": False,
     "segmentation.batch_size": 1,
     "segmentation.learning_rate": 1e-4,
     "segmentation.weight_decay": 0.1,
@@ -454,6 +472,7 @@ _DESCRIBED: dict[str, Any] = _RELEASED | {
     "vqgan.learning_rate": 1e-3,
     "vqgan.pool": "all",
     "masked_gpt.norm": "pre",
+    "masked_gpt.positions": "interpolated",
     "masked_gpt.mask_id": "own",
     "masked_gpt.pretraining": "separate",
     "masked_gpt.pool": "all",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tokencutseg.data.folders import expected_folders, find_datasets, id_fraction
+from tokencutseg.data.folders import expected_folders, find_datasets, id_fraction, pair_folders
 from tokencutseg.data.images import DataError
 
 REAL = os.environ.get("TOKENCUTSEG_DATA")
@@ -301,3 +301,14 @@ def test_the_real_folders_have_their_known_counts():
     assert len(old["train"].samples) + len(old["validation"].samples) == 749 and len(old["test"].samples) == 305
     assert not any(part.complete for part in old.values())
     assert set(ids_of(old["test"])) <= set(ids_of(found["isic2017"]["train"]))
+
+
+def test_two_folders_of_any_name_are_a_split(tmp_path):
+    touch(tmp_path / "photos", "b.jpg", "a.jpg")
+    touch(tmp_path / "truth", "a_segmentation.png", "b.png")
+    split = pair_folders("mine", "train", tmp_path / "photos", tmp_path / "truth")
+    assert [(s.id, s.image.name, s.mask.name) for s in split.samples] == [
+        ("a", "a.jpg", "a_segmentation.png"), ("b", "b.jpg", "b.png")]
+    assert split.complete and all(s.mask is None for s in pair_folders("mine", "x", tmp_path / "photos", None).samples)
+    with pytest.raises(DataError, match="gone does not exist; give the one that holds the masks of the train split"):
+        pair_folders("mine", "train", tmp_path / "photos", tmp_path / "gone")

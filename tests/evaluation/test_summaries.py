@@ -20,6 +20,7 @@ from tokencutseg.evaluation.summaries import (
     holm,
     largest_dice,
     paired_difference,
+    seeded_difference,
     summarise,
     summary_table,
 )
@@ -220,3 +221,30 @@ def test_missing_records_and_columns():
         summary_table(records, [], measures=["jaccard"])
     with pytest.raises(ValueError, match="boundary=False"):
         summarise(records.drop(columns="nsd"), "image_lesion", "nsd")
+
+
+def test_one_seed_is_the_paired_difference():
+    a, b = random_records(seed=1)[0], random_records(seed=2)[0]
+    one, paired = seeded_difference([a], [b.sample(frac=1, random_state=0)], draws=500), paired_difference(
+        a, b, "image_lesion", "iou", draws=500)
+    for name in ("difference", "low", "high", "p", "n"):
+        assert getattr(one, name) == pytest.approx(getattr(paired, name)), name
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    reference = [random_records(seed=1)[0]] * 3
+    alike = [frame.assign(iou=frame["iou"] + 0.1) for frame in reference]
+    apart = [frame.assign(iou=frame["iou"] + step) for frame, step in zip(reference, (0.0, 0.1, 0.2), strict=True)]
+    same, different = (seeded_difference(group, reference, draws=2000) for group in (alike, apart))
+    assert same.difference == pytest.approx(0.1) and different.difference == pytest.approx(0.1)
+    assert (same.low, same.high) == (pytest.approx(0.1), pytest.approx(0.1))
+    # three values drawn three times with repetition: the most extreme means are those of one seed alone, p = 1/27
+    assert (different.low, different.high) == (pytest.approx(0.0), pytest.approx(0.2))
+
+
+def test_trainings_that_cannot_be_paired_are_refused():
+    records = random_records()[0]
+    with pytest.raises(ValueError, match="2 and 1 trainings"):
+        seeded_difference([records, records], [records])
+    with pytest.raises(ValueError, match="different images"):
+        seeded_difference([records], [records.assign(id=records["id"] + "x")])

@@ -43,6 +43,8 @@ TABLES = {
         for method, mean in (("tokencutseg", ours), ("unet", unet))
     ]),
     "deviations": pd.DataFrame([
+        {"switch": "segmentation.loss_input", "recipe": "released", "setting": "probabilities", "instead": "logits",
+         "difference": 0.2, "low": 0.1, "high": 0.3},
         {"switch": "segmentation.loss_input", "recipe": "revised", "setting": "logits", "instead": "probabilities",
          "difference": 0.01, "low": -0.01, "high": 0.03},
         {"switch": "segmentation.batch_size", "recipe": "revised", "setting": 16, "instead": 1,
@@ -134,11 +136,13 @@ def test_label_efficiency_draws_each_method(figures, method):
 
 
 def test_deviations_are_ordered_and_coloured_by_sign(figures):
-    axis = figures["deviations"].axes[0]
-    np.testing.assert_allclose(axis.collections[1].get_offsets()[:, 0], [-0.05, 0.01])
-    np.testing.assert_allclose(heights(axis.collections[0]), [[-0.07, -0.02], [-0.01, 0.03]])
-    assert "16 → 1" in axis.get_yticklabels()[0].get_text()
-    assert figures["deviations"].get_suptitle().startswith("1 of 2 switches of the revised recipe moves")
+    released, revised = figures["deviations"].axes
+    np.testing.assert_allclose(revised.collections[1].get_offsets()[:, 0], [-0.05, 0.01])
+    np.testing.assert_allclose(heights(revised.collections[0]), [[-0.07, -0.02], [-0.01, 0.03]])
+    assert "16 → 1" in revised.get_yticklabels()[0].get_text()
+    np.testing.assert_allclose(released.collections[1].get_offsets()[:, 0], [0.2])
+    assert released.get_title() == "released, one switch corrected"
+    assert figures["deviations"].get_suptitle().startswith("2 of 3 turned switches move the score")
     assert ablations._signs([0.1, -0.2, -0.1], [0.2, -0.1, 0.1]) == [BLUE, RED, GREY]
 
 

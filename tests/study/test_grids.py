@@ -1,5 +1,6 @@
 """The grids of notebook 05 on a study that trains in seconds."""
 
+import dataclasses
 import itertools
 import json
 
@@ -17,7 +18,7 @@ SMALL = {
     "masked_gpt.images_per_epoch": 16, "masked_gpt.batch_size": 16, "segmentation.images_per_epoch": 16,
     "segmentation.batch_size": 16, "segmentation.learning_rate": 1e-2,
     "ablation.images_per_epoch": 16, "ablation.seeds": 2,
-    "ablation.deviations": ["segmentation.loss_input", "masked_gpt.pretraining", "segmentation.affinity"],
+    "ablation.deviations": ["segmentation.loss_input", "segmentation.affinity"],
 }
 SCORE = {"definition", "measure", "n", "mean", "low", "high"}
 
@@ -48,7 +49,9 @@ def test_shortened_cuts_the_first_stage_and_those_after_it(first, cut):
     assert (short.vqgan.epochs, short.masked_gpt.epochs, short.segmentation.epochs) == cut
     assert short.segmentation.images_per_epoch == config.ablation.images_per_epoch == 37
     restored = {f"{stage}.epochs": getattr(config, stage).epochs for stage in grids.CHAIN}
-    assert short.override(restored | {"segmentation.images_per_epoch": None}) == config
+    assert config.segmentation.test_time_flips and not short.segmentation.test_time_flips
+    assert short.override(restored | {"segmentation.images_per_epoch": None,
+                                      "segmentation.test_time_flips": True}) == config
 
 
 def test_shortened_leaves_one_epoch():
@@ -119,29 +122,39 @@ def test_fractions_of_one_seed_are_nested(study):
     assert sets[0] < sets[1] < sets[2]
 
 
-def test_deviations_turn_one_switch_each(study, deviations):
+def test_deviations_turn_one_switch_each_in_both_recipes(study, deviations):
     assert_scores(deviations.drop(columns=["low", "high"]).assign(low=0.0, high=1.0))
-    # affinity is set alike by both recipes, and so has no row
-    assert list(deviations["switch"]) == ["segmentation.loss_input", "masked_gpt.pretraining"]
-    assert list(deviations["setting"]) == ["logits", "separate"]
-    assert list(deviations["instead"]) == ["probabilities", "joint"]
-    assert list(deviations["also"]) == ["", "segmentation.mlm_weight = 1.0"]
+    assert deviations[["recipe", "switch", "setting", "instead"]].to_numpy().tolist() == [
+        ["released", "segmentation.loss_input", "probabilities", "logits"],
+        ["released", "segmentation.affinity", "position", "feature"],
+        ["revised", "segmentation.loss_input", "logits", "probabilities"],
+        ["revised", "segmentation.affinity", "position", "feature"]]
+    assert (deviations["seeds"] == 2).all() and (deviations["n"] == 6).all() and (deviations["also"] == "").all()
     np.testing.assert_allclose(deviations["difference"], deviations["mean"] - deviations["reference"], atol=1e-12)
     np.testing.assert_allclose(deviations["p_holm"], holm(deviations["p"]))
-
-
-def test_the_unchanged_cell_of_deviations_is_the_shortened_study(study, deviations):
-    run = study.segmenter(config=grids.shortened(study.config))
-    assert deviations["reference"][0] == pytest.approx(grids.validation_score(study, run)["mean"])
+    # the cell without a change is the shortened study, over the seeds
+    runs = [study.segmenter(config=grids.shortened(dataclasses.replace(study.config, seed=seed), "vqgan"))
+            for seed in (0, 1)]
+    scores = [grids.validation_score(study, run)["mean"] for run in runs]
+    assert deviations["reference"].iloc[-1] == pytest.approx(np.mean(scores))
 
 
 @pytest.mark.parametrize("switch", configure("small").ablation.deviations)
 def test_every_switch_of_the_large_presets_can_be_turned(switch):
-    for recipe in RECIPES:
-        base, changes = grids.deviation_cell(configure("small", recipe), switch)
-        assert base.override(changes) is not None
-        other = "revised" if recipe == "released" else "released"
-        assert changes[switch] == RECIPES[other][switch]
+    for recipe, other in (("released", "revised"), ("revised", "released")):
+        base = grids.deviation_base(configure("small"), recipe)
+        assert base.recipe == recipe
+        setting, changes = grids.deviation_changes(base, switch)
+        stage, key = switch.split(".")
+        turned = base.override(changes)
+        assert getattr(getattr(turned, stage), key) == changes[switch] != setting
+        wanted = RECIPES[other][switch]
+        assert changes[switch] == (grids.ALTERNATIVES[switch] if wanted == setting else wanted)
+
+
+def test_a_switch_takes_its_companions_along():
+    _, changes = grids.deviation_changes(grids.deviation_base(configure(), "released"), "masked_gpt.pretraining")
+    assert changes == {"masked_gpt.pretraining": "separate", "segmentation.mlm_weight": 0.0}
 
 
 def test_efficiency(study):

@@ -193,7 +193,9 @@ time.sleep(600)""")
     _wait(lambda: pid_file.exists() and pid_file.read_text(), 180)
     process.send_signal(signal.SIGTERM)
     assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
-    _wait(lambda: not _is_alive(int(pid_file.read_text())), 180)
+    kernel = int(pid_file.read_text())
+    _wait(lambda: not _is_alive(kernel), 180)
+    assert not _is_alive(kernel)
 
 
 def test_unknown_parameters_and_other_types_stop_before_anything_starts(tmp_path):

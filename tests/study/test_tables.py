@@ -95,7 +95,7 @@ def leaking_source(shared):
 
 
 def test_leakage_counts_shared_images_and_scores_without_them(study, tmp_path, monkeypatch):
-    leaking = Study(study.config, leaking_source(shared=3), tmp_path)
+    leaking = Study(study.config, leaking_source(shared=3), tmp_path / "leaking")
     trained = study.segmenter()
     monkeypatch.setattr(leaking, "segmenter", lambda train: trained)  # which model is scored does not matter here
     table = tables.leakage(leaking).set_index(["set_1", "set_2"])

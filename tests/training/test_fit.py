@@ -9,7 +9,7 @@ from tokencutseg.data.source import open_source
 from tokencutseg.model.saved import build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.training.batches import Batches, InOrder
-from tokencutseg.training.fit import fit
+from tokencutseg.training.fit import Hardware, fit
 from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
 
 
@@ -61,6 +61,20 @@ def test_a_broken_training_resumes_to_the_same_weights(tmp_path, stage):
     assert histories[0]["epoch"].tolist() == [1, 2, 3] and histories[0]["images"].tolist() == [16, 32, 48]
     assert {**facts, "seconds": 0} == {**resumed_facts, "seconds": 0} and facts["steps"] == 6
     assert (state is None) == (resumed_state is None) == (stage != "segmentation")
+
+
+@pytest.mark.parametrize("recipe", ["released", "revised"])
+@pytest.mark.parametrize("stage", ["vqgan", "segmentation"])
+def test_mixed_precision_stays_close_to_single(tmp_path, stage, recipe):
+    """The first epoch's mean losses; the quantizer and all sums over tokens are in single precision either way."""
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        module, batches, validation, _ = made(stage, recipe)
+        fit(module, batches, validation, 1, tmp_path / precision, stage, Hardware("cpu", precision=precision))
+        assert all(torch.isfinite(value).all() for value in module.state_dict().values())
+        history = pd.read_csv(tmp_path / precision / "history.csv").iloc[0]
+        losses.append(history[[name for name in history.index if name.startswith("train_")]])
+    pd.testing.assert_series_equal(*losses, rtol=0.1, atol=0.02)
 
 
 @pytest.mark.parametrize("recipe", ["released", "described", "revised"])

@@ -100,6 +100,17 @@ def find_datasets(root: str | Path) -> dict[str, dict[str, Split]]:
     return {name: _own_splits(root, name)}
 
 
+def pair_folders(dataset: str, name: str, images: str | Path, masks: str | Path | None) -> Split:
+    """One split from a folder of images and, where they matter, one of masks, anywhere on disk.
+
+    Raises DataError for a missing or empty folder, an image without mask or the reverse, and two files with one id.
+    """
+    for folder, what in ((images, "images"), (masks, "masks")):
+        if folder is not None and not Path(folder).is_dir():
+            raise DataError(f"folder {folder} does not exist; give the one that holds the {what} of the {name} split")
+    return Split(dataset, name, _paired([Path(images)], None if masks is None else Path(masks)), None)
+
+
 def expected_folders(dataset: str, split: str) -> str:
     """The folders in which an official split is looked for, in words; empty for a dataset that is not official."""
     if dataset == "isic2016" and split == "validation":

@@ -141,6 +141,12 @@ def open_source(data: str | Path | None, config: Config, cache: Path | None = No
     return DataSource(name, name, [(name, name)], size, loaders, Path(data))
 
 
+def folder_source(name: str, image_size: int, splits: list[Split], cache: Path | None = None) -> DataSource:
+    """A source of one dataset whose splits lie in folders of any name, as `pair_folders` reads them."""
+    loaders = {name: {split.name: _file_loader(split, image_size, cache) for split in splits}}
+    return DataSource(name, name, [(name, name)], image_size, loaders)
+
+
 def _file_loader(split: Split, size: int, cache: Path | None) -> Callable[[], ImageSet]:
     return lambda: load_split(split, size, cache)
 

@@ -137,6 +137,37 @@ def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, definiti
     return PairedDifference(float(estimate), float(low), float(high), float(p), len(a))
 
 
+def seeded_difference(changed: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame], measure: str = "iou",
+                      draws: int = 10_000, seed: int = 0) -> PairedDifference:
+    """Compare two ways of training under `image_lesion`, each with the same seeds and scored on the same images.
+
+    Images and seeds are resampled independently of each other and an interval holds both kinds of chance; with one seed
+    it is that of `paired_difference`. Wilcoxon's test is on the images' changes, averaged over the seeds.
+
+    Args:
+        changed, reference: the records of one training per seed, seeds in the same order.
+
+    Raises:
+        ValueError: for different numbers of seeds, or images that are not the same for all.
+    """
+    if len(changed) != len(reference) or not changed:
+        raise ValueError(f"{len(changed)} and {len(reference)} trainings cannot be paired by seed")
+    scores = [[records.set_index("id")[measure] for records in group] for group in (changed, reference)]
+    ids = scores[0][0].index
+    for one in (*scores[0], *scores[1]):
+        if len(one) != len(ids) or not one.index.is_unique or not ids.isin(one.index).all():
+            raise ValueError("the trainings were scored on different images, or an image id occurs twice")
+    changes = np.subtract(*(np.stack([one.loc[ids].to_numpy(float) for one in group]) for group in scores))
+    seeds, n = changes.shape
+    drawn = _weights(seeds, draws, seed + 1) if seeds > 1 else iter([np.ones((draws, 1))])
+    over_seeds = np.concatenate(list(drawn)) @ changes / seeds  # (draws, n)
+    images = np.concatenate(list(_weights(n, draws, seed)))
+    low, high = np.percentile((over_seeds * images).sum(1) / n, [2.5, 97.5])
+    mean = changes.mean(0)
+    p = wilcoxon(mean).pvalue if mean.any() else 1.0
+    return PairedDifference(float(changes.mean()), float(low), float(high), float(p), n)
+
+
 def holm(pvalues: Sequence[float]) -> np.ndarray:
     """Holm's step-down adjustment of a family of p-values, in the order given (Holm 1979).
 

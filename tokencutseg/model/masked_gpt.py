@@ -100,7 +100,8 @@ class MaskedGPT(nn.Module):
 
         tokens: (B, T) int64 in [0, K]. vectors: (B, T, D), the encoder's latents; used by the recipe that wants them.
         mask: (B, T) bool, True where a token is hidden. grid: (H, W) when it is not the square one of the position
-        table; positions are then interpolated.
+        table; positions are then interpolated (under `positions: first`, where T fits the table, its first T). Raises
+        ValueError where that is needed and `grid` is missing.
         """
         return self.hidden_states(tokens, vectors, mask, grid)[-1]
 
@@ -129,6 +130,8 @@ class MaskedGPT(nn.Module):
     def _positions(self, T: int, grid: tuple[int, int] | None) -> Tensor:
         table = self.position_embedding.weight  # (T0, C)
         side = math.isqrt(len(table))
+        if self.config.positions == "first" and len(table) >= T:
+            return table[:T]
         if grid is None or grid == (side, side):
             if len(table) != T:
                 raise ValueError(f"{T} tokens, but positions for {len(table)}; pass `grid` to have them interpolated")

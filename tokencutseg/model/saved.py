@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
 from tokencutseg.data.images import DataError
-from tokencutseg.model.segmenter import TokenCutSeg, predict_mask
+from tokencutseg.model.segmenter import TokenCutSeg, predict_mask, predict_probabilities
 from tokencutseg.model.vqgan import VQGAN
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -32,10 +31,13 @@ class Baseline(nn.Module):
         """RGB in [0, 1] (B, 3, S, S) → logits (B, 2, S, S)."""
         return self.network(images)
 
-    @torch.no_grad()
-    def predict_probabilities(self, images: Tensor) -> Tensor:
-        """RGB in [0, 1] (B, 3, S, S) → (B, 2, S, S)."""
+    def probabilities(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1] (B, 3, S, S) → (B, 2, S, S), from one look at each image."""
         return self(images).softmax(1)
+
+    def predict_probabilities(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1] (B, 3, S, S) → (B, 2, S, S), averaged over the four flips where the recipe says so."""
+        return predict_probabilities(self, images, self.config.segmentation.test_time_flips)
 
     def predict(self, image: Any) -> Any:
         """One image of any size → its lesion mask (H, W) bool; see `TokenCutSeg.predict`."""
@@ -64,13 +66,23 @@ def load(path: str | Path) -> nn.Module:
     Gives a `TokenCutSeg` for a segmentation or masked-token run, a `Baseline` or a `VQGAN` for theirs. Raises DataError
     when there is no model.
     """
+    about, folder = _about(path)
+    model = build(about["stage"], Config.from_dict(about["config"]), about.get("name"))
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.eval()
+
+
+def saved_config(path: str | Path) -> Config:
+    """The configuration that a saved model was trained with. Raises DataError when there is no model."""
+    return Config.from_dict(_about(path)[0]["config"])
+
+
+def _about(path: str | Path) -> tuple[dict[str, Any], Path]:
+    """What `config.json` says, and the folder of a run whose own path or weights' path is given."""
     folder = Path(path)
     folder = folder.parent if folder.name == WEIGHTS else folder
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise DataError(f"{folder} holds no saved model: {name} is missing there; give a run's folder such as "
                             f"results/quick-synthetic/runs/segmentation-…")
-    about = json.loads((folder / CONFIG).read_text())
-    model = build(about["stage"], Config.from_dict(about["config"]), about.get("name"))
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model.eval()
+    return json.loads((folder / CONFIG).read_text()), folder

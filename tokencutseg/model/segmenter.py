@@ -56,10 +56,10 @@ class LinearHead(nn.Module):
 
 
 class GuidedUpsampler(nn.Module):
-    """Token features and logits → finer logits, guided by the tokenizer's feature maps on the way up.
+    """Token features and logits → pixel logits, guided on the way up by the tokenizer's feature maps and by the pixels.
 
-    Each step doubles the side, joins the tokenizer's features of that side, and mixes them with one 3×3 convolution.
-    The result is a correction to the bilinearly up-sampled token logits and starts at zero.
+    Each step doubles the side, joins what is known at that side, and mixes with one 3×3 convolution. The result is a
+    correction to the bilinearly up-sampled token logits and starts at zero.
     """
 
     def __init__(self, config: VQGANConfig, n_features: int, n_classes: int, width: int = 32) -> None:
@@ -67,31 +67,43 @@ class GuidedUpsampler(nn.Module):
         self.lift = nn.Conv2d(n_features + n_classes, width, 1)
         finer = [config.hidden_channels * 2 ** (i + 1) for i in reversed(range(config.n_stages - 1))]
         self.skips = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in finer)
-        self.mixes = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(2 * width, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU()) for _ in finer)
-        self.out = nn.Conv2d(width, n_classes, 1)
+        self.mixes = nn.ModuleList(_mix(2 * width, width) for _ in finer)
+        self.narrow = nn.Conv2d(width, width // 2, 1)
+        self.pixels = _mix(3, width // 2)
+        self.last = _mix(width, width // 2)
+        self.out = nn.Conv2d(width // 2, n_classes, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, features: Tensor, logits: Tensor, stages: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """features (B, E, H, W), logits (B, C, H, W), stages finest first → logits (B, C, *size)."""
+    def forward(self, features: Tensor, logits: Tensor, stages: list[Tensor], pixels: Tensor) -> Tensor:
+        """features (B, E, H, W), logits (B, C, H, W), stages finest first, pixels (B, 3, S, S) → (B, C, S, S)."""
+        size = pixels.shape[-2:]
         x = self.lift(torch.cat([features, logits], 1))
         for skip, mix, stage in zip(self.skips, self.mixes, reversed(stages[:-1]), strict=True):
             x = upsample(x, stage.shape[-2:])
             x = x + mix(torch.cat([x, skip(stage)], 1))
-        return upsample(logits, size) + upsample(self.out(x), size)
+        x = upsample(self.narrow(x), size)
+        x = x + self.last(torch.cat([x, self.pixels(pixels)], 1))
+        return upsample(logits, size) + self.out(x)
+
+
+def _mix(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.GELU())
 
 
 class TokenCutSeg(nn.Module):
-    """Image → visual words → contextual features → graph cut → mask."""
+    """Image → visual words → contextual features → graph cut → mask.
 
-    def __init__(self, config: Config, n_classes: int = 2) -> None:
+    `n_positions` is the length of the transformer's position table, by default one for each token of an image.
+    """
+
+    def __init__(self, config: Config, n_classes: int = 2, n_positions: int | None = None) -> None:
         super().__init__()
         self.config = config
         seg, n_features = config.segmentation, config.masked_gpt.n_embd
         self.vqgan = VQGAN(config.vqgan)
         self.masked_gpt = MaskedGPT(config.masked_gpt, config.vqgan.n_embed, config.vqgan.embed_dim,
-                                    config.grid_size**2, tied_head=config.recipe == "released")
+                                    n_positions or config.grid_size**2, tied_head=config.recipe == "released")
         self.head = (DeepCut(seg, n_features, n_classes) if seg.use_deepcut else LinearHead(n_features, n_classes))
         self.upsampler = (GuidedUpsampler(config.vqgan, n_features, n_classes) if seg.upsampling == "guided" else None)
         self.vqgan.requires_grad_(False)
@@ -126,28 +138,28 @@ class TokenCutSeg(nn.Module):
         tokens, encoding = self.words(images)
         grid, size = tuple(tokens.shape[1:]), images.shape[-2:]
         features = self.transformer_features(tokens, encoding, token_mask)
-        token_logits = self.head(features, grid)
+        token_logits = self.head(features, grid).float()
         assignments = token_logits.softmax(-1)
         if self.upsampler is not None:
-            logits = self.upsampler(to_grid(features, grid), to_grid(token_logits, grid), encoding.stages, size)
+            logits = self.upsampler(to_grid(features, grid), to_grid(token_logits, grid), encoding.stages,
+                                    self.vqgan.normalise(images))
         else:
             logits = upsample(to_grid(token_logits, grid), size)
         if self.config.segmentation.loss_input == "probabilities":
             probabilities = upsample(to_grid(assignments, grid), size)
         else:
             probabilities = logits.softmax(1)
-        return Segmentation(tokens.flatten(1), features, assignments, logits, probabilities,
-                            self.head.loss(assignments, features, grid))
+        with torch.autocast(images.device.type, enabled=False):  # sums over all tokens
+            loss = self.head.loss(assignments, features.float(), grid)
+        return Segmentation(tokens.flatten(1), features, assignments, logits, probabilities, loss)
 
-    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1] (B, 3, S, S) → (B, C, S, S), from one look at each image."""
+        return self(images).probabilities
+
     def predict_probabilities(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] (B, 3, S, S) → (B, C, S, S), averaged over the four flips where the recipe says so."""
-        probabilities = self(images).probabilities
-        if self.config.segmentation.test_time_flips:
-            for dims in ((-1,), (-2,), (-2, -1)):
-                probabilities = probabilities + self(images.flip(dims)).probabilities.flip(dims)
-            probabilities = probabilities / 4
-        return probabilities
+        return predict_probabilities(self, images, self.config.segmentation.test_time_flips)
 
     def predict(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         """One image of any size → its lesion mask (H, W) bool at the image's own size.
@@ -155,6 +167,17 @@ class TokenCutSeg(nn.Module):
         Takes a path, a PIL image or a uint8 array (H, W, 3). Raises DataError for a file that cannot be read.
         """
         return predict_mask(self, image, self.config.data.image_size)
+
+
+@torch.no_grad()
+def predict_probabilities(model: nn.Module, images: Tensor, flips: bool) -> Tensor:
+    """What any model with `probabilities` predicts, (B, C, S, S), or the mean over the image and its three flips."""
+    predicted = model.probabilities(images)
+    if flips:
+        for dims in ((-1,), (-2,), (-2, -1)):
+            predicted = predicted + model.probabilities(images.flip(dims)).flip(dims)
+        predicted = predicted / 4
+    return predicted
 
 
 @torch.no_grad()

@@ -118,6 +118,7 @@ class EMAQuantizer(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """`z` (B, D, H, W) → its nearest codes. Gradients pass straight through to `z`."""
         B, D, H, W = z.shape
+        z = z.float()  # which code is nearest is decided in single precision, whatever the encoder computes in
         flat = z.permute(0, 2, 3, 1).reshape(-1, D)  # (BHW, D)
         if self.training and self.start == "data" and not self.cluster_size.any():
             self._start_from(flat.detach())
@@ -131,7 +132,8 @@ class EMAQuantizer(nn.Module):
     def nearest(self, flat: Tensor) -> Tensor:
         """(N, D) → (N,) index of the nearest code. |z|² is the same for every code and left out."""
         codes = self.embedding.weight
-        return torch.addmm(codes.square().sum(1), flat, codes.T, alpha=-2).argmin(1)
+        with torch.autocast(flat.device.type, enabled=False):
+            return torch.addmm(codes.square().sum(1), flat.to(codes.dtype), codes.T, alpha=-2).argmin(1)
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """Tokens (B, H, W) → their codes (B, D, H, W)."""

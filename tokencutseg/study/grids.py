@@ -7,6 +7,7 @@ cells of one table have the same budget, and the cell without a change is among 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 from typing import Any
 
@@ -14,31 +15,43 @@ import numpy as np
 import pandas as pd
 
 from tokencutseg import config as config_module
-from tokencutseg.config import RECIPES, STAGES, Config
+from tokencutseg.config import RECIPES, STAGES, Config, configure
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.efficiency import efficiency_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
 from tokencutseg.evaluation.probes import cell_labels, graph_probe, layer_features, linear_probe
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
-from tokencutseg.evaluation.summaries import holm, paired_difference, summarise, summary_table
+from tokencutseg.evaluation.summaries import holm, paired_difference, seeded_difference, summarise, summary_table
 from tokencutseg.model.deepcut import stencil_offsets
 from tokencutseg.model.saved import build
 from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.study.names import differences
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
 
 CHAIN = ("vqgan", "masked_gpt", "segmentation")
-TOGETHER = {"masked_gpt.pretraining": ("segmentation.mlm_weight",)}
-"""Switches that mean something only with a second one: joint training is its masked-token loss."""
+TOGETHER = {
+    "vqgan.perceptual": ("vqgan.perceptual_weight",),
+    "vqgan.clamped_adversary": ("vqgan.disc_weight",),
+    "vqgan.pool": ("masked_gpt.pool",),
+    "masked_gpt.pretraining": ("segmentation.mlm_weight",),
+    "masked_gpt.mask_pattern": ("masked_gpt.mask_ratio",),
+    "segmentation.graph_radius": ("segmentation.radius_unit",),
+    "segmentation.batch_size": ("segmentation.learning_rate",),
+}
+"""Switches that mean something only with others: joint training is its masked-token loss, a rate has its batch."""
+ALTERNATIVES = {"segmentation.affinity": "feature", "segmentation.frozen_codebook": False}
+"""What a switch is turned to where `released` and `revised` set it alike."""
 
 
 def shortened(config: Config, first_stage: str = "segmentation") -> Config:
-    """`config` with the epochs of `first_stage` and of the stages after it times `ablation.budget`, at least one, and
-    with `ablation.images_per_epoch` in the supervised stage."""
+    """`config` with the epochs of `first_stage` and of the stages after it times `ablation.budget`, at least one, with
+    `ablation.images_per_epoch` in the supervised stage, and scored without flips: a cell is about training."""
     stages = CHAIN[CHAIN.index(first_stage):]
     epochs = {f"{stage}.epochs": max(1, round(config.ablation.budget * getattr(config, stage).epochs))
               for stage in stages}
-    return config.override(epochs | {"segmentation.images_per_epoch": config.ablation.images_per_epoch})
+    return config.override(epochs | {"segmentation.images_per_epoch": config.ablation.images_per_epoch,
+                                     "segmentation.test_time_flips": False})
 
 
 def validation_score(study: Study, run: Run) -> dict[str, Any]:
@@ -169,39 +182,54 @@ def segment_with(study: Study, method: str, config: Config, seed: int) -> Run:
 
 
 def deviations(study: Study) -> pd.DataFrame:
-    """For each switch, the recipe with that one set to the released (or, under `released`, the revised) value.
+    """`released` with one switch corrected, and `revised` with one set back, for each switch of the study's list.
 
-    A switch that both recipes set alike has no row. Columns switch, recipe, setting, instead, also (what had to change
-    with it), definition, measure, n, reference, mean, difference, low, high, p, p_holm: the change in lesion IoU on
-    validation with its paired bootstrap interval over images, Wilcoxon's p, and p after Holm over the table.
+    Every cell trains the whole chain of stages with the shortened budget, under the study's settings and seeds. A
+    switch that means something only with others takes them along. Columns switch, recipe, setting, instead, also (what
+    came along), definition, measure, n, seeds, reference, mean, difference, low, high, p, p_holm: the change in lesion
+    IoU on validation with its paired bootstrap interval over images and seeds, Wilcoxon's p, and p after Holm over the
+    table.
     """
-    recipe, primary = study.config.recipe, study.source.primary
+    ablation, primary, first = study.config.ablation, study.source.primary, study.config.seed
+
+    def scored(config: Config) -> list[pd.DataFrame]:
+        runs = [study.segmenter(config=dataclasses.replace(config, seed=seed))
+                for seed in range(first, first + ablation.seeds)]
+        return [study.records(run, primary, "validation") for run in runs]
+
     rows = []
-    for switch in study.config.ablation.deviations:
-        base, changes = deviation_cell(study.config, switch)
-        stage, key = switch.split(".")
-        setting = getattr(getattr(base, stage), key)
-        if setting == changes[switch]:
-            continue
-        reference, changed = (study.records(study.segmenter(config=config), primary, "validation")
-                              for config in (base, base.override(changes)))
-        result = paired_difference(changed, reference, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
-                                   study.config.seed)
-        also = ", ".join(f"{name} = {value}" for name, value in changes.items() if name != switch)
-        rows.append({"switch": switch, "recipe": recipe, "setting": setting, "instead": changes[switch], "also": also,
-                     "definition": "image_lesion", "measure": "iou", "n": result.n,
-                     "reference": reference["iou"].mean(), "mean": changed["iou"].mean(),
-                     "difference": result.difference, "low": result.low, "high": result.high, "p": result.p})
+    for recipe in ("released", "revised"):
+        base = deviation_base(study.config, recipe)
+        reference = scored(base)
+        for switch in ablation.deviations:
+            setting, changes = deviation_changes(base, switch)
+            changed = scored(base.override(changes))
+            result = seeded_difference(changed, reference, "iou", study.config.evaluation.bootstrap_draws, first)
+            also = ", ".join(f"{name} = {value}" for name, value in changes.items() if name != switch)
+            before, after = (np.mean([records["iou"].mean() for records in group]) for group in (reference, changed))
+            rows.append({"switch": switch, "recipe": recipe, "setting": setting, "instead": changes[switch],
+                         "also": also, "definition": "image_lesion", "measure": "iou", "n": result.n,
+                         "seeds": ablation.seeds, "reference": before, "mean": after,
+                         "difference": result.difference, "low": result.low, "high": result.high, "p": result.p})
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table["p"])) if rows else table
+    return table.assign(p_holm=holm(table["p"]))
 
 
-def deviation_cell(config: Config, switch: str) -> tuple[Config, dict[str, Any]]:
-    """The shortened configuration that a switch is measured from, and the settings to change there."""
-    stage = switch.split(".")[0]
+def deviation_base(config: Config, recipe: str) -> Config:
+    """The shortened configuration that the switches of a recipe are measured from, with the study's own settings."""
+    own = configure(config.preset, recipe, config.seed, differences(config))
+    return shortened(own, "vqgan")
+
+
+def deviation_changes(config: Config, switch: str) -> tuple[Any, dict[str, Any]]:
+    """The switch's setting in `config`, and what to set instead: the other recipe's value, with its companions."""
     other = RECIPES["revised" if config.recipe == "released" else "released"]
-    return (shortened(config, stage if stage in CHAIN else "segmentation"),
-            {name: other[name] for name in (switch, *TOGETHER.get(switch, ()))})
+    changes = {name: other[name] for name in (switch, *TOGETHER.get(switch, ()))}
+    stage, key = switch.split(".")
+    setting = getattr(getattr(config, stage), key)
+    if changes[switch] == setting:
+        changes[switch] = ALTERNATIVES[switch]
+    return setting, changes
 
 
 def efficiency(study: Study) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from tokencutseg.config import Config
 from tokencutseg.model.saved import CONFIG, load, save_weights
 from tokencutseg.training.fit import write_csv
 
-FORMAT = 1
+FORMAT = 2
 """Part of every hash: raise it when the same configuration would train to another result."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -20,11 +21,12 @@ from tokencutseg.evaluation.inference import predict_masks
 from tokencutseg.evaluation.records import score
 from tokencutseg.model.saved import Baseline, build
 from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.names import study_name
 from tokencutseg.study.outputs import OUTPUTS
 from tokencutseg.study.store import Run, RunSpec, RunStore, write_json
 from tokencutseg.training.batches import Batches, InOrder
-from tokencutseg.training.fit import fit, write_csv
+from tokencutseg.training.fit import Hardware, fit, write_csv
 from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
 
 
@@ -35,26 +37,30 @@ class Study:
     scores one of them on a split; `table` and `figure` write results; `finish` is a notebook's last act.
     """
 
-    def __init__(self, config: Config, source: DataSource, results: str | Path = "results",
-                 notebook: str | None = None) -> None:
-        self.config, self.source, self.notebook = config, source, notebook
-        self.folder = Path(results) / study_name(config, source.name)
+    def __init__(self, config: Config, source: DataSource, folder: str | Path, notebook: str | None = None,
+                 hardware: Hardware = Hardware()) -> None:  # noqa: B008 (frozen)
+        self.config, self.source, self.notebook, self.hardware = config, source, notebook, hardware
+        self.folder = Path(folder)
         self.store = RunStore(self.folder / "runs")
         self._written: dict[str, set[str]] = {"tables": set(), "figures": set()}
         self._started = time.perf_counter()
+        self._adopted: Run | None = None
 
     @classmethod
     def open(cls, preset: str = "quick", recipe: str = "revised", seed: int = 0, data: str = "",
              results: str = "results", overrides: dict[str, Any] | None = None, notebook: str | None = None) -> Study:
         """Open a study as the notebooks do. Raises ConfigError and DataError, each in one sentence."""
         config = configure(preset, recipe, seed, overrides)
-        return cls(config, open_source(data, config), results, notebook)
+        source = open_source(data, config)
+        return cls(config, source, Path(results) / study_name(config, source.name), notebook)
 
     # ---- trained stages -------------------------------------------------------------------------------------------
 
     def tokenizer(self, config: Config | None = None, train_set: str | None = None) -> Run:
         """Stage 1. `train_set` matters only to a recipe whose tokenizer sees the labelled images alone."""
         config = config or self.config
+        if self._adopted is not None:
+            return self._adopted
         images = self._pool(config.vqgan.pool, train_set)
         validation = self.source.load(self.source.primary, "validation")
         covers = {"image_size": config.data.image_size, "seed": config.seed, **dataclasses.asdict(config.vqgan)}
@@ -67,6 +73,20 @@ class Study:
             return module.vqgan.state_dict(), facts | {"perceptual_weights": weights}
 
         return self.store.get_or_train(spec, train)
+
+    def adopt_tokenizer(self, vqgan: VQGAN, origin: str) -> Run:
+        """Make a tokenizer trained elsewhere (`origin` says where) a run of this study: `tokenizer` is then that one.
+
+        The study's configuration takes over its sizes and switches.
+        """
+        self.config = dataclasses.replace(self.config, vqgan=vqgan.config)
+        digest = hashlib.sha256()
+        for key, value in vqgan.state_dict().items():
+            digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        covers = {"image_size": self.config.data.image_size, **dataclasses.asdict(vqgan.config)}
+        spec = RunSpec("vqgan", self.config, covers, {"weights": digest.hexdigest()})
+        self._adopted = self.store.get_or_train(spec, lambda _: (vqgan.state_dict(), {"adopted_from": origin}))
+        return self._adopted
 
     def transformer(self, config: Config | None = None, train_set: str | None = None) -> Run:
         """Stage 2; for a recipe that trains it jointly, the segmentation run that it is part of."""
@@ -220,7 +240,8 @@ class Study:
              folder: Path) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
         section = getattr(config, stage)
         train = Batches(images, section.batch_size, section.images_per_epoch, config.seed)
-        return fit(module, train, InOrder(validation, config.evaluation.batch_size), section.epochs, folder, stage)
+        return fit(module, train, InOrder(validation, config.evaluation.batch_size), section.epochs, folder, stage,
+                   self.hardware)
 
     @staticmethod
     def _device() -> str:

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 
 from tokencutseg.training.batches import Batches, InOrder
 from tokencutseg.training.modules import StageModule
 from tokencutseg.training.progress import report_epoch
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how precisely a training computes; it is not part of a run's identity."""
+
+    accelerator: str = "auto"
+    """auto, cpu or gpu."""
+    devices: int = 1
+    precision: str = "32-true"
+    """Lightning's name: 32-true, 16-mixed or bf16-mixed."""
+    progress_bar: bool = False
+    """A bar per epoch on the terminal, and a line when it is over."""
 
 
 class History(Callback):
@@ -59,30 +74,51 @@ class History(Callback):
         report_epoch(self.stage, self.folder.name, epoch, trainer.max_epochs, metrics)
 
 
+class EpochLines(Callback):
+    """One line per epoch on standard output, for somebody who watches a training or reads its log."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()))
+        print(f"{self.stage} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
+
+
 def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, folder: Path, stage: str,
-        device: str = "auto") -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+        hardware: Hardware = Hardware()) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
     """Train `module` for `epochs`, going on from `folder`/last.ckpt when that is there.
 
     Returns the best epoch's weights of `module.scored` (None where the module names no `monitor`; then the last ones
-    count) and what there is to say of the training: epochs, optimizer steps, images seen, best epoch.
+    count) and what there is to say of the training: epochs, optimizer steps, images seen, best epoch. Raises
+    KeyboardInterrupt when it is interrupted; a later call goes on after the last whole epoch.
     """
     folder.mkdir(parents=True, exist_ok=True)
     module.steps_per_epoch = len(train)
     history = History(folder, stage)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # its greetings; warnings come through `warnings`
+    # the history first: its rows of an epoch are then in that epoch's checkpoint
+    callbacks: list[Callback] = [history, ModelCheckpoint(folder, filename="last", save_top_k=1, every_n_epochs=1,
+                                                          enable_version_counter=False, save_on_train_epoch_end=True)]
+    if hardware.progress_bar:
+        callbacks.append(EpochLines(stage))
+    bar = hardware.progress_bar and sys.stderr.isatty()
+    if bar:
+        callbacks.append(TQDMProgressBar())
     trainer = pl.Trainer(
-        accelerator=device, devices=1, max_epochs=epochs, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
-        # the history first: its rows of an epoch are then in that epoch's checkpoint
-        callbacks=[history, ModelCheckpoint(folder, filename="last", save_top_k=1, every_n_epochs=1,
-                                            enable_version_counter=False, save_on_train_epoch_end=True)],
+        accelerator=hardware.accelerator, devices=hardware.devices, precision=hardware.precision, max_epochs=epochs,
+        logger=False, enable_progress_bar=bar, enable_model_summary=False, num_sanity_val_steps=0,
+        default_root_dir=folder, callbacks=callbacks,
     )
     last = folder / "last.ckpt"
     torch.manual_seed(module.seed)
     with warnings.catch_warnings():
         for expected in ("Checkpoint directory .* exists", "Found .* in eval mode", ".*LeafSpec"):
             warnings.filterwarnings("ignore", message=expected)
-        trainer.fit(module, train, validation, ckpt_path=last if last.is_file() else None, weights_only=True)
+        try:
+            trainer.fit(module, train, validation, ckpt_path=last if last.is_file() else None, weights_only=True)
+        except SystemExit as leave:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from leave
     facts = {"epochs": epochs, "steps": epochs * len(train), "images_seen": epochs * train.images_per_epoch,
              "training_images": len(train.set), "seconds": sum(row["seconds"] for row in history.rows)}
     if not history.best:

@@ -109,7 +109,9 @@ class VQGANModule(StageModule):
     def _descend(self, optimizer: Any, loss: Tensor, module: nn.Module) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        # in half precision the gradients are still multiplied by the scaler's factor, and so is the limit then
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0 if scaler is None else scaler.get_scale())
         optimizer.step()
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
@@ -176,7 +178,7 @@ class MaskedGPTModule(StageModule):
 
 
 class SegmenterModule(StageModule):
-    """Stage 3 and the baselines: any model with `probabilities`, under one loop, one loss and one score.
+    """Stage 3 and the baselines: any model with `probabilities(images)`, under one loop, one loss and one score.
 
     `scored` is the model that counts: the running mean of the weights where the recipe asks for it.
     """
@@ -219,7 +221,7 @@ class SegmenterModule(StageModule):
         self.scored.eval()
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        probabilities = self.scored.predict_probabilities(batch["images"])
+        probabilities = self.scored.probabilities(batch["images"]).float()  # epochs are compared without flips
         self.log("validation_cross_entropy", F.nll_loss(probabilities.clamp(min=1e-6).log(), batch["masks"]),
                  batch_size=len(probabilities))
         ids = [f"{batch_index}-{i}" for i in range(len(probabilities))]

@@ -131,17 +131,19 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
 
 
 def deviations(table: pd.DataFrame) -> Figure:
-    """What turning one switch does to the score: paired differences around zero; `table` from `grids`."""
-    signs = _signs(table["low"], table["high"])
-    clear = sum(sign != GREY for sign in signs)
-    title = (f"{clear} of {len(table)} switches of the {table['recipe'].iloc[0]} recipe "
-             f"move{'s' if clear == 1 else ''} the score (interval without 0)")
-    figure, axes = canvas(1, 1, 1.1 + 0.36 * len(table), title=title)
-    rows = table.sort_values("difference")
-    names = [f"{row.switch}\n{_value(row.setting)} → {_value(row.instead)}" for row in rows.itertuples()]
-    interval_bars(axes[0, 0], names, rows["difference"], rows["low"], rows["high"], _signs(rows["low"], rows["high"]))
-    axes[0, 0].tick_params(axis="y", labelsize=7.5)
-    _zero(axes[0, 0], "change in lesion IoU, paired 95 % interval\n← worse than the recipe        better →")
+    """What turning one switch does to the score, one panel per recipe; `table` from `grids`."""
+    clear = sum(sign != GREY for sign in _signs(table["low"], table["high"]))
+    panels = list(table.groupby("recipe", sort=False))
+    figure, axes = canvas(1, len(panels), 1.2 + 0.4 * max(len(rows) for _, rows in panels), title=(
+        f"{clear} of {len(table)} turned switches move{'s' if clear == 1 else ''} the score (interval without 0)"))
+    for axis, (recipe, rows) in zip(axes[0], panels, strict=True):
+        rows = rows.sort_values("difference")
+        names = [f"{row.switch.split('.')[1]}\n{_value(row.setting)} → {_value(row.instead)}"
+                 for row in rows.itertuples()]
+        interval_bars(axis, names, rows["difference"], rows["low"], rows["high"], _signs(rows["low"], rows["high"]))
+        axis.tick_params(axis="y", labelsize=7)
+        axis.set_title(f"{recipe}, one switch {'corrected' if recipe == 'released' else 'set back'}")
+        _zero(axis, "change in lesion IoU, paired 95 % interval\n← worse than the recipe        better →")
     return figure
 
 

@@ -1,27 +1,28 @@
-"""The command line: `tokencutseg run | fetch | audit | segment`. Handlers import what they need, so help is instant."""
+"""The command line. Handlers import what they need, so that help is instant.
+
+`run`, `fetch`, `audit` and `segment` are here; `tokencutseg.cli.authors` has the commands of the authors' README.
+"""
 
 from __future__ import annotations
 
 import argparse
 import glob
 import json
-import signal
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokencutseg.cli import authors
+from tokencutseg.cli.common import FAILED, OK, UsageError, natural, positive, read_overrides, terminable
 from tokencutseg.config import PRESETS, RECIPES, Config, ConfigError, configure
 
 if TYPE_CHECKING:
     import numpy as np
 
-OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
-
-
-class UsageError(ValueError):
-    """A command line that parses but makes no sense; the message is one sentence."""
+BAD_USAGE, INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except Exception as error:
         if not _is_the_users(error):
             raise
@@ -65,12 +69,12 @@ def _parser() -> argparse.ArgumentParser:
                      help="where the study's own folder is made (default: %(default)s)")
     run.add_argument("--only", action="extend", default=[], type=lambda text: text.split(","), metavar="03[,04]",
                      help="execute these notebooks only, named by number")
-    run.add_argument("--jobs", type=_positive, metavar="N",
+    run.add_argument("--jobs", type=positive, metavar="N",
                      help="notebooks at once (default: 1; 2 for preset tiny, which is mostly start-up)")
-    run.add_argument("--seed", type=_natural, default=0, metavar="N", help="seed of every draw (default: %(default)s)")
+    run.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of every draw (default: %(default)s)")
     run.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], metavar="stage.key=value",
                      help="change settings, such as vqgan.n_embed=128")
-    run.add_argument("--timeout", type=_positive, metavar="SECONDS",
+    run.add_argument("--timeout", type=positive, metavar="SECONDS",
                      help="most time that one notebook cell may take (default: a week)")
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="other notebooks than the checkout's own")
     run.add_argument("--again", action="store_true", help="execute notebooks again that are done and unchanged")
@@ -87,25 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
     segment.add_argument("--model", type=Path, required=True, metavar="RUN", help="a run's folder or its saved model")
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
+
+    authors.add_commands(command)
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
-
-
-def _natural(text: str) -> int:
-    if not 0 <= (number := int(text)) < 2**32:
-        raise argparse.ArgumentTypeError(f"must lie in 0 … 2^32 - 1, not {number}")
-    return number
 
 
 # run ----------------------------------------------------------------------------------------------------------------
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = configure(arguments.preset, arguments.recipe, arguments.seed, _read_overrides(arguments.overrides))
+    config = configure(arguments.preset, arguments.recipe, arguments.seed, read_overrides(arguments.overrides))
 
     from tokencutseg.data.source import open_source
     from tokencutseg.study import runner
@@ -126,28 +120,14 @@ def _run(arguments: argparse.Namespace) -> int:
         _describe(config, arguments.data, study, notebooks, parameters)
         return OK
 
-    # SIGTERM as Ctrl-C: the notebooks' processes are ended on the way out
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with terminable():  # the notebooks' processes are ended on the way out
         jobs = arguments.jobs or (2 if arguments.preset == "tiny" else 1)
         outcomes = runner.run_study(notebooks, parameters, study, jobs=jobs,
                                     timeout=arguments.timeout or runner.CELL_TIMEOUT, again=arguments.again)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     index = write_index(study, runner.find_notebooks(folder))
     done = sum(outcome.failure is None for outcome in outcomes)
     print(f"{done} of {len(outcomes)} notebooks done: {index}")
     return OK if done == len(outcomes) else FAILED
-
-
-def _read_overrides(pairs: Sequence[str]) -> dict[str, str]:
-    overrides = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes stage.key=value, not {pair!r}")
-        overrides[key.strip()] = value.strip()
-    return overrides
 
 
 def _describe(config: Config, data: Path | None, study: Path, notebooks: Sequence[Path],
@@ -285,7 +265,3 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(pixels).save(path)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

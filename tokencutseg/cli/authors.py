@@ -1,0 +1,317 @@
+"""The commands of the authors' README with their flags and defaults: `train-vq`, `train-seg`, `test-seg`.
+
+They train the recipe `released` on folders of images and masks and write ordinary runs. `export` turns such a run into
+the authors' own checkpoint, `recipes` prints what sets the recipes apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokencutseg.cli.common import OK, UsageError, natural, positive, read_overrides, terminable
+from tokencutseg.config import configure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tokencutseg.model.vqgan import VQGAN
+    from tokencutseg.study.study import Study
+    from tokencutseg.training.fit import Hardware
+
+_TOKENIZER = {"vq_embed_dim": "vqgan.embed_dim", "vq_n_embed": "vqgan.n_embed",
+              "vq_hidden_channels": "vqgan.hidden_channels", "vq_n_res_blocks": "vqgan.n_res_blocks"}
+_TRANSFORMER = {"gpt_n_layer": "masked_gpt.n_layer", "gpt_n_head": "masked_gpt.n_head",
+                "gpt_n_embd": "masked_gpt.n_embd"}
+_TRAIN_VQ = {"batch_size": "vqgan.batch_size", "learning_rate": "vqgan.learning_rate", "max_epochs": "vqgan.epochs",
+             "disc_start": "vqgan.disc_start", "disc_weight": "vqgan.disc_weight",
+             "perceptual_weight": "vqgan.perceptual_weight", "codebook_weight": "vqgan.codebook_weight"}
+_TRAIN_SEG = {"batch_size": "segmentation.batch_size", "learning_rate": "segmentation.learning_rate",
+              "max_epochs": "segmentation.epochs", "use_deepcut": "segmentation.use_deepcut",
+              "deepcut_loss_weight": "segmentation.deepcut_loss_weight"}
+"""Which setting each flag is."""
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add this module's commands; `command(name, handler, text)` makes one parser."""
+    train_vq = command("train-vq", _train_vq, "Train the tokenizer as the authors' train_vq.py does.")
+    _add_folders(train_vq, masks=False)
+    _add_training(train_vq, batch_size=4, epochs=100, precision="32", output="vqgan_pretrain_full",
+                  experiment="vqgan_pretrain_isic_full")
+    _add_tokenizer(train_vq, n_embed=64)
+    for name, kind, default in (("disc-start", natural, 10_000), ("disc-weight", float, 0.5),
+                                ("perceptual-weight", float, 0.8), ("codebook-weight", float, 1.0)):
+        train_vq.add_argument(f"--{name}", type=kind, default=default, help="(default: %(default)s)")
+
+    train_seg = command("train-seg", _train_seg, "Train the segmenter as the authors' train_seg.py does.")
+    _add_folders(train_seg, masks=True)
+    _add_training(train_seg, batch_size=1, epochs=200, precision="16",
+                  output="segmentation_training_2018_codebook_full", experiment="segmentation_isic2018_codebook_full")
+    train_seg.add_argument("--vqgan-checkpoint", type=Path, default=Path("model_trained_in_step1.ckpt"), metavar="FILE",
+                           help="what train-vq wrote, or the authors' own .ckpt (default: %(default)s)")
+    _add_tokenizer(train_seg, n_embed=512)
+    _add_transformer(train_seg)
+    train_seg.add_argument("--use-deepcut", type=_boolean, default=True, metavar="True|False",
+                           help="False: a linear layer instead of the graph module (default: True)")
+    train_seg.add_argument("--deepcut-loss-weight", type=float, default=0.2, help="(default: %(default)s)")
+
+    test_seg = command("test-seg", _test_seg, "Score a model on a folder by the released rule.")
+    test_seg.add_argument("--test-data-dir", type=Path, required=True, metavar="DIR", help="images")
+    test_seg.add_argument("--test-mask-dir", type=Path, required=True, metavar="DIR", help="their masks")
+    test_seg.add_argument("--image-size", type=positive, default=224, help="in pixels (default: %(default)s)")
+    test_seg.add_argument("--checkpoint-path", type=Path, default=Path("model_trained_in_step2.ckpt"), metavar="FILE",
+                          help="the authors' .ckpt, or one of our runs (default: %(default)s)")
+    test_seg.add_argument("--batch-size", type=positive, default=1, help="(default: %(default)s)")
+    _add_ignored(test_seg)
+    _add_tokenizer(test_seg, n_embed=1024)
+    _add_transformer(test_seg)
+    test_seg.add_argument("--records", type=Path, metavar="FILE.csv", help="write one row of scores per image")
+
+    export = command("export", _export, "Write a run of the recipe `released` as the authors' own checkpoint.")
+    export.add_argument("run", type=Path, metavar="RUN", help="a run's folder: a tokenizer's or a segmenter's")
+    export.add_argument("--released", type=Path, required=True, metavar="FILE.ckpt", help="the file to write")
+
+    command("recipes", _recipes, "Show every switch, its value under each recipe, and the reason.")
+
+
+def _add_folders(parser: argparse.ArgumentParser, masks: bool) -> None:
+    for split in ("train", "val"):
+        parser.add_argument(f"--{split}-data-dir", type=Path, required=True, metavar="DIR", help="images")
+        parser.add_argument(f"--{split}-mask-dir", type=Path, required=masks, metavar="DIR",
+                            help="their masks" if masks else "not needed: the tokenizer reads images only")
+
+
+def _add_training(parser: argparse.ArgumentParser, batch_size: int, epochs: int, precision: str, output: str,
+                  experiment: str) -> None:
+    parser.add_argument("--image-size", type=positive, default=224, help="in pixels (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=batch_size, help="(default: %(default)s)")
+    _add_ignored(parser)
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="(default: %(default)s)")
+    parser.add_argument("--max-epochs", type=positive, default=epochs, help="(default: %(default)s)")
+    parser.add_argument("--gpus", type=natural, default=1, help="0 trains on the CPU (default: %(default)s)")
+    parser.add_argument("--precision", choices=("16", "32", "bf16"), default=precision,
+                        help="16 and bf16 are mixed precision (default: %(default)s)")
+    parser.add_argument("--output-dir", type=Path, default=Path(output), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--experiment-name", default=experiment, metavar="NAME",
+                        help="runs go to OUTPUT_DIR/NAME/runs (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of every draw (default: %(default)s)")
+    parser.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], metavar="stage.key=value",
+                        help="correct a switch, such as segmentation.loss_input=logits")
+
+
+def _add_ignored(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-workers", type=natural, default=4,
+                        help="accepted and not needed: images are decoded once and kept in memory")
+
+
+def _add_tokenizer(parser: argparse.ArgumentParser, n_embed: int) -> None:
+    for name, default in (("embed-dim", 256), ("n-embed", n_embed), ("hidden-channels", 128), ("n-res-blocks", 2)):
+        parser.add_argument(f"--vq-{name}", type=positive, default=default, help="(default: %(default)s)")
+
+
+def _add_transformer(parser: argparse.ArgumentParser) -> None:
+    for name, default in (("n-layer", 12), ("n-head", 4), ("n-embd", 256)):
+        parser.add_argument(f"--gpt-{name}", type=positive, default=default, help="(default: %(default)s)")
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
+    return text.lower() == "true"
+
+
+# training -----------------------------------------------------------------------------------------------------------
+
+def _train_vq(arguments: argparse.Namespace) -> int:
+    study = _study(arguments, _TOKENIZER | _TRAIN_VQ, masks=False)
+    with terminable():
+        run = study.tokenizer()
+    size = arguments.image_size
+    print(f"tokenizer: {run.folder}\nnext: tokencutseg train-seg --image-size {size} --vqgan-checkpoint {run.folder} …")
+    return OK
+
+
+def _train_seg(arguments: argparse.Namespace) -> int:
+    study = _study(arguments, _TOKENIZER | _TRANSFORMER | _TRAIN_SEG, masks=True)
+    vqgan = _open_tokenizer(arguments.vqgan_checkpoint)
+    _tell_sizes(arguments, _TOKENIZER, {"vqgan": vqgan.config}, arguments.vqgan_checkpoint)
+    study.adopt_tokenizer(vqgan, str(arguments.vqgan_checkpoint))
+    with terminable():
+        run = study.segmenter()
+    print(f"segmenter: {run.folder}\nbest epoch {run.metrics['best_epoch']} of {run.metrics['epochs']}, validation "
+          f"{study.config.evaluation.score_definition} IoU {run.metrics['best_score']:.4f}\n"
+          f"next: tokencutseg test-seg --image-size {arguments.image_size} --checkpoint-path {run.folder} …")
+    return OK
+
+
+def _study(arguments: argparse.Namespace, settings: dict[str, str], masks: bool) -> Study:
+    """The study in OUTPUT_DIR/NAME, with the recipe `released` and what the flags say."""
+    values = {setting: getattr(arguments, flag) for flag, setting in settings.items()}
+    values["data.image_size"] = arguments.image_size
+    config = configure("full", "released", arguments.seed, values | read_overrides(arguments.overrides))
+
+    from tokencutseg.data.folders import pair_folders
+    from tokencutseg.data.source import folder_source
+    from tokencutseg.study.runner import check_writable
+    from tokencutseg.study.study import Study
+
+    name = arguments.experiment_name
+    splits = [pair_folders(name, split, images, mask_folder if masks else None) for split, images, mask_folder in (
+        ("train", arguments.train_data_dir, arguments.train_mask_dir),
+        ("validation", arguments.val_data_dir, arguments.val_mask_dir))]
+    folder = arguments.output_dir / name
+    check_writable(folder, "--output-dir")
+    hardware = _hardware(arguments.gpus, arguments.precision)
+    print(f"{len(splits[0].samples)} training and {len(splits[1].samples)} validation images at "
+          f"{config.data.image_size}×{config.data.image_size}; runs go to {folder / 'runs'}", flush=True)
+    return Study(config, folder_source(name, config.data.image_size, splits), folder, hardware=hardware)
+
+
+def _hardware(gpus: int, precision: str) -> Hardware:
+    import torch
+
+    from tokencutseg.training.fit import Hardware
+
+    if gpus and not torch.cuda.is_available():
+        _tell("no GPU here: training on the CPU, as with --gpus 0")
+        gpus = 0
+    if gpus > torch.cuda.device_count():
+        raise UsageError(f"--gpus {gpus}, but there are only {torch.cuda.device_count()} here")
+    if precision == "16" and not gpus:
+        _tell("--precision 16 is for GPUs: computing in 32 bits")
+        precision = "32"
+    return Hardware("gpu" if gpus else "cpu", max(1, gpus),
+                    {"16": "16-mixed", "32": "32-true", "bf16": "bf16-mixed"}[precision], progress_bar=True)
+
+
+# models -------------------------------------------------------------------------------------------------------------
+
+def _open_tokenizer(path: Path) -> VQGAN:
+    from tokencutseg.model.released import load_tokenizer
+    from tokencutseg.model.vqgan import VQGAN
+
+    if _is_authors(path):
+        return load_tokenizer(path)
+    model = _open_run(path, "vqgan")
+    tokenizer = model if isinstance(model, VQGAN) else getattr(model, "vqgan", None)
+    if tokenizer is None:
+        raise UsageError(f"{path} holds no tokenizer")
+    return tokenizer
+
+
+def _open_segmenter(path: Path, image_size: int) -> nn.Module:
+    from tokencutseg.model.released import load_segmenter
+
+    if _is_authors(path):
+        return load_segmenter(path, image_size)
+    model = _open_run(path, "segmentation")
+    if not hasattr(model, "predict_probabilities"):
+        raise UsageError(f"{path} holds no segmenter; give a run of train-seg")
+    return model
+
+
+def _is_authors(path: Path) -> bool:
+    """Whether `path` means a checkpoint file of theirs (also one that is missing) and not a run of ours."""
+    return path.suffix in (".ckpt", ".pt", ".pth") or (path.is_file() and path.suffix != ".safetensors")
+
+
+def _open_run(path: Path, stage: str) -> nn.Module:
+    """The model of a run, or of the only finished run of `stage` in an experiment's folder."""
+    import tokencutseg
+
+    if (path / "runs").is_dir():
+        done = sorted(metrics.parent for metrics in path.glob(f"runs/{stage}-*/metrics.json"))
+        if len(done) != 1:
+            raise UsageError(f"{path} holds {len(done)} finished {stage} runs; give one run's folder"
+                             + "".join(f"\n  {folder}" for folder in done))
+        path = done[0]
+    return tokencutseg.load(path)
+
+
+def _tell_sizes(arguments: argparse.Namespace, flags: dict[str, str], sections: dict[str, Any], path: Path) -> None:
+    """Say where the sizes on the command line are not the checkpoint's, which count."""
+    for flag, setting in flags.items():
+        stage, key = setting.split(".")
+        given, held = getattr(arguments, flag), getattr(sections[stage], key)
+        if given != held:
+            _tell(f"--{flag.replace('_', '-')} is {given}, but {path} has {held}: going on with {held}")
+
+
+def _tell(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr, flush=True)
+
+
+# test-seg, export, recipes ------------------------------------------------------------------------------------------
+
+def _test_seg(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from tokencutseg.data.folders import pair_folders
+    from tokencutseg.data.image_set import load_split
+    from tokencutseg.evaluation.inference import predict_masks
+    from tokencutseg.evaluation.records import score
+    from tokencutseg.evaluation.summaries import summarise
+
+    size = arguments.image_size
+    model = _open_segmenter(arguments.checkpoint_path, size)
+    stride = 2**model.config.vqgan.n_stages
+    if size % stride:
+        raise UsageError(f"--image-size must be a multiple of the tokenizer's stride {stride}, not {size}")
+    if hasattr(model, "masked_gpt"):
+        _tell_sizes(arguments, _TOKENIZER | _TRANSFORMER,
+                    {"vqgan": model.config.vqgan, "masked_gpt": model.config.masked_gpt}, arguments.checkpoint_path)
+    images = load_split(pair_folders("test", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictions = predict_masks(model.to(device), images, arguments.batch_size)
+    records = score(predictions, images.masks, images.ids, method="test-seg")
+    if arguments.records:
+        from tokencutseg.training.fit import write_csv
+
+        arguments.records.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(records, arguments.records)
+    print(f"{len(images)} images at {size}×{size}")
+    for rule, definition in (("released rule: mean of lesion and background, all pixels pooled", "pooled_two_class"),
+                             ("lesion per image, then the mean", "image_lesion")):
+        iou, dice = (summarise(records, definition, measure) for measure in ("iou", "dice"))
+        print(f"mIoU {iou.mean:.6f} [{iou.low:.4f}, {iou.high:.4f}]  DSC {dice.mean:.6f} [{dice.low:.4f}, "
+              f"{dice.high:.4f}]  {definition} ({rule})")
+    return OK
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import tokencutseg
+    from tokencutseg.config import ConfigError
+    from tokencutseg.model.released import save_segmenter, save_tokenizer
+    from tokencutseg.model.saved import saved_config
+    from tokencutseg.model.segmenter import TokenCutSeg
+    from tokencutseg.model.vqgan import VQGAN
+    from tokencutseg.study.runner import check_writable
+
+    model = tokencutseg.load(arguments.run)
+    check_writable(arguments.released.absolute().parent, "--released")
+    if isinstance(model, VQGAN):
+        save_tokenizer(model, saved_config(arguments.run), arguments.released)
+    elif isinstance(model, TokenCutSeg):
+        save_segmenter(model, arguments.released)
+    else:
+        raise ConfigError(f"{arguments.run} is a baseline; the released code has no checkpoint for one")
+    print(f"{arguments.run} -> {arguments.released}")
+    return OK
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from tokencutseg.study.grids import recipe_table
+
+    table = recipe_table()
+    table = table.map(lambda value: f"{value:g}" if isinstance(value, float) else str(value))
+    names = [column for column in table if column not in ("switch", "reason")]
+    width = {column: max(len(column), table[column].str.len().max()) for column in ("switch", *names)}
+    print("  ".join(column.ljust(width[column]) for column in ("switch", *names)).rstrip())
+    for row in table.to_dict("records"):
+        print("  ".join(row[column].ljust(width[column]) for column in ("switch", *names)).rstrip())
+        print(textwrap.fill(row["reason"], 110, initial_indent="    ", subsequent_indent="    "))
+    return OK
