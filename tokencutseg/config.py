@@ -58,10 +58,10 @@ class VQGANConfig:
     """Side at which the perceptual term compares images, in pixels (224 in the released code)."""
     perceptual_every: int = 8
     """Compute the perceptual term on every n-th step only, n times as heavy (lazy regularisation, StyleGAN2)."""
-    disc_start: int = 200
+    disc_start: int = 150
     """Own training step, counted in batches, from which the discriminator takes part."""
     epochs: int = 5
-    images_per_epoch: int | None = 400
+    images_per_epoch: int | None = 320
     """Images drawn per epoch; None for each image of the pool once."""
     # switches (recipe)
     n_stages: int = 3
@@ -108,7 +108,7 @@ class MaskedGPTConfig:
     n_embd: int = 128
     """Width of the transformer."""
     epochs: int = 5
-    images_per_epoch: int | None = 560
+    images_per_epoch: int | None = 480
     # switches (recipe)
     dropout: float = 0.0
     """Hiding tokens is regularisation enough for a short training."""
@@ -204,13 +204,13 @@ class AblationConfig:
 
     budget: float = 0.25
     """Epochs of a cell, as a share of the main stages'."""
-    images_per_epoch: int = 200
+    images_per_epoch: int = 120
     """Images that a cell's supervised stage draws per epoch, however many labels it has."""
     codebook_sizes: tuple[int, ...] = (16, 64)
     graph_radii: tuple[float, ...] = (0.0, 2.6)
     """In cells of the token grid."""
     label_fractions: tuple[float, ...] = (0.05, 1.0)
-    deviations: tuple[str, ...] = ("segmentation.loss_input", "segmentation.upsampling")
+    deviations: tuple[str, ...] = ("segmentation.loss_input",)
     baselines: tuple[str, ...] = ("otsu", "unet")
     seeds: int = 1
 

@@ -1,6 +1,6 @@
 """The command line. Handlers import what they need, so that help is instant.
 
-`run`, `fetch`, `audit` and `segment` are here; `tokencutseg.cli.authors` has the commands of the authors' README.
+`run`, `fetch`, `audit`, `bench` and `segment` are here; `tokencutseg.cli.authors` has those of the authors' README.
 """
 
 from __future__ import annotations
@@ -91,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
     segment.add_argument("--model", type=Path, required=True, metavar="RUN", help="a run's folder or its saved model")
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
+
+    bench = command("bench", _bench, "Time each part of the method against its plain formulation.")
+    bench.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    bench.add_argument("--quick", action="store_true", help="fewer rounds, and no grid above 56 × 56 tokens")
+    bench.add_argument("--out", type=Path, default=Path("results/bench"), metavar="DIR",
+                       help="where tables and figures go (default: %(default)s)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file too")
 
     authors.add_commands(command)
     return parser
@@ -184,6 +191,29 @@ def _audit(arguments: argparse.Namespace) -> int:
     print(f"\nself-supervised stages use {len(source.pool())} images; left out are {len(left_out)}")
     for reason, count in Counter(exclusion["reason"] for exclusion in left_out).most_common():
         print(f"{count:7d} {reason}")
+    return OK
+
+
+# bench --------------------------------------------------------------------------------------------------------------
+
+def _bench(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from tokencutseg.bench import report
+    from tokencutseg.study.runner import check_writable
+
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda, but there is no GPU here; use --device cpu")
+    check_writable(arguments.out, "--out")
+    result = report.run(device, arguments.quick)
+    report.write(result, arguments.out)
+    if arguments.json:
+        check_writable(arguments.json.absolute().parent, "--json")
+        arguments.json.write_text(report.dumped(result) + "\n")
+    print(f"\nwritten to {arguments.out}")
     return OK
 
 

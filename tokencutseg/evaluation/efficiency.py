@@ -51,10 +51,10 @@ def peak_memory(fn: Callable[[], Any]) -> int:
     """Largest number of bytes that tensors made by `fn` hold at one moment of a call.
 
     It counts the storage of every tensor an operator returns, from then until it is freed: activations, but neither
-    weights and inputs, which were there before, nor a kernel's internal scratch space. So it does not depend on the
+    weights and inputs, which were there before, nor a kernel's internal scratch space. So it hardly depends on the
     machine, and is below what an allocator reserves. (The resident size of a process is of no use: it rarely shrinks.)
     """
-    with _plain_attention(), _LiveStorage() as live:
+    with _LiveStorage() as live:
         fn()
     return live.peak
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokencutseg.config import MaskedGPTConfig
+from tokencutseg.model.attention import attention
 
 
 class Block(nn.Module):
@@ -41,7 +42,7 @@ class Block(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
         q, k, v = self._heads(x)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        y = attention(q, k, v, self.dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
     def attention_weights(self, x: Tensor, query: Tensor) -> Tensor:

@@ -96,7 +96,8 @@ class VQGANModule(StageModule):
 
         if adversarial:
             real, fake = self.discriminator(x), self.discriminator(reconstruction.detach())
-            critic = discriminator_loss(real, fake, c.clamped_adversary, step - c.disc_start)
+            # the released ramp reads Lightning's global step, which counts both optimizers
+            critic = discriminator_loss(real, fake, c.clamped_adversary, 2 * (step - c.disc_start))
             self._descend(adversary, critic, self.discriminator)
             self.note(train_discriminator=critic)
         if c.stepping_schedule:
@@ -131,7 +132,7 @@ class VQGANModule(StageModule):
         self.log_dict({"validation_usage": summary["usage"], "validation_perplexity": summary["perplexity"]})
 
     def configure_optimizers(self) -> Any:
-        optimizers = [torch.optim.Adam(m.parameters(), self.config.learning_rate, betas=(0.5, 0.9))
+        optimizers = [torch.optim.Adam(m.parameters(), self.config.learning_rate, betas=(0.5, 0.9), fused=True)
                       for m in (self.vqgan, self.discriminator)]
         total = self.total_steps()
         return optimizers, [warm_cosine(optimizers[0], total),
@@ -173,7 +174,7 @@ class MaskedGPTModule(StageModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.model.masked_gpt.parameters(), self.config.learning_rate, betas=(0.9, 0.95),
-                                      weight_decay=self.config.weight_decay)
+                                      weight_decay=self.config.weight_decay, fused=True)
         return [optimizer], [{"scheduler": warm_cosine(optimizer, self.total_steps()), "interval": "step"}]
 
 
@@ -245,7 +246,7 @@ class SegmenterModule(StageModule):
             if p.requires_grad:
                 (decay if p.ndim > 1 or c.schedule == "cosine" else rest).append(p)
         optimizer = torch.optim.AdamW([{"params": decay}, {"params": rest, "weight_decay": 0.0}], c.learning_rate,
-                                      betas=(0.9, 0.95), weight_decay=c.weight_decay)
+                                      betas=(0.9, 0.95), weight_decay=c.weight_decay, fused=True)
         if c.schedule == "cosine":  # released: once an epoch, down to a tenth
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs,
                                                                   eta_min=0.1 * c.learning_rate)
