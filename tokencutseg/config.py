@@ -28,11 +28,11 @@ class DataConfig:
 
     image_size: int = 96
     """Side of the square network input, in pixels."""
-    synthetic_train: int = 400
+    synthetic_train: int = 320
     """Synthetic lesions in each site's training split; validation and test have the next two fields."""
-    synthetic_validation: int = 60
-    synthetic_test: int = 200
-    synthetic_unlabelled: int = 400
+    synthetic_validation: int = 50
+    synthetic_test: int = 160
+    synthetic_unlabelled: int = 320
     """Synthetic images without masks, mixed from both sites: the counterpart of HAM10000."""
     label_fraction: float = 1.0
     """Share of the training masks that the supervised stage may see; subsets of one seed are nested."""
@@ -58,10 +58,10 @@ class VQGANConfig:
     """Side at which the perceptual term compares images, in pixels (224 in the released code)."""
     perceptual_every: int = 8
     """Compute the perceptual term on every n-th step only, n times as heavy (lazy regularisation, StyleGAN2)."""
-    disc_start: int = 150
+    disc_start: int = 120
     """Own training step, counted in batches, from which the discriminator takes part."""
     epochs: int = 5
-    images_per_epoch: int | None = 320
+    images_per_epoch: int | None = 280
     """Images drawn per epoch; None for each image of the pool once."""
     # switches (recipe)
     n_stages: int = 3
@@ -108,7 +108,7 @@ class MaskedGPTConfig:
     n_embd: int = 128
     """Width of the transformer."""
     epochs: int = 5
-    images_per_epoch: int | None = 480
+    images_per_epoch: int | None = 400
     # switches (recipe)
     dropout: float = 0.0
     """Hiding tokens is regularisation enough for a short training."""
@@ -190,7 +190,7 @@ class EvaluationConfig:
 
     bootstrap_draws: int = 10_000
     batch_size: int = 32
-    lpips_images: int = 32
+    lpips_images: int = 16
     """Test images on which LPIPS is computed (VGG16 is the costliest network of the study)."""
     score_definition: Literal["pooled_two_class", "pooled_lesion", "image_lesion", "image_lesion_thr65"] = (
         "image_lesion"
