@@ -85,13 +85,13 @@ def test_operations_are_those_that_torch_counts(model):
 
 def test_alternation_gives_each_call_as_many_rounds():
     called = []
-    timings = measure.alternate([lambda: called.append("a"), lambda: called.append("b")], budget=0, least=4)
+    timings = measure.alternate([lambda: called.append("a"), lambda: called.append("b")], "cpu", budget=0, least=4)
     assert [len(timing.seconds) for timing in timings] == [4, 4]
     # one warm-up and one for the memory beside the timed ones, in turn
     assert called[:10] == ["a", "b"] * 5 and called.count("a") == called.count("b") == 6
     timing = measure.Timing((1.0, 2.0, 3.0, 4.0, 5.0), 0)
     assert timing.median == 3 and timing.spread == pytest.approx(1 / 3)
-    grown = measure.alternate([lambda: torch.zeros(2**18)], budget=0)[0]
+    grown = measure.alternate([lambda: torch.zeros(2**18)], "cpu", budget=0)[0]
     assert grown.peak_bytes == 2**20
 
 

@@ -1,5 +1,6 @@
 """The commands of the authors' README: pasted flags, from nothing to a printed score."""
 
+import itertools
 import json
 import os
 import re
@@ -160,6 +161,7 @@ def test_their_checkpoint_counts_where_flags_contradict_it(folders, capsys):
     assert run("test-seg", *data(folders, "test"), "--image-size", 96, "--checkpoint-path", FIXTURE) == 0
     shown = capsys.readouterr()
     assert "note: --vq-n-embed is 1024, but" in shown.err and "has 24: going on with 24" in shown.err
+    assert "was trained at" not in shown.err
     assert "4 images at 96×96" in shown.out
 
 
@@ -168,6 +170,7 @@ def test_their_checkpoint_counts_where_flags_contradict_it(folders, capsys):
     (["test-seg", "--checkpoint-path", "gone"], "gone holds no saved model"),
     (["test-seg", "--checkpoint-path", FIXTURE, "--image-size", 30], "stride 4, not 30"),
     (["export", FIXTURE.parent, "--released", "x.ckpt"], "holds no saved model"),
+    (["test-seg", "--checkpoint-path", FIXTURE, "--records", "."], "--records . is a folder"),
     (["train-seg", "--use-deepcut", "maybe"], "must be True or False, not 'maybe'"),
     (["train-vq", "--precision", "64"], "invalid choice: '64'"),
 ])
@@ -183,10 +186,26 @@ def test_bad_usage_is_one_sentence_and_status_2(folders, tmp_path, monkeypatch, 
 def test_an_image_without_mask_is_named_before_training(folders, tmp_path, capsys):
     (tmp_path / "masks").mkdir()
     assert run("train-seg", "--train-data-dir", folders / "train-data", "--train-mask-dir", tmp_path / "masks",
-               *data(folders, "val"), "--output-dir", tmp_path / "out") == 2
+               *data(folders, "val"), "--vqgan-checkpoint", FIXTURE, "--output-dir", tmp_path / "out") == 2
     assert "6 images without mask" in capsys.readouterr().err
     assert run("train-vq", "--train-data-dir", tmp_path / "gone", *data(folders, "val")) == 2
     assert "gone does not exist; give the one that holds the images of the train split" in capsys.readouterr().err
+
+
+def test_a_training_checkpoint_is_not_taken_for_theirs(folders, trained, tmp_path, capsys):
+    last = only(trained, "vq/runs/vqgan-*/last.ckpt")
+    assert train_seg(folders, tmp_path, last) == 2
+    assert f"is for going on with a training; give the run's folder {last.parent}" in capsys.readouterr().err
+
+
+def test_more_than_one_gpu_is_refused(folders, trained, tmp_path, capsys):
+    assert train_vq(folders, tmp_path, "--gpus", 2) == 2
+    assert "--gpus must be 0 or 1, not 2" in capsys.readouterr().err
+
+
+def test_another_image_size_than_in_training_is_said(folders, trained, capsys):
+    assert run("test-seg", *data(folders, "test"), "--image-size", 24, "--checkpoint-path", trained / "seg") == 0
+    assert "--image-size is 24, but" in capsys.readouterr().err
 
 
 def test_an_experiment_with_two_runs_asks_which(folders, trained, tmp_path, capsys):
@@ -235,5 +254,5 @@ def test_recipes_shows_every_switch(capsys):
     rows = {line.split()[0]: line.split()[1:] for line in lines if not line.startswith(" ")}
     assert rows.keys() == RECIPES["released"].keys()
     assert rows["segmentation.loss_input"] == ["probabilities", "logits", "logits"]
-    reasons = [line for line in lines if line.startswith("    ")]
-    assert len(reasons) >= len(rows), "every switch has a reason"
+    for line, below in itertools.pairwise(lines):
+        assert line.startswith("    ") or below.startswith("    "), f"no reason for {line}"

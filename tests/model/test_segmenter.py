@@ -62,6 +62,17 @@ def test_flips_at_test_time_make_the_prediction_equivariant():
     torch.testing.assert_close(straight, flipped.flip(-1), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("recipe", ["released", "revised"])
+@pytest.mark.parametrize(("upsampling", "loss_input"), [("guided", "logits"), ("guided", "probabilities"),
+                                                        ("bilinear", "logits"), ("bilinear", "probabilities")])
+def test_what_is_learned_reaches_the_prediction(recipe, upsampling, loss_input):
+    """The up-sampler, where there is one, shapes the probabilities under either kind of loss."""
+    model = model_of(recipe, **{"segmentation.upsampling": upsampling, "segmentation.loss_input": loss_input})
+    model(torch.rand(1, 3, 32, 32)).probabilities[:, 1].sum().backward()
+    learns = [p for p in (model.upsampler or model.head).parameters() if p.grad is not None and p.grad.any()]
+    assert learns
+
+
 def test_without_the_graph_module():
     out = model_of(**{"segmentation.use_deepcut": False})(torch.rand(1, 3, 32, 32))
     assert out.deepcut_loss.item() == 0

@@ -152,6 +152,14 @@ def test_every_switch_of_the_large_presets_can_be_turned(switch):
         assert changes[switch] == (grids.ALTERNATIVES[switch] if wanted == setting else wanted)
 
 
+def test_the_users_settings_reach_both_recipes_but_not_their_switches():
+    config = configure(overrides={"segmentation.loss_input": "probabilities", "vqgan.n_embed": 32})
+    for recipe in ("released", "revised"):
+        base = grids.deviation_base(config, recipe)
+        assert base.vqgan.n_embed == 32
+        assert base.segmentation.loss_input == RECIPES[recipe]["segmentation.loss_input"]
+
+
 def test_a_switch_takes_its_companions_along():
     _, changes = grids.deviation_changes(grids.deviation_base(configure(), "released"), "masked_gpt.pretraining")
     assert changes == {"masked_gpt.pretraining": "separate", "segmentation.mlm_weight": 0.0}

@@ -78,7 +78,7 @@ def transformer_lines(config: Config, device: str) -> Iterator[Line]:
     forward = transformer_flops(config)
     gpt.eval()
     yield Line("transformer, forward", _without_gradients(lambda: gpt(tokens)),
-               _without_gradients(lambda: plain.transformer(gpt, tokens)), "attention with stored weights", 1, forward)
+               _without_gradients(lambda: plain.transformer(gpt, tokens)), "attention as matrices", 1, forward)
 
     model.train()
     mask = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)).to(device) < 0.15
@@ -99,7 +99,7 @@ def transformer_lines(config: Config, device: str) -> Iterator[Line]:
         return loss(features, *plain.deepcut(model.head, features, (side, side)))
 
     yield Line("transformer + graph, training step", *_steps(model, ours, dense),
-               "stored attention weights, dense adjacency", 1, 3 * forward)
+               "attention as matrices, dense adjacency", 1, 3 * forward)
 
 
 def tokenizer_lines(config: Config, device: str) -> Iterator[Line]:
@@ -165,11 +165,11 @@ def whole_lines(config: Config, device: str) -> Iterator[Line]:
         return sum(segmentation_loss(p, p, target, "probabilities", True, 0.5)) + 0.2 * cut
 
     model.train()
-    yield Line("segmenter, training step", *_steps(model, ours, dense), "stored attention weights, dense adjacency", 1,
+    yield Line("segmenter, training step", *_steps(model, ours, dense), "attention as matrices, dense adjacency", 1,
                tokenizer_flops(config)[0] + 3 * transformer_flops(config))
     model.eval()
     yield Line("image → mask", _without_gradients(lambda: model(images).mask),
-               _without_gradients(lambda: plain.predict(model, images)), "stored attention weights, dense adjacency", 1,
+               _without_gradients(lambda: plain.predict(model, images)), "attention as matrices, dense adjacency", 1,
                forward)
 
 

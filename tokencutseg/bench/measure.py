@@ -35,7 +35,7 @@ class Timing:
         return (high - low) / 2 / self.median
 
 
-def alternate(calls: list[Call], budget: float = 10.0, least: int = 3, most: int = 25) -> list[Timing]:
+def alternate(calls: list[Call], device: str, budget: float = 10.0, least: int = 3, most: int = 25) -> list[Timing]:
     """Time the calls in turn: `least` rounds, then on until `budget` seconds are spent or `most` rounds are done.
 
     One round before it warms up, one more (the memory's) is not timed.
@@ -51,12 +51,12 @@ def alternate(calls: list[Call], budget: float = 10.0, least: int = 3, most: int
             call()
             _wait()
             own.append(time.perf_counter() - before)
-    return [Timing(tuple(own), memory(call)) for own, call in zip(seconds, calls, strict=True)]
+    return [Timing(tuple(own), memory(call, device)) for own, call in zip(seconds, calls, strict=True)]
 
 
-def memory(call: Call) -> int:
+def memory(call: Call, device: str) -> int:
     """Bytes at the peak of a call: the allocator's own count on a GPU, live storages on a CPU."""
-    if not torch.cuda.is_available():
+    if device == "cpu":
         return peak_memory(call)
     _wait()
     before = torch.cuda.memory_allocated()

@@ -1,8 +1,8 @@
 """The plain formulations that the bench compares with: correct, short, and with every T×T matrix written out.
 
 They compute what `tokencutseg.model` computes, from the same weights; a test holds them equal. The dense graph is built
-anew for each image and normalised by two dense matrix products, and attention returns its weights, as in the released
-code's description.
+anew for each image and normalised by two dense matrix products, as the released code does, and attention is the
+matrix of its weights.
 """
 
 from __future__ import annotations
@@ -47,23 +47,22 @@ def deepcut(head: DeepCut, features: Tensor, grid: tuple[int, int]) -> tuple[Ten
     return torch.stack(assignments), loss
 
 
-def block(module: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One post-norm layer (B, T, C) → (B, T, C), and its attention weights (B, T, T)."""
+def block(module: Block, x: Tensor) -> Tensor:
+    """One post-norm layer (B, T, C) → (B, T, C), with attention as torch's own module computes it by default."""
     xt = x.transpose(0, 1)
-    attended, weights = F.multi_head_attention_forward(
+    attended, _ = F.multi_head_attention_forward(
         xt, xt, xt, x.shape[-1], module.n_head, module.qkv.weight, module.qkv.bias, None, None, False,
         module.dropout if module.training else 0.0, module.out.weight, module.out.bias, module.training,
         need_weights=True)
     x = module.norm1(x + module.drop(attended.transpose(0, 1)))
-    return module.norm2(x + module.drop(module.fc2(F.gelu(module.fc1(x))))), weights
+    return module.norm2(x + module.drop(module.fc2(F.gelu(module.fc1(x)))))
 
 
 def transformer(gpt: MaskedGPT, tokens: Tensor) -> Tensor:
-    """Tokens (B, T) → features (B, T, C), with the attention weights of every layer kept until the end."""
-    x, kept = gpt.embed(tokens), []
+    """Tokens (B, T) → features (B, T, C)."""
+    x = gpt.embed(tokens)
     for module in gpt.blocks:
-        x, weights = block(module, x)
-        kept.append(weights)
+        x = block(module, x)
     return x
 
 

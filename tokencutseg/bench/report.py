@@ -33,7 +33,7 @@ def run(device: str, quick: bool, config: Config | None = None, show: bool = Tru
         f"{rate / 1e9:.0f} GFLOP/s in fp32 matrix products\n")
     rows = []
     for line in bench_lines.lines(config, device):
-        rows.append(measured(line, budget, rate))
+        rows.append(measured(line, device, budget, rate))
         say(described(rows[-1]), flush=True)
     sides = [side for side in SIDES if not (quick and side > 56)]
     table = scaling(config, device, sides, rate)
@@ -47,9 +47,9 @@ def run(device: str, quick: bool, config: Config | None = None, show: bool = Tru
             "exponents": slopes.to_dict("records"), "projection": plan.to_dict("records")}
 
 
-def measured(line: bench_lines.Line, budget: float, rate: float) -> dict[str, Any]:
+def measured(line: bench_lines.Line, device: str, budget: float, rate: float) -> dict[str, Any]:
     """One line's row; what does not apply to it is None."""
-    ours, *plain = alternate([line.ours] if line.plain is None else [line.ours, line.plain], budget)
+    ours, *plain = alternate([line.ours] if line.plain is None else [line.ours, line.plain], device, budget)
     row: dict[str, Any] = {"line": line.name, "against": line.against, "seconds": ours.median, "spread": ours.spread,
                            "rounds": len(ours.seconds), "peak_bytes": ours.peak_bytes}
     row |= ({"plain_seconds": plain[0].median, "plain_spread": plain[0].spread, "plain_peak_bytes": plain[0].peak_bytes,
@@ -103,7 +103,7 @@ def _at_side(config: Config, device: str, rate: float) -> list[dict[str, Any]]:
              "image → mask": (lambda: model(images).mask, encode + gpt)}
     rows = []
     for part, (call, flops) in parts.items():
-        timing, = alternate([call], 1.0, least=2, most=10)
+        timing, = alternate([call], device, 1.0, least=2, most=10)
         rows.append({"part": part, "T": config.grid_size**2, "seconds": timing.median, "peak_bytes": timing.peak_bytes,
                      "share_of_matmul_rate": flops / timing.median / rate if flops else None})
     return rows
@@ -148,8 +148,16 @@ def write(result: dict[str, Any], folder: Path) -> None:
 
 
 def dumped(result: dict[str, Any]) -> str:
-    """The result as JSON."""
-    return json.dumps(result, indent=1, allow_nan=True)
+    """The result as JSON; what does not apply is null."""
+    return json.dumps(_without_nan(result), indent=1, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def ratios_figure(table: pd.DataFrame) -> Figure:

@@ -208,10 +208,11 @@ def _bench(arguments: argparse.Namespace) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda, but there is no GPU here; use --device cpu")
     check_writable(arguments.out, "--out")
+    if arguments.json:
+        check_writable(arguments.json.absolute().parent, "--json")
     result = report.run(device, arguments.quick)
     report.write(result, arguments.out)
     if arguments.json:
-        check_writable(arguments.json.absolute().parent, "--json")
         arguments.json.write_text(report.dumped(result) + "\n")
     print(f"\nwritten to {arguments.out}")
     return OK

@@ -7,6 +7,7 @@ the authors' own checkpoint, `recipes` prints what sets the recipes apart.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable
@@ -130,28 +131,29 @@ def _train_vq(arguments: argparse.Namespace) -> int:
     study = _study(arguments, _TOKENIZER | _TRAIN_VQ, masks=False)
     with terminable():
         run = study.tokenizer()
-    size = arguments.image_size
-    print(f"tokenizer: {run.folder}\nnext: tokencutseg train-seg --image-size {size} --vqgan-checkpoint {run.folder} …")
+    print(f"tokenizer: {run.folder}\nnext: tokencutseg train-seg --image-size {arguments.image_size} "
+          f"--vqgan-checkpoint {shlex.quote(str(run.folder))} …")
     return OK
 
 
 def _train_seg(arguments: argparse.Namespace) -> int:
-    study = _study(arguments, _TOKENIZER | _TRANSFORMER | _TRAIN_SEG, masks=True)
     vqgan = _open_tokenizer(arguments.vqgan_checkpoint)
+    study = _study(arguments, _TOKENIZER | _TRANSFORMER | _TRAIN_SEG, masks=True)
     _tell_sizes(arguments, _TOKENIZER, {"vqgan": vqgan.config}, arguments.vqgan_checkpoint)
     study.adopt_tokenizer(vqgan, str(arguments.vqgan_checkpoint))
     with terminable():
         run = study.segmenter()
     print(f"segmenter: {run.folder}\nbest epoch {run.metrics['best_epoch']} of {run.metrics['epochs']}, validation "
           f"{study.config.evaluation.score_definition} IoU {run.metrics['best_score']:.4f}\n"
-          f"next: tokencutseg test-seg --image-size {arguments.image_size} --checkpoint-path {run.folder} …")
+          f"next: tokencutseg test-seg --image-size {arguments.image_size} --checkpoint-path "
+          f"{shlex.quote(str(run.folder))} …")
     return OK
 
 
 def _study(arguments: argparse.Namespace, settings: dict[str, str], masks: bool) -> Study:
     """The study in OUTPUT_DIR/NAME, with the recipe `released` and what the flags say."""
     values = {setting: getattr(arguments, flag) for flag, setting in settings.items()}
-    values["data.image_size"] = arguments.image_size
+    values |= {"data.image_size": arguments.image_size, "evaluation.batch_size": max(8, arguments.batch_size)}
     config = configure("full", "released", arguments.seed, values | read_overrides(arguments.overrides))
 
     from tokencutseg.data.folders import pair_folders
@@ -160,7 +162,7 @@ def _study(arguments: argparse.Namespace, settings: dict[str, str], masks: bool)
     from tokencutseg.study.study import Study
 
     name = arguments.experiment_name
-    splits = [pair_folders(name, split, images, mask_folder if masks else None) for split, images, mask_folder in (
+    splits = [pair_folders("folders", split, images, mask_folder if masks else None) for split, images, mask_folder in (
         ("train", arguments.train_data_dir, arguments.train_mask_dir),
         ("validation", arguments.val_data_dir, arguments.val_mask_dir))]
     folder = arguments.output_dir / name
@@ -168,7 +170,7 @@ def _study(arguments: argparse.Namespace, settings: dict[str, str], masks: bool)
     hardware = _hardware(arguments.gpus, arguments.precision)
     print(f"{len(splits[0].samples)} training and {len(splits[1].samples)} validation images at "
           f"{config.data.image_size}×{config.data.image_size}; runs go to {folder / 'runs'}", flush=True)
-    return Study(config, folder_source(name, config.data.image_size, splits), folder, hardware=hardware)
+    return Study(config, folder_source("folders", config.data.image_size, splits), folder, hardware=hardware)
 
 
 def _hardware(gpus: int, precision: str) -> Hardware:
@@ -176,15 +178,15 @@ def _hardware(gpus: int, precision: str) -> Hardware:
 
     from tokencutseg.training.fit import Hardware
 
+    if gpus > 1:
+        raise UsageError(f"--gpus must be 0 or 1, not {gpus}: training on several is not supported")
     if gpus and not torch.cuda.is_available():
         _tell("no GPU here: training on the CPU, as with --gpus 0")
         gpus = 0
-    if gpus > torch.cuda.device_count():
-        raise UsageError(f"--gpus {gpus}, but there are only {torch.cuda.device_count()} here")
     if precision == "16" and not gpus:
         _tell("--precision 16 is for GPUs: computing in 32 bits")
         precision = "32"
-    return Hardware("gpu" if gpus else "cpu", max(1, gpus),
+    return Hardware("gpu" if gpus else "cpu",
                     {"16": "16-mixed", "32": "32-true", "bf16": "bf16-mixed"}[precision], progress_bar=True)
 
 
@@ -203,11 +205,11 @@ def _open_tokenizer(path: Path) -> VQGAN:
     return tokenizer
 
 
-def _open_segmenter(path: Path, image_size: int) -> nn.Module:
+def _open_segmenter(path: Path, n_head: int) -> nn.Module:
     from tokencutseg.model.released import load_segmenter
 
     if _is_authors(path):
-        return load_segmenter(path, image_size)
+        return load_segmenter(path, n_head=n_head)
     model = _open_run(path, "segmentation")
     if not hasattr(model, "predict_probabilities"):
         raise UsageError(f"{path} holds no segmenter; give a run of train-seg")
@@ -215,7 +217,12 @@ def _open_segmenter(path: Path, image_size: int) -> nn.Module:
 
 
 def _is_authors(path: Path) -> bool:
-    """Whether `path` means a checkpoint file of theirs (also one that is missing) and not a run of ours."""
+    """Whether `path` means a checkpoint file of theirs (also one that is missing) and not a run of ours.
+
+    Raises UsageError for a run's own checkpoint, which is for going on with the training.
+    """
+    if path.name == "last.ckpt" and (path.parent / "config.json").is_file():
+        raise UsageError(f"{path} is for going on with a training; give the run's folder {path.parent}")
     return path.suffix in (".ckpt", ".pt", ".pth") or (path.is_file() and path.suffix != ".safetensors")
 
 
@@ -223,13 +230,17 @@ def _open_run(path: Path, stage: str) -> nn.Module:
     """The model of a run, or of the only finished run of `stage` in an experiment's folder."""
     import tokencutseg
 
-    if (path / "runs").is_dir():
-        done = sorted(metrics.parent for metrics in path.glob(f"runs/{stage}-*/metrics.json"))
-        if len(done) != 1:
-            raise UsageError(f"{path} holds {len(done)} finished {stage} runs; give one run's folder"
-                             + "".join(f"\n  {folder}" for folder in done))
-        path = done[0]
-    return tokencutseg.load(path)
+    return tokencutseg.load(_run_folder(path, stage))
+
+
+def _run_folder(path: Path, stage: str) -> Path:
+    if not (path / "runs").is_dir():
+        return path
+    done = sorted(metrics.parent for metrics in path.glob(f"runs/{stage}-*/metrics.json"))
+    if len(done) != 1:
+        raise UsageError(f"{path} holds {len(done)} finished {stage} runs; give one run's folder"
+                         + "".join(f"\n  {folder}" for folder in done))
+    return done[0]
 
 
 def _tell_sizes(arguments: argparse.Namespace, flags: dict[str, str], sections: dict[str, Any], path: Path) -> None:
@@ -257,49 +268,57 @@ def _test_seg(arguments: argparse.Namespace) -> int:
     from tokencutseg.evaluation.summaries import summarise
 
     size = arguments.image_size
-    model = _open_segmenter(arguments.checkpoint_path, size)
+    if arguments.records:
+        _check_file(arguments.records, "--records")
+    model = _open_segmenter(arguments.checkpoint_path, arguments.gpt_n_head)
     stride = 2**model.config.vqgan.n_stages
     if size % stride:
         raise UsageError(f"--image-size must be a multiple of the tokenizer's stride {stride}, not {size}")
     if hasattr(model, "masked_gpt"):
         _tell_sizes(arguments, _TOKENIZER | _TRANSFORMER,
                     {"vqgan": model.config.vqgan, "masked_gpt": model.config.masked_gpt}, arguments.checkpoint_path)
-    images = load_split(pair_folders("test", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
+    if size != model.config.data.image_size:
+        _tell(f"--image-size is {size}, but {arguments.checkpoint_path} was trained at "
+              f"{model.config.data.image_size}: scores will be lower than it can reach")
+    images = load_split(pair_folders("folders", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictions = predict_masks(model.to(device), images, arguments.batch_size)
     records = score(predictions, images.masks, images.ids, method="test-seg")
-    if arguments.records:
-        from tokencutseg.training.fit import write_csv
-
-        arguments.records.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(records, arguments.records)
     print(f"{len(images)} images at {size}×{size}")
     for rule, definition in (("released rule: mean of lesion and background, all pixels pooled", "pooled_two_class"),
                              ("lesion per image, then the mean", "image_lesion")):
         iou, dice = (summarise(records, definition, measure) for measure in ("iou", "dice"))
         print(f"mIoU {iou.mean:.6f} [{iou.low:.4f}, {iou.high:.4f}]  DSC {dice.mean:.6f} [{dice.low:.4f}, "
               f"{dice.high:.4f}]  {definition} ({rule})")
+    if arguments.records:
+        from tokencutseg.training.fit import write_csv
+
+        write_csv(records, arguments.records)
     return OK
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    import tokencutseg
-    from tokencutseg.config import ConfigError
-    from tokencutseg.model.released import save_segmenter, save_tokenizer
-    from tokencutseg.model.saved import saved_config
-    from tokencutseg.model.segmenter import TokenCutSeg
-    from tokencutseg.model.vqgan import VQGAN
+def _check_file(path: Path, option: str) -> None:
+    """Make sure that `path` can be written, before anything that takes long. Raises UsageError and RunError."""
     from tokencutseg.study.runner import check_writable
 
-    model = tokencutseg.load(arguments.run)
-    check_writable(arguments.released.absolute().parent, "--released")
-    if isinstance(model, VQGAN):
-        save_tokenizer(model, saved_config(arguments.run), arguments.released)
-    elif isinstance(model, TokenCutSeg):
-        save_segmenter(model, arguments.released)
-    else:
-        raise ConfigError(f"{arguments.run} is a baseline; the released code has no checkpoint for one")
-    print(f"{arguments.run} -> {arguments.released}")
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder; give the name of a file")
+    check_writable(path.absolute().parent, option)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from tokencutseg.model.released import save_segmenter, save_tokenizer
+    from tokencutseg.model.saved import load, saved_config, saved_stage
+
+    run = _run_folder(arguments.run, "segmentation")
+    stage = saved_stage(run)
+    if stage not in ("vqgan", "segmentation"):
+        raise UsageError(f"{run} is a {stage} run; the released code has files of tokenizers and segmenters only")
+    _check_file(arguments.released, "--released")
+    model = load(run)
+    vgg = (save_tokenizer(model, saved_config(run), arguments.released) if stage == "vqgan"
+           else save_segmenter(model, arguments.released))
+    print(f"{run} -> {arguments.released} (its loss network, which only training reads, is {vgg})")
     return OK
 
 

@@ -141,8 +141,9 @@ def seeded_difference(changed: Sequence[pd.DataFrame], reference: Sequence[pd.Da
                       draws: int = 10_000, seed: int = 0) -> PairedDifference:
     """Compare two ways of training under `image_lesion`, each with the same seeds and scored on the same images.
 
-    Images and seeds are resampled independently of each other and an interval holds both kinds of chance; with one seed
-    it is that of `paired_difference`. Wilcoxon's test is on the images' changes, averaged over the seeds.
+    Images and seeds are resampled independently of each other. A handful of seeds shows less chance than there is, and
+    one seed none: the interval is then that of `paired_difference`. Wilcoxon's test is on the images' changes, averaged
+    over the seeds, and takes these as given.
 
     Args:
         changed, reference: the records of one training per seed, seeds in the same order.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_CELLS = 2_000_000
-"""Largest number of attention weights held at once."""
+"""Attention weights in one block, at least one row; the way back holds two blocks and what was dropped."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -27,8 +27,8 @@ def dropped(shape: tuple[int, ...], dropout: float, seed: int, block: int) -> Te
     """Which weights of a block go: bool of `shape`. Sixteen random bits each, many times faster than Bernoulli."""
     generator = np.random.Generator(np.random.SFC64([seed, block]))
     count = int(np.prod(shape))
-    bits = generator.integers(2**64, size=-(-count // 4), dtype=np.uint64, endpoint=False).view(np.uint16)[:count]
-    return torch.from_numpy(bits < round(dropout * 2**16)).view(shape)
+    bits = generator.integers(2**64, size=-(-count // 4), dtype=np.uint64, endpoint=False).view(np.int16)[:count]
+    return (torch.from_numpy(bits) < round(dropout * 2**16) - 2**15).view(shape)
 
 
 class _BlockedAttention(torch.autograd.Function):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +44,17 @@ _VGG_SLICES = (0, 4, 9, 16, 23, 30)
 _SWITCHES = (
     "vqgan.n_stages", "vqgan.input_normalisation", "masked_gpt.inputs", "masked_gpt.norm", "masked_gpt.positions",
     "segmentation.use_deepcut", "segmentation.affinity", "segmentation.graph_radius", "segmentation.radius_unit",
-    "segmentation.upsampling", "segmentation.loss_input",
+    "segmentation.upsampling", "segmentation.loss_input", "segmentation.test_time_flips",
 )
 """What decides the numbers of a forward pass: to be written, a model must have the released value of each."""
 
 
-def load_segmenter(path: str | Path, image_size: int | None = None) -> TokenCutSeg:
+def load_segmenter(path: str | Path, image_size: int | None = None, n_head: int | None = None) -> TokenCutSeg:
     """A released segmentation checkpoint as a `TokenCutSeg` in evaluation mode.
 
     Sizes come from the tensors. The number of attention heads, which no tensor shows, comes from the hyper-parameters;
-    it is four where they are missing, as in the released defaults. `image_size`, the side in pixels at which `predict`
-    works, is by default the one that the position table was made for.
+    where they are missing it is `n_head`, by default four as in the released defaults. `image_size`, the side in pixels
+    at which `predict` works, is by default the one that the position table was made for.
 
     Raises DataError for a file that is no such checkpoint, and when a key is missing or unexpected (all are listed).
     """
@@ -60,7 +62,7 @@ def load_segmenter(path: str | Path, image_size: int | None = None) -> TokenCutS
     state = _model_part(checkpoint)
     state = {_rename(key, to_ours=True): value for key, value in state.items()}
     parameters = checkpoint.get("hyper_parameters") or {}
-    heads = (parameters.get("gpt_config") or {}).get("n_head", _DEFAULT_HEADS)
+    heads = (parameters.get("gpt_config") or {}).get("n_head", n_head or _DEFAULT_HEADS)
     try:
         config, n_positions = _config_of(state, heads, image_size)
         model = TokenCutSeg(config, n_classes=len(state["head.pool.mlp.4.weight"]), n_positions=n_positions)
@@ -86,17 +88,22 @@ def load_tokenizer(path: str | Path) -> VQGAN:
     return _load(VQGAN(config.vqgan), state, path)
 
 
-def save_segmenter(model: TokenCutSeg, path: str | Path) -> None:
+def save_segmenter(model: TokenCutSeg, path: str | Path) -> str:
     """Write a model of the recipe `released` as the released code's own checkpoint; `load_segmenter` is the inverse.
 
-    The PatchGAN's values are fresh ones and VGG16's are ImageNet's only where they can be had; only training reads
-    them. Raises ConfigError for a model that the released code has no words for, naming what differs.
+    The PatchGAN's values are fresh ones and VGG16's are ImageNet's only where they can be had (the name of those that
+    were written is returned); only training reads them. Raises ConfigError for a model that the released code has no
+    words for, naming what differs.
     """
     config = model.config
     _check_released(config)
+    if model.masked_gpt.tied_head is None:
+        raise ConfigError("the released code cannot hold this model: it has no tied vocabulary head, as models of the "
+                          "recipe released do")
+    parts, vgg = _training_parts()
     state = {_rename(key, to_ours=False): value for key, value in model.state_dict().items()}
     gpt = {key: getattr(config.masked_gpt, key) for key in ("n_layer", "n_head", "n_embd")}
-    _write(path, state | _training_parts(), {
+    _write(path, state | parts, {
         "vqgan_path": "vqgan.ckpt", "vqgan_config": _vqgan_parameters(config),
         "gpt_config": {"vocab_size": config.vqgan.n_embed + 1,
                        "block_size": len(model.masked_gpt.position_embedding.weight), **gpt},
@@ -104,14 +111,17 @@ def save_segmenter(model: TokenCutSeg, path: str | Path) -> None:
                                 "deepcut_loss_weight": config.segmentation.deepcut_loss_weight},
         "learning_rate": config.segmentation.learning_rate,
     })
+    return vgg
 
 
-def save_tokenizer(vqgan: VQGAN, config: Config, path: str | Path) -> None:
+def save_tokenizer(vqgan: VQGAN, config: Config, path: str | Path) -> str:
     """Write a tokenizer of the recipe `released` likewise; `load_tokenizer` is the inverse."""
     _check_released(config, "vqgan.")
+    parts, vgg = _training_parts()
     state = {f"vqgan.{key}": value for key, value in vqgan.state_dict().items()}
-    _write(path, state | _training_parts(), {"vqgan_config": _vqgan_parameters(config),
-                                             "learning_rate": config.vqgan.learning_rate})
+    _write(path, state | parts, {"vqgan_config": _vqgan_parameters(config),
+                                 "learning_rate": config.vqgan.learning_rate})
+    return vgg
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -120,10 +130,11 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise DataError(f"checkpoint {path} does not exist; the README says where the authors' files are")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(f"{path} cannot be read as a checkpoint of tensors and plain values ({reason}); "
-                        f"download it again") from error
+    except (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, AttributeError,
+            TypeError) as error:  # torch's readers raise all of these for files that are something else
+        reason = (str(error) or type(error).__name__).strip().split("\n")[0]
+        raise DataError(f"{path} cannot be read as a checkpoint of tensors and plain values ({reason}); download it "
+                        f"again, or give another file") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise DataError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
     return checkpoint
@@ -142,16 +153,19 @@ def _model_part(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {key: value for key, value in checkpoint["state_dict"].items() if not _LEFTOVERS.search(key)}
 
 
-def _training_parts() -> dict[str, Tensor]:
-    """What a released file holds beside its model: the discriminator and the perceptual loss."""
+def _training_parts() -> tuple[dict[str, Tensor], str]:
+    """What a released file holds beside its model, the discriminator and the perceptual loss; and whose VGG it is."""
     parts = {f"vqgan.discriminator.{key}": value for key, value in Discriminator(64).state_dict().items()}
-    layers = [layer for part in load_lpips()[0].net.children() if isinstance(part, nn.Sequential) for layer in part]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LPIPS compares random features")  # the caller says it
+        lpips, name = load_lpips()
+    layers = [layer for part in lpips.net.children() if isinstance(part, nn.Sequential) for layer in part]
     loss = "vqgan.loss.perceptual_loss"
     for i, layer in enumerate(layers):
         block = sum(i >= start for start in _VGG_SLICES) - 1
         parts |= {f"{loss}.blocks.{block}.{i}.{key}": value for key, value in layer.state_dict().items()}
     return parts | {f"{loss}.mean": torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1),
-                    f"{loss}.std": torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)}
+                    f"{loss}.std": torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)}, name
 
 
 def _rename(key: str, to_ours: bool) -> str:

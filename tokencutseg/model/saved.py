@@ -77,6 +77,11 @@ def saved_config(path: str | Path) -> Config:
     return Config.from_dict(_about(path)[0]["config"])
 
 
+def saved_stage(path: str | Path) -> str:
+    """Which stage a saved model is of. Raises DataError when there is no model."""
+    return _about(path)[0]["stage"]
+
+
 def _about(path: str | Path) -> tuple[dict[str, Any], Path]:
     """What `config.json` says, and the folder of a run whose own path or weights' path is given."""
     folder = Path(path)

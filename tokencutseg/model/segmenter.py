@@ -29,7 +29,7 @@ class Segmentation:
     assignments: Tensor
     """(B, T, C) probabilities at the tokens."""
     logits: Tensor
-    """(B, C, S, S) before the softmax; under `loss_input: probabilities` the logits of the assignments, up-sampled."""
+    """(B, C, S, S); `probabilities` is their softmax, except in the released way: token probabilities, up-sampled."""
     probabilities: Tensor
     """(B, C, S, S)."""
     deepcut_loss: Tensor
@@ -145,8 +145,8 @@ class TokenCutSeg(nn.Module):
                                     self.vqgan.normalise(images))
         else:
             logits = upsample(to_grid(token_logits, grid), size)
-        if self.config.segmentation.loss_input == "probabilities":
-            probabilities = upsample(to_grid(assignments, grid), size)
+        if self.upsampler is None and self.config.segmentation.loss_input == "probabilities":
+            probabilities = upsample(to_grid(assignments, grid), size)  # released: after the softmax, not before
         else:
             probabilities = logits.softmax(1)
         with torch.autocast(images.device.type, enabled=False):  # sums over all tokens

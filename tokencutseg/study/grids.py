@@ -216,8 +216,10 @@ def deviations(study: Study) -> pd.DataFrame:
 
 
 def deviation_base(config: Config, recipe: str) -> Config:
-    """The shortened configuration that the switches of a recipe are measured from, with the study's own settings."""
-    own = configure(config.preset, recipe, config.seed, differences(config))
+    """The shortened configuration that the switches of a recipe are measured from, with the study's own settings other
+    than switches: those are the recipe's."""
+    own = configure(config.preset, recipe, config.seed, {
+        name: value for name, value in differences(config).items() if name not in RECIPES[recipe]})
     return shortened(own, "vqgan")
 
 

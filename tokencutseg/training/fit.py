@@ -27,7 +27,6 @@ class Hardware:
 
     accelerator: str = "auto"
     """auto, cpu or gpu."""
-    devices: int = 1
     precision: str = "32-true"
     """Lightning's name: 32-true, 16-mixed or bf16-mixed."""
     progress_bar: bool = False
@@ -102,11 +101,11 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
                                                           enable_version_counter=False, save_on_train_epoch_end=True)]
     if hardware.progress_bar:
         callbacks.append(EpochLines(stage))
-    bar = hardware.progress_bar and sys.stderr.isatty()
+    bar = hardware.progress_bar and sys.stdout.isatty()
     if bar:
         callbacks.append(TQDMProgressBar())
     trainer = pl.Trainer(
-        accelerator=hardware.accelerator, devices=hardware.devices, precision=hardware.precision, max_epochs=epochs,
+        accelerator=hardware.accelerator, devices=1, precision=hardware.precision, max_epochs=epochs,
         logger=False, enable_progress_bar=bar, enable_model_summary=False, num_sanity_val_steps=0,
         default_root_dir=folder, callbacks=callbacks,
     )
@@ -120,7 +119,8 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
         except SystemExit as leave:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from leave
     facts = {"epochs": epochs, "steps": epochs * len(train), "images_seen": epochs * train.images_per_epoch,
-             "training_images": len(train.set), "seconds": sum(row["seconds"] for row in history.rows)}
+             "training_images": len(train.set), "device": trainer.strategy.root_device.type,
+             "precision": hardware.precision, "seconds": sum(row["seconds"] for row in history.rows)}
     if not history.best:
         return None, facts
     return history.best["state"], facts | {"best_epoch": history.best["epoch"], "best_score": history.best["score"]}

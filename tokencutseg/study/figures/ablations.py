@@ -134,8 +134,10 @@ def deviations(table: pd.DataFrame) -> Figure:
     """What turning one switch does to the score, one panel per recipe; `table` from `grids`."""
     clear = sum(sign != GREY for sign in _signs(table["low"], table["high"]))
     panels = list(table.groupby("recipe", sort=False))
+    seeds = int(table["seeds"].min())
     figure, axes = canvas(1, len(panels), 1.2 + 0.4 * max(len(rows) for _, rows in panels), title=(
-        f"{clear} of {len(table)} turned switches move{'s' if clear == 1 else ''} the score (interval without 0)"))
+        f"{clear} of {len(table)} turned switches move{'s' if clear == 1 else ''} the score "
+        f"({f'{seeds} seeds' if seeds > 1 else 'one seed: no chance of training in the intervals'})"))
     for axis, (recipe, rows) in zip(axes[0], panels, strict=True):
         rows = rows.sort_values("difference")
         names = [f"{row.switch.split('.')[1]}\n{_value(row.setting)} → {_value(row.instead)}"
