@@ -137,7 +137,7 @@ def deviations(table: pd.DataFrame) -> Figure:
     seeds = int(table["seeds"].min())
     figure, axes = canvas(1, len(panels), 1.2 + 0.4 * max(len(rows) for _, rows in panels), title=(
         f"{clear} of {len(table)} turned switches move{'s' if clear == 1 else ''} the score "
-        f"({f'{seeds} seeds' if seeds > 1 else 'one seed: no chance of training in the intervals'})"))
+        f"(interval without 0; {f'{seeds} seeds' if seeds > 1 else 'one seed'})"))
     for axis, (recipe, rows) in zip(axes[0], panels, strict=True):
         rows = rows.sort_values("difference")
         names = [f"{row.switch.split('.')[1]}\n{_value(row.setting)} → {_value(row.instead)}"
