@@ -143,7 +143,8 @@ class SegmentationConfig:
     # budget (preset)
     epochs: int = 6
     images_per_epoch: int | None = None
-    """Images drawn per epoch; None for each training image once."""
+    """Images drawn per epoch; None for each image of the study's largest training set once: smaller sets are repeated,
+    so that every row of a table has the same budget."""
     # switches (recipe)
     use_deepcut: bool = True
     """False replaces the graph module by a linear layer on the same features."""

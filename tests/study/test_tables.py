@@ -134,3 +134,20 @@ def test_a_table_of_another_notebook_is_read_once_it_is_written(study):
     frame = pd.DataFrame({"method": ["unet"], "fraction": [0.5]})
     study.table("label_efficiency", frame)
     pd.testing.assert_frame_equal(tables.written(study, "label_efficiency"), frame)
+
+
+def test_a_small_training_set_takes_as_many_steps_as_the_largest(study, tmp_path, monkeypatch):
+    large, small = leaking_source(shared=0), leaking_source(shared=0)
+    sets = {"large": large.load("skin", "train"), "small": small.load("skin", "train").subset(range(3))}
+    loaders = {name: {"train": (lambda part=part: part), "validation": lambda: large.load("skin", "validation"),
+                      "test": lambda: large.load("skin", "test")} for name, part in sets.items()}
+    source = DataSource("skins", "large", [("large", "large"), ("small", "small")], 32, loaders)
+    config = study.config.override({"segmentation.images_per_epoch": None})
+    both = Study(config, source, tmp_path)
+    monkeypatch.setattr(both, "tokenizer", lambda *_: study.tokenizer())
+    monkeypatch.setattr(both, "transformer", lambda *_: study.transformer())
+    runs = {name: both.segmenter(name) for name in sets}
+    assert {name: run.metrics["images_seen"] for name, run in runs.items()} == {
+        name: 8 * config.segmentation.epochs for name in sets}
+    assert runs["small"].metrics["training_images"] == 3
+    assert runs["large"].config.segmentation.images_per_epoch is None

@@ -118,6 +118,7 @@ class Study:
         config, train_set = config or self.config, train_set or self.source.primary
         own = config if seed is None else dataclasses.replace(config, seed=seed)
         images, validation = self._labelled(train_set, own)
+        own = self._budgeted(own, images)
         tokenizer = self.tokenizer(config, train_set)
         separate = config.masked_gpt.pretraining == "separate" and pretrained
         inputs = {"tokenizer": tokenizer.id, "train": images.fingerprint, "validation": validation.fingerprint}
@@ -143,6 +144,7 @@ class Study:
         config, train_set = config or self.config, train_set or self.source.primary
         config = config if seed is None else dataclasses.replace(config, seed=seed)
         images, validation = self._labelled(train_set, config)
+        config = self._budgeted(config, images)
         spec = RunSpec("baseline", config, self._supervised_part(config),
                        {"train": images.fingerprint, "validation": validation.fingerprint}, name)
 
@@ -230,6 +232,15 @@ class Study:
     def _labelled(self, train_set: str, config: Config) -> tuple[ImageSet, ImageSet]:
         images = self.source.train(train_set, config.data.label_fraction, config.seed)
         return images, self.source.load(train_set, "validation")
+
+    def _budgeted(self, config: Config, images: ImageSet) -> Config:
+        """`config` with its supervised epochs as long as for the study's largest training set, where they are shorter:
+        training on a small set then takes as many steps."""
+        sets = {train for train, _ in self.source.rows if self.source.has(train, "train")}
+        longest = max((len(self.source.load(train, "train")) for train in sets), default=len(images))
+        if config.segmentation.images_per_epoch is not None or len(images) >= longest:
+            return config
+        return config.override({"segmentation.images_per_epoch": longest})
 
     def _supervised_part(self, config: Config) -> dict[str, Any]:
         return {"image_size": config.data.image_size, "seed": config.seed,
