@@ -258,6 +258,11 @@ class Config:
         """Tokens along one side of the image."""
         return self.data.image_size // 2**self.vqgan.n_stages
 
+    def value(self, name: str) -> Any:
+        """The setting that `--set` calls ``stage.key``."""
+        stage, key = name.split(".")
+        return getattr(getattr(self, stage), key)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

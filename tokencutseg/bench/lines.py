@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokencutseg.bench import plain
@@ -17,8 +16,9 @@ from tokencutseg.data import synthetic
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.transforms import Augmentation
 from tokencutseg.evaluation.records import score
+from tokencutseg.model.deepcut import to_grid
 from tokencutseg.model.losses import discriminator_loss, generator_loss, masked_token_loss, segmentation_loss
-from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.model.segmenter import TokenCutSeg, upsample
 from tokencutseg.model.vqgan import VQGAN, Discriminator, EMAQuantizer
 from tokencutseg.training.batches import Batches
 
@@ -85,7 +85,7 @@ def transformer_lines(config: Config, device: str) -> Iterator[Line]:
     target = torch.randint(2, (1, config.data.image_size, config.data.image_size), device=device)
 
     def loss(features: Tensor, S: Tensor, cut: Tensor) -> Tensor:
-        probabilities = F.interpolate(plain.to_grid(S, (side, side)), target.shape[-2:], mode="bilinear")
+        probabilities = upsample(to_grid(S, (side, side)), target.shape[-2:])
         supervised = segmentation_loss(probabilities, probabilities, target, "probabilities", True, 0.5)
         return sum(supervised) + masked_token_loss(gpt.lm_head(features), tokens, mask) + 0.2 * cut
 
@@ -151,7 +151,7 @@ def whole_lines(config: Config, device: str) -> Iterator[Line]:
     images = torch.rand(1, 3, S, S, generator=torch.Generator().manual_seed(0)).to(device)
     target = torch.randint(2, (1, S, S), device=device)
     side = config.grid_size
-    forward = tokenizer_flops(config)[0] + transformer_flops(config)
+    (encode, _), transformer = tokenizer_flops(config), transformer_flops(config)
 
     def ours() -> Tensor:
         out = model(images)
@@ -161,16 +161,16 @@ def whole_lines(config: Config, device: str) -> Iterator[Line]:
     def dense() -> Tensor:
         tokens, _ = model.words(images)
         S_, cut = plain.deepcut(model.head, plain.transformer(model.masked_gpt, tokens.flatten(1)), (side, side))
-        p = F.interpolate(plain.to_grid(S_, (side, side)), (S, S), mode="bilinear")
+        p = upsample(to_grid(S_, (side, side)), (S, S))
         return sum(segmentation_loss(p, p, target, "probabilities", True, 0.5)) + 0.2 * cut
 
     model.train()
     yield Line("segmenter, training step", *_steps(model, ours, dense), "attention as matrices, dense adjacency", 1,
-               tokenizer_flops(config)[0] + 3 * transformer_flops(config))
+               encode + 3 * transformer)
     model.eval()
     yield Line("image → mask", _without_gradients(lambda: model(images).mask),
                _without_gradients(lambda: plain.predict(model, images)), "attention as matrices, dense adjacency", 1,
-               forward)
+               encode + transformer)
 
 
 def data_lines(config: Config) -> Iterator[Line]:
@@ -181,12 +181,11 @@ def data_lines(config: Config) -> Iterator[Line]:
                       None, [(S, S)] * n)
     augment, generator = Augmentation("released"), torch.Generator().manual_seed(0)
 
-    def batches() -> None:
-        for batch in Batches(images, 16, None, 0):
+    def epoch(batch_size: int) -> None:
+        for batch in Batches(images, batch_size, None, 0):
             augment(batch["images"], batch["masks"], generator)
 
-    yield Line("data pipeline with augmentation", batches,
-               lambda: plain.augmented_batches(images, augment, generator), "image by image", n)
+    yield Line("data pipeline with augmentation", lambda: epoch(16), lambda: epoch(1), "image by image", n)
     generator = np.random.default_rng(0)
     target = np.repeat(masks, 4, 0)
     prediction = target ^ (generator.random(target.shape) < 0.05)

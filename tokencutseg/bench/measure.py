@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tokencutseg.evaluation.efficiency import peak_memory
+from tokencutseg.evaluation.efficiency import peak_memory, synchronize
 
 Call = Callable[[], Any]
 
@@ -46,10 +46,10 @@ def alternate(calls: list[Call], device: str, budget: float = 10.0, least: int =
     started = time.perf_counter()
     while len(seconds[0]) < least or (len(seconds[0]) < most and time.perf_counter() - started < budget):
         for own, call in zip(seconds, calls, strict=True):
-            _wait()
+            synchronize()
             before = time.perf_counter()
             call()
-            _wait()
+            synchronize()
             own.append(time.perf_counter() - before)
     return [Timing(tuple(own), memory(call, device)) for own, call in zip(seconds, calls, strict=True)]
 
@@ -58,11 +58,11 @@ def memory(call: Call, device: str) -> int:
     """Bytes at the peak of a call: the allocator's own count on a GPU, live storages on a CPU."""
     if device == "cpu":
         return peak_memory(call)
-    _wait()
+    synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call()
-    _wait()
+    synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 
@@ -71,14 +71,9 @@ def matmul_rate(device: str, dtype: torch.dtype = torch.float32, size: int = 204
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
-        _wait()
+        synchronize()
         before = time.perf_counter()
         a @ b
-        _wait()
+        synchronize()
         best = min(best, time.perf_counter() - before)
     return 2 * size**3 / best
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

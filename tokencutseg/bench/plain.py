@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokencutseg.data.image_set import ImageSet
-from tokencutseg.data.transforms import Augmentation
 from tokencutseg.model.deepcut import DeepCut, node_positions, orthogonality, to_grid
 from tokencutseg.model.masked_gpt import Block, MaskedGPT
 from tokencutseg.model.segmenter import TokenCutSeg, upsample
@@ -91,14 +89,6 @@ def quantize(quantizer: EMAQuantizer, z: Tensor) -> Quantized:
             codes.copy_(quantizer.embedding_avg / smoothed[:, None])
     loss = quantizer.commitment * F.mse_loss(vectors.detach(), z)
     return Quantized(z + (vectors - z).detach(), tokens.view(B, H, W), loss)
-
-
-def augmented_batches(images: ImageSet, augment: Augmentation, generator: torch.Generator) -> int:
-    """Augment a set image by image; returns how many there were."""
-    for i in range(len(images)):
-        pixels = images.images[i: i + 1].float() / 255
-        augment(pixels, images.masks[i: i + 1].long(), generator)
-    return len(images)
 
 
 def count_overlap(prediction: np.ndarray, target: np.ndarray) -> float:

@@ -23,26 +23,25 @@ SIDES = (14, 28, 56, 112)
 """Tokens along one side of the image in the scaling table."""
 
 
-def run(device: str, quick: bool, config: Config | None = None, show: bool = True) -> dict[str, Any]:
-    """Measure everything: `machine`, `lines`, `scaling`, `exponents` and `projection`, of plain JSON types."""
-    config = config or bench_lines.paper_config()
+def run(device: str, quick: bool) -> dict[str, Any]:
+    """Measure everything and print it: `machine`, `lines`, `scaling`, `exponents`, `projection`, plain JSON types."""
+    config = bench_lines.paper_config()
     budget, rate = (1.0 if quick else 10.0), matmul_rate(device)
-    say = print if show else (lambda *_, **__: None)
     machine = environment() | {"device": device, "matmul_flops_per_second": rate}
-    say(f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads, {device}: "
-        f"{rate / 1e9:.0f} GFLOP/s in fp32 matrix products\n")
+    print(f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads, {device}: "
+          f"{rate / 1e9:.0f} GFLOP/s in fp32 matrix products\n")
     rows = []
     for line in bench_lines.lines(config, device):
         rows.append(measured(line, device, budget, rate))
-        say(described(rows[-1]), flush=True)
+        print(described(rows[-1]), flush=True)
     sides = [side for side in SIDES if not (quick and side > 56)]
     table = scaling(config, device, sides, rate)
     slopes = exponents(table)
-    say(f"\n{table.to_string(index=False, float_format=lambda v: f'{v:.4g}')}\n\nexponents over the number of tokens\n"
-        f"{slopes.to_string(index=False, float_format=lambda v: f'{v:.2f}')}")
     plan = projection(config, rate)
-    say(f"\nprojection of `full` on ISIC 2017 (2000 images; arithmetic alone, at 40 % of the rate)\n"
-        f"{plan.to_string(index=False, float_format=lambda v: f'{v:.4g}')}")
+    for title, shown, digits in (("scaling", table, ".4g"), ("exponents over the number of tokens", slopes, ".2f"),
+                                 ("projection of `full` on ISIC 2017 (2000 images; arithmetic alone, at 40 % of the "
+                                  "rate)", plan, ".4g")):
+        print(f"\n{title}\n{shown.to_string(index=False, float_format=lambda v, digits=digits: format(v, digits))}")
     return {"machine": machine, "lines": rows, "scaling": table.to_dict("records"),
             "exponents": slopes.to_dict("records"), "projection": plan.to_dict("records")}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokencutseg.cli import authors
-from tokencutseg.cli.common import FAILED, OK, UsageError, natural, positive, read_overrides, terminable
+from tokencutseg.cli.common import FAILED, OK, UsageError, check_file, natural, positive, read_overrides, terminable
 from tokencutseg.config import PRESETS, RECIPES, Config, ConfigError, configure
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         raise UsageError("--device cuda, but there is no GPU here; use --device cpu")
     check_writable(arguments.out, "--out")
     if arguments.json:
-        check_writable(arguments.json.absolute().parent, "--json")
+        check_file(arguments.json, "--json")
     result = report.run(device, arguments.quick)
     report.write(result, arguments.out)
     if arguments.json:

@@ -12,10 +12,10 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tokencutseg.cli.common import OK, UsageError, natural, positive, read_overrides, terminable
-from tokencutseg.config import configure
+from tokencutseg.cli.common import OK, UsageError, check_file, natural, positive, read_overrides, terminable
+from tokencutseg.config import Config, configure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,8 +139,8 @@ def _train_vq(arguments: argparse.Namespace) -> int:
 def _train_seg(arguments: argparse.Namespace) -> int:
     vqgan = _open_tokenizer(arguments.vqgan_checkpoint)
     study = _study(arguments, _TOKENIZER | _TRANSFORMER | _TRAIN_SEG, masks=True)
-    _tell_sizes(arguments, _TOKENIZER, {"vqgan": vqgan.config}, arguments.vqgan_checkpoint)
     study.adopt_tokenizer(vqgan, str(arguments.vqgan_checkpoint))
+    _tell_sizes(arguments, _TOKENIZER, study.config, arguments.vqgan_checkpoint)
     with terminable():
         run = study.segmenter()
     print(f"segmenter: {run.folder}\nbest epoch {run.metrics['best_epoch']} of {run.metrics['epochs']}, validation "
@@ -243,11 +243,10 @@ def _run_folder(path: Path, stage: str) -> Path:
     return done[0]
 
 
-def _tell_sizes(arguments: argparse.Namespace, flags: dict[str, str], sections: dict[str, Any], path: Path) -> None:
+def _tell_sizes(arguments: argparse.Namespace, flags: dict[str, str], config: Config, path: Path) -> None:
     """Say where the sizes on the command line are not the checkpoint's, which count."""
     for flag, setting in flags.items():
-        stage, key = setting.split(".")
-        given, held = getattr(arguments, flag), getattr(sections[stage], key)
+        given, held = getattr(arguments, flag), config.value(setting)
         if given != held:
             _tell(f"--{flag.replace('_', '-')} is {given}, but {path} has {held}: going on with {held}")
 
@@ -269,14 +268,13 @@ def _test_seg(arguments: argparse.Namespace) -> int:
 
     size = arguments.image_size
     if arguments.records:
-        _check_file(arguments.records, "--records")
+        check_file(arguments.records, "--records")
     model = _open_segmenter(arguments.checkpoint_path, arguments.gpt_n_head)
     stride = 2**model.config.vqgan.n_stages
     if size % stride:
         raise UsageError(f"--image-size must be a multiple of the tokenizer's stride {stride}, not {size}")
     if hasattr(model, "masked_gpt"):
-        _tell_sizes(arguments, _TOKENIZER | _TRANSFORMER,
-                    {"vqgan": model.config.vqgan, "masked_gpt": model.config.masked_gpt}, arguments.checkpoint_path)
+        _tell_sizes(arguments, _TOKENIZER | _TRANSFORMER, model.config, arguments.checkpoint_path)
     if size != model.config.data.image_size:
         _tell(f"--image-size is {size}, but {arguments.checkpoint_path} was trained at "
               f"{model.config.data.image_size}: scores will be lower than it can reach")
@@ -297,15 +295,6 @@ def _test_seg(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _check_file(path: Path, option: str) -> None:
-    """Make sure that `path` can be written, before anything that takes long. Raises UsageError and RunError."""
-    from tokencutseg.study.runner import check_writable
-
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder; give the name of a file")
-    check_writable(path.absolute().parent, option)
-
-
 def _export(arguments: argparse.Namespace) -> int:
     from tokencutseg.model.released import save_segmenter, save_tokenizer
     from tokencutseg.model.saved import load, saved_config, saved_stage
@@ -314,7 +303,7 @@ def _export(arguments: argparse.Namespace) -> int:
     stage = saved_stage(run)
     if stage not in ("vqgan", "segmentation"):
         raise UsageError(f"{run} is a {stage} run; the released code has files of tokenizers and segmenters only")
-    _check_file(arguments.released, "--released")
+    check_file(arguments.released, "--released")
     model = load(run)
     vgg = (save_tokenizer(model, saved_config(run), arguments.released) if stage == "vqgan"
            else save_segmenter(model, arguments.released))

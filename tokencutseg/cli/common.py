@@ -1,4 +1,4 @@
-"""What the commands share: exit statuses, argument types, a termination that lets them clean up."""
+"""What the commands share: exit statuses, argument types, checks, a termination that lets them clean up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from tokencutseg.config import ConfigError
 
@@ -39,6 +40,15 @@ def read_overrides(pairs: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--set takes stage.key=value, not {pair!r}")
         overrides[key.strip()] = value.strip()
     return overrides
+
+
+def check_file(path: Path, option: str) -> None:
+    """Make sure that `path` can be written, before anything that takes long. Raises UsageError and RunError."""
+    from tokencutseg.study.runner import check_writable  # help must not wait for it
+
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder; give the name of a file")
+    check_writable(path.absolute().parent, option)
 
 
 @contextmanager

@@ -38,10 +38,10 @@ def latency(fn: Callable[[], Any], repeats: int = 10) -> float:
     """Median seconds of a call to `fn`, over `repeats` calls after two that warm it up; waits for the GPU, if any."""
     seconds = []
     for call in range(repeats + 2):
-        _synchronize()
+        synchronize()
         start = time.perf_counter()
         fn()
-        _synchronize()
+        synchronize()
         if call >= 2:
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
@@ -127,6 +127,7 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait until the GPU, if there is one, has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

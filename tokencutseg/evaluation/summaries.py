@@ -160,8 +160,7 @@ def seeded_difference(changed: Sequence[pd.DataFrame], reference: Sequence[pd.Da
             raise ValueError("the trainings were scored on different images, or an image id occurs twice")
     changes = np.subtract(*(np.stack([one.loc[ids].to_numpy(float) for one in group]) for group in scores))
     seeds, n = changes.shape
-    drawn = _weights(seeds, draws, seed + 1) if seeds > 1 else iter([np.ones((draws, 1))])
-    over_seeds = np.concatenate(list(drawn)) @ changes / seeds  # (draws, n)
+    over_seeds = np.concatenate(list(_weights(seeds, draws, seed + 1))) @ changes / seeds  # (draws, n)
     images = np.concatenate(list(_weights(n, draws, seed)))
     low, high = np.percentile((over_seeds * images).sum(1) / n, [2.5, 97.5])
     mean = changes.mean(0)

@@ -218,8 +218,7 @@ def _check_released(config: Config, part: str = "") -> None:
     released = RECIPES["released"] | {"segmentation.use_deepcut": True}
     wrong = []
     for switch in _SWITCHES:
-        stage, key = switch.split(".")
-        if switch.startswith(part) and (value := getattr(getattr(config, stage), key)) != released[switch]:
+        if switch.startswith(part) and (value := config.value(switch)) != released[switch]:
             wrong.append(f"{switch} is {value}, not {released[switch]}")
     if config.vqgan.norm_groups != 32 or config.vqgan.hidden_channels % 32:
         wrong.append(f"vqgan.hidden_channels is {config.vqgan.hidden_channels} with {config.vqgan.norm_groups} norm "

@@ -227,8 +227,7 @@ def deviation_changes(config: Config, switch: str) -> tuple[Any, dict[str, Any]]
     """The switch's setting in `config`, and what to set instead: the other recipe's value, with its companions."""
     other = RECIPES["revised" if config.recipe == "released" else "released"]
     changes = {name: other[name] for name in (switch, *TOGETHER.get(switch, ()))}
-    stage, key = switch.split(".")
-    setting = getattr(getattr(config, stage), key)
+    setting = config.value(switch)
     if changes[switch] == setting:
         changes[switch] = ALTERNATIVES[switch]
     return setting, changes

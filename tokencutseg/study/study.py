@@ -236,11 +236,11 @@ class Study:
     def _budgeted(self, config: Config, images: ImageSet) -> Config:
         """`config` with its supervised epochs as long as for the study's largest training set, where they are shorter:
         training on a small set then takes as many steps."""
+        if config.segmentation.images_per_epoch is not None:
+            return config
         sets = {train for train, _ in self.source.rows if self.source.has(train, "train")}
         longest = max((len(self.source.load(train, "train")) for train in sets), default=len(images))
-        if config.segmentation.images_per_epoch is not None or len(images) >= longest:
-            return config
-        return config.override({"segmentation.images_per_epoch": longest})
+        return config if len(images) >= longest else config.override({"segmentation.images_per_epoch": longest})
 
     def _supervised_part(self, config: Config) -> dict[str, Any]:
         return {"image_size": config.data.image_size, "seed": config.seed,
