@@ -41,8 +41,16 @@ def deepcut(head: DeepCut, features: Tensor, grid: tuple[int, int]) -> tuple[Ten
         smooth = F.mse_loss(head.smoothness_conv(image_of_S), image_of_S)
         losses.append(cut + orthogonality(S[None])[0] + 0.01 * smooth)
         assignments.append(S)
-    loss = torch.stack(losses).mean() + 0.09 * head._feature_smoothness(to_grid(features, grid))
+    loss = torch.stack(losses).mean() + 0.09 * feature_smoothness(head, to_grid(features, grid))
     return torch.stack(assignments), loss
+
+
+def feature_smoothness(head: DeepCut, f: Tensor) -> Tensor:
+    """Squared differences of neighbouring features (B, E, H, W), where the learned map sees no edge."""
+    e = torch.sigmoid(head.edge_conv(f))
+    vertical = ((f[:, :, 1:] - f[:, :, :-1]).square() * e[:, :, 1:]).mean()
+    horizontal = ((f[..., 1:] - f[..., :-1]).square() * e[..., 1:]).mean()
+    return (vertical + horizontal) / (2 * f.shape[1])
 
 
 def block(module: Block, x: Tensor) -> Tensor:

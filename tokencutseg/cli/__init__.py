@@ -1,6 +1,7 @@
 """The command line. Handlers import what they need, so that help is instant.
 
-`run`, `fetch`, `audit`, `bench` and `segment` are here; `tokencutseg.cli.authors` has those of the authors' README.
+`run`, `fetch`, `audit`, `bench` and `segment` are here, `train` is in `tokencutseg.cli.training`, and what the authors'
+README has in `tokencutseg.cli.authors`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencutseg.cli import authors
-from tokencutseg.cli.common import FAILED, OK, UsageError, check_file, natural, positive, read_overrides, terminable
-from tokencutseg.config import PRESETS, RECIPES, Config, ConfigError, configure
+from tokencutseg.cli import authors, training
+from tokencutseg.cli.common import FAILED, OK, UsageError, check_file, positive, read_overrides, terminable
+from tokencutseg.cli.training import add_study
+from tokencutseg.config import Config, ConfigError, configure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +30,8 @@ BAD_USAGE, INTERRUPTED = 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 something failed, 2 bad usage, 130 interrupted."""
     arguments = _parser().parse_args(argv)
+    if not _speaks():
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
     try:
         return arguments.handler(arguments)
     except KeyboardInterrupt:
@@ -41,6 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
+
+
+def _speaks() -> bool:
+    """Whether this is the first of the processes that train together; the others say only what went wrong."""
+    if not any(name in os.environ for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK")):
+        return True
+    from tokencutseg.training.processes import leads
+
+    return leads()
 
 
 def _is_the_users(error: Exception) -> bool:
@@ -61,19 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = command("run", _run, "Execute the study's notebooks; what is done already is not done again.")
-    run.add_argument("--preset", choices=PRESETS, default="quick", help="how much work (default: %(default)s)")
-    run.add_argument("--recipe", choices=RECIPES, default="revised", help="which method (default: %(default)s)")
-    run.add_argument("--data", type=Path, metavar="DIR",
-                     help="folder with datasets, see data/README.md (default: synthetic lesions, nothing to download)")
-    run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
-                     help="where the study's own folder is made (default: %(default)s)")
+    add_study(run)
     run.add_argument("--only", action="extend", default=[], type=lambda text: text.split(","), metavar="03[,04]",
                      help="execute these notebooks only, named by number")
     run.add_argument("--jobs", type=positive, metavar="N",
                      help="notebooks at once (default: 1; 2 for preset tiny, which is mostly start-up)")
-    run.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of every draw (default: %(default)s)")
-    run.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], metavar="stage.key=value",
-                     help="change settings, such as vqgan.n_embed=128")
     run.add_argument("--timeout", type=positive, metavar="SECONDS",
                      help="most time that one notebook cell may take (default: a week)")
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="other notebooks than the checkout's own")
@@ -99,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
                        help="where tables and figures go (default: %(default)s)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file too")
 
+    training.add_commands(command)
     authors.add_commands(command)
     return parser
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokencutseg.cli.common import OK, UsageError, check_file, natural, positive, read_overrides, terminable
+from tokencutseg.cli.training import add_processes, hardware, tell
 from tokencutseg.config import Config, configure
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from tokencutseg.model.vqgan import VQGAN
     from tokencutseg.study.study import Study
-    from tokencutseg.training.fit import Hardware
 
 _TOKENIZER = {"vq_embed_dim": "vqgan.embed_dim", "vq_n_embed": "vqgan.n_embed",
               "vq_hidden_channels": "vqgan.hidden_channels", "vq_n_res_blocks": "vqgan.n_res_blocks"}
@@ -89,13 +88,15 @@ def _add_folders(parser: argparse.ArgumentParser, masks: bool) -> None:
 def _add_training(parser: argparse.ArgumentParser, batch_size: int, epochs: int, precision: str, output: str,
                   experiment: str) -> None:
     parser.add_argument("--image-size", type=positive, default=224, help="in pixels (default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=batch_size, help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=batch_size,
+                        help="images per step, over all processes (default: %(default)s)")
     _add_ignored(parser)
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="(default: %(default)s)")
     parser.add_argument("--max-epochs", type=positive, default=epochs, help="(default: %(default)s)")
-    parser.add_argument("--gpus", type=natural, default=1, help="0 trains on the CPU (default: %(default)s)")
+    parser.add_argument("--gpus", type=natural, default=1, help="on each machine; 0 trains on the CPU (default: 1)")
     parser.add_argument("--precision", choices=("16", "32", "bf16"), default=precision,
                         help="16 and bf16 are mixed precision (default: %(default)s)")
+    add_processes(parser)
     parser.add_argument("--output-dir", type=Path, default=Path(output), metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--experiment-name", default=experiment, metavar="NAME",
                         help="runs go to OUTPUT_DIR/NAME/runs (default: %(default)s)")
@@ -167,27 +168,10 @@ def _study(arguments: argparse.Namespace, settings: dict[str, str], masks: bool)
         ("validation", arguments.val_data_dir, arguments.val_mask_dir))]
     folder = arguments.output_dir / name
     check_writable(folder, "--output-dir")
-    hardware = _hardware(arguments.gpus, arguments.precision)
+    machine = hardware(arguments, arguments.gpus)
     print(f"{len(splits[0].samples)} training and {len(splits[1].samples)} validation images at "
           f"{config.data.image_size}×{config.data.image_size}; runs go to {folder / 'runs'}", flush=True)
-    return Study(config, folder_source("folders", config.data.image_size, splits), folder, hardware=hardware)
-
-
-def _hardware(gpus: int, precision: str) -> Hardware:
-    import torch
-
-    from tokencutseg.training.fit import Hardware
-
-    if gpus > 1:
-        raise UsageError(f"--gpus must be 0 or 1, not {gpus}: training on several is not supported")
-    if gpus and not torch.cuda.is_available():
-        _tell("no GPU here: training on the CPU, as with --gpus 0")
-        gpus = 0
-    if precision == "16" and not gpus:
-        _tell("--precision 16 is for GPUs: computing in 32 bits")
-        precision = "32"
-    return Hardware("gpu" if gpus else "cpu",
-                    {"16": "16-mixed", "32": "32-true", "bf16": "bf16-mixed"}[precision], progress_bar=True)
+    return Study(config, folder_source("folders", config.data.image_size, splits), folder, hardware=machine)
 
 
 # models -------------------------------------------------------------------------------------------------------------
@@ -248,11 +232,7 @@ def _tell_sizes(arguments: argparse.Namespace, flags: dict[str, str], config: Co
     for flag, setting in flags.items():
         given, held = getattr(arguments, flag), config.value(setting)
         if given != held:
-            _tell(f"--{flag.replace('_', '-')} is {given}, but {path} has {held}: going on with {held}")
-
-
-def _tell(message: str) -> None:
-    print(f"note: {message}", file=sys.stderr, flush=True)
+            tell(f"--{flag.replace('_', '-')} is {given}, but {path} has {held}: going on with {held}")
 
 
 # test-seg, export, recipes ------------------------------------------------------------------------------------------
@@ -276,7 +256,7 @@ def _test_seg(arguments: argparse.Namespace) -> int:
     if hasattr(model, "masked_gpt"):
         _tell_sizes(arguments, _TOKENIZER | _TRANSFORMER, model.config, arguments.checkpoint_path)
     if size != model.config.data.image_size:
-        _tell(f"--image-size is {size}, but {arguments.checkpoint_path} was trained at "
+        tell(f"--image-size is {size}, but {arguments.checkpoint_path} was trained at "
               f"{model.config.data.image_size}: scores will be lower than it can reach")
     images = load_split(pair_folders("folders", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
     device = "cuda" if torch.cuda.is_available() else "cpu"

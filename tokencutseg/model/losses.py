@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokencutseg.model.parallel import batch_mean, batch_sum
 from tokencutseg.model.perceptual import load_lpips
 from tokencutseg.model.vqgan import IMAGENET_MEAN, IMAGENET_STD
 
@@ -17,7 +18,7 @@ def reconstruction_loss(x: Tensor, reconstruction: Tensor, clamped: bool, edge_w
         error = error.clamp(0, 1)
     if edge_weighted:
         error = error * (1 + flatness(x))
-    return error.mean()
+    return batch_mean(error)
 
 
 def flatness(x: Tensor) -> Tensor:
@@ -51,14 +52,14 @@ class PerceptualLoss(nn.Module):
         a, b = (F.interpolate(v.clamp(-1, 1), (self.size, self.size), mode="bilinear", align_corners=False)
                 if v.shape[-1] != self.size else v.clamp(-1, 1) for v in (x, reconstruction))
         if self.kind == "lpips":
-            return self.lpips(a, b).mean()
+            return batch_mean(self.lpips(a, b))
         a, b = (self.lpips.net(((v + 1) / 2 - self.mean) / self.std) for v in (a, b))
-        return sum(F.l1_loss(p, q).clamp(max=10) for p, q in zip(a, b, strict=True)).clamp(0, 10)
+        return sum(batch_mean((p - q).abs()).clamp(max=10) for p, q in zip(a, b, strict=True)).clamp(0, 10)
 
 
 def generator_loss(fake: Tensor, clamped: bool) -> Tensor:
     """−mean D(x̂); the released code cuts it at ±1."""
-    loss = -fake.mean()
+    loss = -batch_mean(fake)
     return loss.clamp(-1, 1) if clamped else loss
 
 
@@ -69,8 +70,8 @@ def discriminator_loss(real: Tensor, fake: Tensor, clamped: bool, steps_since_st
     2·log 2 ≈ 1.4 or above, so that the cut leaves no gradient at the start.
     """
     if not clamped:
-        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-    loss = (F.softplus(-real).mean() + F.softplus(fake).mean()).clamp(-1, 1)
+        return 0.5 * (batch_mean(F.relu(1 - real)) + batch_mean(F.relu(1 + fake)))
+    loss = (batch_mean(F.softplus(-real)) + batch_mean(F.softplus(fake))).clamp(-1, 1)
     return loss * min(1.0, 0.01 * (1 + steps_since_start // 1000))
 
 
@@ -84,9 +85,9 @@ def dice_loss(probabilities: Tensor, target: Tensor, class_weighted: bool) -> Te
     overlap = (probabilities * onehot).sum((2, 3))
     loss = 1 - (2 * overlap + 1e-8) / (probabilities.sum((2, 3)) + onehot.sum((2, 3)) + 1e-8)  # (B, C)
     if class_weighted:
-        counts = onehot.sum((0, 2, 3))
-        loss = loss * (target.numel() / (counts * C)).clamp(0.5, 2)
-    return loss.mean()
+        counts = batch_sum(onehot.sum((0, 2, 3)))
+        loss = loss * (counts.sum() / (counts * C)).clamp(0.5, 2)
+    return batch_mean(loss)
 
 
 def segmentation_loss(logits: Tensor, probabilities: Tensor, target: Tensor, loss_input: str, class_weighted: bool,
@@ -96,10 +97,10 @@ def segmentation_loss(logits: Tensor, probabilities: Tensor, target: Tensor, los
     loss_input "probabilities" (released) feeds softmax outputs to a cross-entropy that applies softmax once more.
     """
     scores = probabilities if loss_input == "probabilities" else logits
-    cross_entropy = F.cross_entropy(scores, target)
+    cross_entropy = batch_mean(F.cross_entropy(scores, target, reduction="none"))
     return cross_entropy_weight * cross_entropy, dice_loss(probabilities, target, class_weighted)
 
 
 def masked_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy on the hidden tokens: logits (B, T, V), tokens (B, T), mask (B, T) True where hidden."""
-    return F.cross_entropy(logits[mask], tokens[mask])
+    return batch_mean(F.cross_entropy(logits[mask], tokens[mask], reduction="none"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokencutseg.config import MaskedGPTConfig
 from tokencutseg.model.attention import attention
+from tokencutseg.model.parallel import Dropout
 
 
 class Block(nn.Module):
@@ -29,7 +30,7 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(C, 4 * C)
         self.fc2 = nn.Linear(4 * C, C)
         self.norm2 = nn.LayerNorm(C, eps=1e-12)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
@@ -84,7 +85,7 @@ class MaskedGPT(nn.Module):
         self.position_embedding = nn.Embedding(n_tokens, C)
         self.vector_embedding = nn.Linear(embed_dim, C) if config.inputs == "tokens_and_vectors" else None
         self.embedding_norm = nn.LayerNorm(C, eps=1e-12)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(C, eps=1e-12) if config.norm == "pre" else nn.Identity()
         self.lm_head = nn.Linear(C, n_embed + 1)

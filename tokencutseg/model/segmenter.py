@@ -119,6 +119,11 @@ class TokenCutSeg(nn.Module):
             self.masked_gpt.eval()
         return self
 
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of tokens that images (B, 3, S, S) have."""
+        stride = 2**self.config.vqgan.n_stages
+        return images.shape[-2] // stride, images.shape[-1] // stride
+
     @torch.no_grad()
     def words(self, images: Tensor) -> tuple[Tensor, Encoding]:
         """RGB in [0, 1] (B, 3, S, S) → tokens (B, H, W) int64 and the encoding they came from."""

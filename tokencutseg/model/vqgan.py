@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokencutseg.config import VQGANConfig
+from tokencutseg.model.parallel import BatchNorm2d, all_rows, batch_mean, batch_rows, batch_sum, take_rows
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -118,7 +118,7 @@ class EMAQuantizer(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """`z` (B, D, H, W) → its nearest codes. Gradients pass straight through to `z`."""
         B, D, H, W = z.shape
-        z = z.float()  # which code is nearest is decided in single precision, whatever the encoder computes in
+        z = z.to(self.embedding.weight.dtype)  # which code is nearest is decided in its precision, not the encoder's
         flat = z.permute(0, 2, 3, 1).reshape(-1, D)  # (BHW, D)
         if self.training and self.start == "data" and not self.cluster_size.any():
             self._start_from(flat.detach())
@@ -126,7 +126,7 @@ class EMAQuantizer(nn.Module):
         vectors = self.lookup(tokens.view(B, H, W))
         if self.training:
             self._update(flat.detach(), tokens)
-        commitment_loss = self.commitment * F.mse_loss(vectors, z)
+        commitment_loss = self.commitment * batch_mean((vectors - z).square())
         return Quantized(z + (vectors - z).detach(), tokens.view(B, H, W), commitment_loss)
 
     def nearest(self, flat: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class EMAQuantizer(nn.Module):
     @torch.no_grad()
     def _start_from(self, flat: Tensor, iterations: int = 10) -> None:
         """k-means on the first batch (Łańcucki et al. 2020)."""
-        codes = self.embedding.weight
+        codes, flat = self.embedding.weight, all_rows(flat)
         codes.copy_(flat[_draw(len(flat), self.n_embed, flat.device)])
         for _ in range(iterations):
             tokens = self.nearest(flat)
@@ -154,13 +154,13 @@ class EMAQuantizer(nn.Module):
 
     @torch.no_grad()
     def _update(self, flat: Tensor, tokens: Tensor) -> None:
-        counts, sums = _count_and_sum(flat, tokens, self.n_embed)
+        counts, sums = (batch_sum(x) for x in _count_and_sum(flat, tokens, self.n_embed))
         self.cluster_size.lerp_(counts, 1 - self.DECAY)
         self.embedding_avg.lerp_(sums, 1 - self.DECAY)
         if self.restart_dead:
             mean = self.cluster_size.mean()
             dead = (self.cluster_size < self.DEAD * mean)[:, None]  # (K, 1)
-            fresh = flat[_draw(len(flat), self.n_embed, flat.device)]
+            fresh = take_rows(flat, _draw(batch_rows(flat)[1], self.n_embed, flat.device))
             count = 2 * self.DEAD * mean
             self.cluster_size.copy_(torch.where(dead[:, 0], count, self.cluster_size))
             self.embedding_avg.copy_(torch.where(dead, fresh * count, self.embedding_avg))
@@ -234,7 +234,7 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3, c, 4, 2, 1), nn.LeakyReLU(0.2)]
         for i, stride in ((1, 2), (2, 2), (3, 1)):
             a, b = c * 2 ** (i - 1), c * 2**i
-            layers += [nn.Conv2d(a, b, 4, stride, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(a, b, 4, stride, 1, bias=False), BatchNorm2d(b), nn.LeakyReLU(0.2)]
         self.main = nn.Sequential(*layers, nn.Conv2d(c * 8, 1, 4, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:

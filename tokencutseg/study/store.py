@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from tokencutseg.config import Config
 from tokencutseg.model.saved import CONFIG, load, save_weights
 from tokencutseg.training.fit import write_csv
+from tokencutseg.training.processes import leads, wait_until
 
-FORMAT = 2
+FORMAT = 3
 """Part of every hash: raise it when the same configuration would train to another result."""
 
 
@@ -64,6 +65,10 @@ class Run:
     @property
     def id(self) -> str:
         return self.folder.name
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "metrics.json").is_file()
 
     @property
     def about(self) -> dict[str, Any]:
@@ -113,14 +118,19 @@ class RunStore:
     def get_or_train(self, spec: RunSpec, train: Training) -> Run:
         """A done run at once; else resume a broken one or start a missing one.
 
-        Two processes that want the same run wait for each other.
+        Two processes that want the same run wait for each other. Where several train one run together, the leading one
+        writes.
         """
         run = Run(self.folder / spec.id)
-        if (run.folder / "metrics.json").is_file():
+        if run.done:
             return run
         run.folder.mkdir(parents=True, exist_ok=True)
+        if not leads():
+            train(run.folder)
+            wait_until(lambda: run.done, f"{run.folder} was not finished")
+            return run
         with FileLock(run.folder / ".lock"):
-            if (run.folder / "metrics.json").is_file():
+            if run.done:
                 return run
             write_json(spec.about(), run.folder / CONFIG)
             write_json(environment(), run.folder / "environment.json")

@@ -67,6 +67,7 @@ class Study:
         spec = RunSpec("vqgan", config, covers, {"pool": images.fingerprint, "validation": validation.fingerprint})
 
         def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            torch.manual_seed(config.seed)
             module = VQGANModule(config)
             _, facts = self._fit(module, images, validation, config, "vqgan", folder)
             weights = None if module.perceptual is None else module.perceptual.weights_name
@@ -101,6 +102,7 @@ class Study:
                                                       "validation": validation.fingerprint})
 
         def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            torch.manual_seed(config.seed)
             model = TokenCutSeg(config)
             model.vqgan.load_state_dict(tokenizer.model().state_dict())
             _, facts = self._fit(MaskedGPTModule(config, model), images, validation, config, "masked_gpt", folder)

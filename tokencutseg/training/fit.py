@@ -16,6 +16,10 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 
+from tokencutseg.config import ConfigError
+from tokencutseg.model.masked_gpt import Block
+from tokencutseg.model.parallel import share_batch_norm
+from tokencutseg.model.vqgan import Decoder, Discriminator, Encoder
 from tokencutseg.training.batches import Batches, InOrder
 from tokencutseg.training.modules import StageModule
 from tokencutseg.training.progress import report_epoch
@@ -27,8 +31,16 @@ class Hardware:
 
     accelerator: str = "auto"
     """auto, cpu or gpu."""
-    precision: str = "32-true"
-    """Lightning's name: 32-true, 16-mixed or bf16-mixed."""
+    precision: str = "auto"
+    """Lightning's name, 32-true, 16-mixed or bf16-mixed; auto is bf16-mixed on a GPU that has it, else 32-true."""
+    devices: int = 1
+    """Processes on each machine, one for each GPU (or, on CPUs, as many as you like)."""
+    num_nodes: int = 1
+    """Machines."""
+    strategy: str = "auto"
+    """Lightning's name; auto is DistributedDataParallel where there are several processes."""
+    compile: bool = False
+    """Compile the networks, where that is possible."""
     progress_bar: bool = False
     """A bar per epoch on the terminal, and a line when it is over."""
 
@@ -69,6 +81,8 @@ class History(Callback):
                           "steps": epoch * len(trainer.train_dataloader),
                           "seconds": round(seconds, 3), "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
                           **metrics})
+        if not trainer.is_global_zero:
+            return
         write_csv(pd.DataFrame(self.rows), self.folder / "history.csv")
         report_epoch(self.stage, self.folder.name, epoch, trainer.max_epochs, metrics)
 
@@ -92,6 +106,16 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
     count) and what there is to say of the training: epochs, optimizer steps, images seen, best epoch. Raises
     KeyboardInterrupt when it is interrupted; a later call goes on after the last whole epoch.
     """
+    processes = hardware.devices * hardware.num_nodes
+    smallest = train.images_per_epoch % train.batch_size or train.batch_size
+    if smallest < processes:
+        raise ConfigError(f"an epoch of {train.images_per_epoch} images in batches of {train.batch_size} has one of "
+                          f"{smallest}, too few for {processes} processes; change {stage}.batch_size or "
+                          f"{stage}.images_per_epoch")
+    if processes > 1:
+        share_batch_norm(module)
+    if hardware.compile:
+        compile_networks(module)
     folder.mkdir(parents=True, exist_ok=True)
     module.steps_per_epoch = len(train)
     history = History(folder, stage)
@@ -105,7 +129,8 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
     if bar:
         callbacks.append(TQDMProgressBar())
     trainer = pl.Trainer(
-        accelerator=hardware.accelerator, devices=1, precision=hardware.precision, max_epochs=epochs,
+        accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.num_nodes,
+        strategy=strategy(hardware), precision=precision(hardware), max_epochs=epochs, use_distributed_sampler=False,
         logger=False, enable_progress_bar=bar, enable_model_summary=False, num_sanity_val_steps=0,
         default_root_dir=folder, callbacks=callbacks,
     )
@@ -120,10 +145,44 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
             raise KeyboardInterrupt from leave
     facts = {"epochs": epochs, "steps": epochs * len(train), "images_seen": epochs * train.images_per_epoch,
              "training_images": len(train.set), "device": trainer.strategy.root_device.type,
-             "precision": hardware.precision, "seconds": sum(row["seconds"] for row in history.rows)}
+             "precision": precision(hardware), "processes": processes,
+             "seconds": sum(row["seconds"] for row in history.rows)}
     if not history.best:
         return None, facts
     return history.best["state"], facts | {"best_epoch": history.best["epoch"], "best_score": history.best["score"]}
+
+
+def compile_networks(module: StageModule) -> None:
+    """Compile the parts that most of the time goes to, unless torch.compile does not work here; then a note says why.
+
+    Parameter names stay as they are. Whatever cannot be compiled later on is run as it is, with torch's own warning.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.compile(lambda x: (x + 1).cos())(torch.ones(8, device=device))
+    except Exception as error:  # of any kind: a missing compiler, an unknown GPU, an unsupported Python
+        print(f"note: torch.compile does not work here ({str(error).splitlines()[0]}): going on without",
+              file=sys.stderr, flush=True)
+        return
+    torch._dynamo.config.suppress_errors = True
+    for part in module.modules():
+        if isinstance(part, Encoder | Decoder | Discriminator | Block):
+            part.compile()
+
+
+def precision(hardware: Hardware) -> str:
+    """Lightning's name of the precision that `hardware` means."""
+    if hardware.precision != "auto":
+        return hardware.precision
+    gpu = hardware.accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def strategy(hardware: Hardware) -> str:
+    """Lightning's name of the strategy that `hardware` means. Some parameters get no gradient in some steps."""
+    if hardware.strategy in ("auto", "ddp") and hardware.devices * hardware.num_nodes > 1:
+        return "ddp_find_unused_parameters_true"
+    return hardware.strategy
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -26,6 +26,7 @@ from tokencutseg.model.losses import (
     segmentation_loss,
 )
 from tokencutseg.model.masked_gpt import draw_mask
+from tokencutseg.model.parallel import batch_mean, own_rows, shared_batch
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN, Discriminator
 from tokencutseg.training.batches import mix
@@ -50,8 +51,17 @@ class StageModule(pl.LightningModule):
         """A CPU generator for this batch of this epoch."""
         return torch.Generator().manual_seed(mix(self.seed, 1 + self.current_epoch, batch_index))
 
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor | None:
+        """`learn`, where every process holds its part of the batch."""
+        with shared_batch():
+            return self.learn(batch, self.generator(batch_index))
+
+    def learn(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor | None:
+        """One step on a whole batch: the loss, or None where the optimizers were stepped by hand."""
+        raise NotImplementedError
+
     def note(self, **metrics: Tensor | float) -> None:
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def total_steps(self) -> int:
         return self.trainer.max_epochs * self.steps_per_epoch
@@ -74,11 +84,11 @@ class VQGANModule(StageModule):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._validation_tokens: list[Tensor] = []
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+    def learn(self, batch: dict[str, Tensor], generator: torch.Generator) -> None:
         c, step = self.config, int(self.step)
-        images, _ = self.augment(batch["images"], None, self.generator(batch_index))
-        x = self.vqgan.normalise(images)
-        generator, adversary = self.optimizers()
+        images, _ = self.augment(batch["images"], None, generator)
+        x = self.vqgan.normalise(own_rows(images))
+        autoencoder, adversary = self.optimizers()
         adversarial = step >= c.disc_start
 
         reconstruction, quantized = self.vqgan(x)
@@ -92,7 +102,7 @@ class VQGANModule(StageModule):
             self.discriminator.requires_grad_(False)
             loss = loss + c.disc_weight * generator_loss(self.discriminator(reconstruction), c.clamped_adversary)
             self.discriminator.requires_grad_(True)
-        self._descend(generator, loss, self.vqgan)
+        self._descend(autoencoder, loss, self.vqgan)
 
         if adversarial:
             real, fake = self.discriminator(x), self.discriminator(reconstruction.detach())
@@ -122,14 +132,15 @@ class VQGANModule(StageModule):
         x = self.vqgan.normalise(images)
         reconstruction, quantized = self.vqgan(x)
         difference = self.vqgan.denormalise(reconstruction).clamp(0, 1) - images
-        self.log("validation_l1", difference.abs().mean(), batch_size=len(x))
-        self.log("validation_mse", difference.square().mean(), batch_size=len(x))
+        self.log_dict({"validation_l1": difference.abs().mean(), "validation_mse": difference.square().mean()},
+                      batch_size=len(x), sync_dist=True)
         self._validation_tokens.append(quantized.tokens.cpu())
 
     def on_validation_epoch_end(self) -> None:
         summary = codebook_summary(torch.cat(self._validation_tokens), self.config.n_embed)
         self._validation_tokens.clear()
-        self.log_dict({"validation_usage": summary["usage"], "validation_perplexity": summary["perplexity"]})
+        self.log_dict({"validation_usage": summary["usage"], "validation_perplexity": summary["perplexity"]},
+                      sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizers = [torch.optim.Adam(m.parameters(), self.config.learning_rate, betas=(0.5, 0.9), fused=True)
@@ -153,24 +164,27 @@ class MaskedGPTModule(StageModule):
         self.model.vqgan.eval()
         return self
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        generator = self.generator(batch_index)
+    def learn(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         images, _ = self.augment(batch["images"], None, generator)
-        loss, accuracy = self._masked(images, generator)
+        loss, accuracy = self._masked(own_rows(images), own_rows(self._draw_mask(images, generator)))
         self.note(train_loss=loss, train_accuracy=accuracy)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         # the same masks in every epoch
-        loss, accuracy = self._masked(batch["images"], torch.Generator().manual_seed(batch_index))
-        self.log_dict({"validation_loss": loss, "validation_accuracy": accuracy}, batch_size=len(batch["images"]))
+        images = batch["images"]
+        loss, accuracy = self._masked(images, self._draw_mask(images, torch.Generator().manual_seed(batch_index)))
+        self.log_dict({"validation_loss": loss, "validation_accuracy": accuracy}, batch_size=len(images),
+                      sync_dist=True)
 
-    def _masked(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _draw_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return draw_mask((len(images), *self.model.grid(images)), self.config, generator).to(images.device)
+
+    def _masked(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         tokens, encoding = self.model.words(images)
-        mask = draw_mask(tuple(tokens.shape), self.config, generator).to(tokens.device)
         logits = self.model.masked_gpt.lm_head(self.model.transformer_features(tokens, encoding, mask))
         flat = tokens.flatten(1)
-        return masked_token_loss(logits, flat, mask), (logits.argmax(-1) == flat)[mask].float().mean()
+        return masked_token_loss(logits, flat, mask), batch_mean((logits.argmax(-1) == flat)[mask].float())
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.model.masked_gpt.parameters(), self.config.learning_rate, betas=(0.9, 0.95),
@@ -197,17 +211,16 @@ class SegmenterModule(StageModule):
     def scored(self) -> nn.Module:
         return self.model if self.averaged is None else self.averaged.module
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        generator = self.generator(batch_index)
+    def learn(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         images, masks = self.augment(batch["images"], batch["masks"], generator)
         terms = self.losses(images, masks, generator)
         self.note(**{f"train_{name}": value for name, value in terms.items()})
         return sum(terms.values())
 
     def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """The weighted terms of the training loss, by name."""
-        logits = self.model(images)
-        return self._supervised(logits, logits.softmax(1), masks, "logits")
+        """The weighted terms of the training loss on a whole batch, by name."""
+        logits = self.model(own_rows(images))
+        return self._supervised(logits, logits.softmax(1), own_rows(masks), "logits")
 
     def _supervised(self, logits: Tensor, probabilities: Tensor, masks: Tensor, kind: str) -> dict[str, Tensor]:
         cross_entropy, dice = segmentation_loss(logits, probabilities, masks, kind, self.config.class_weighted_dice,
@@ -224,7 +237,7 @@ class SegmenterModule(StageModule):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         probabilities = self.scored.probabilities(batch["images"]).float()  # epochs are compared without flips
         self.log("validation_cross_entropy", F.nll_loss(probabilities.clamp(min=1e-6).log(), batch["masks"]),
-                 batch_size=len(probabilities))
+                 batch_size=len(probabilities), sync_dist=True)
         ids = [f"{batch_index}-{i}" for i in range(len(probabilities))]
         self._records.append(score(probabilities.argmax(1), batch["masks"], ids, boundary=False))
 
@@ -232,7 +245,7 @@ class SegmenterModule(StageModule):
         records = pd.concat(self._records)
         self._records.clear()
         self.log_dict({f"validation_{definition}_iou": summarise(records, definition, "iou", draws=1).mean
-                       for definition in {"image_lesion", "pooled_two_class", self.definition}})
+                       for definition in sorted({"image_lesion", "pooled_two_class", self.definition})}, sync_dist=True)
 
     @property
     def monitor(self) -> str:
@@ -264,7 +277,8 @@ class TokenCutSegModule(SegmenterModule):
     def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         c, model = self.config, self.model
         joint = c.mlm_weight > 0 or c.training_features == "masked"
-        token_mask = self._token_mask(images, generator) if joint else None
+        token_mask = own_rows(self._token_mask(images, generator)) if joint else None
+        images, masks = own_rows(images), own_rows(masks)
         out = model(images, token_mask if c.training_features == "masked" else None)
         terms = self._supervised(out.logits, out.probabilities, masks, c.loss_input)
         if c.use_deepcut:
@@ -278,8 +292,7 @@ class TokenCutSegModule(SegmenterModule):
         return terms
 
     def _token_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        side = images.shape[-1] // 2**self.model.config.vqgan.n_stages
-        return draw_mask((len(images), side, side), self.masked_gpt_config, generator).to(images.device)
+        return draw_mask((len(images), *self.model.grid(images)), self.masked_gpt_config, generator).to(images.device)
 
 
 def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1,

@@ -1,0 +1,109 @@
+"""`tokencutseg train`: a study's models beforehand, also by several processes together."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from tokencutseg.cli import main
+from tokencutseg.cli.training import hardware
+from tokencutseg.config import configure
+from tokencutseg.study.study import Study
+from tokencutseg.training import fit
+from tokencutseg.training.modules import VQGANModule
+
+# dropout inside attention is each process's own; the rest is the same however many there are
+SETTINGS = ["masked_gpt.dropout=0", "vqgan.perceptual=none", "segmentation.batch_size=8", "vqgan.batch_size=7",
+            "vqgan.images_per_epoch=24"]
+COMMAND = ["train", "--preset", "tiny", "--recipe", "released", "--gpus", "0", "--stages", "segmenter",
+           "--set", *SETTINGS]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    assert main([*COMMAND, "--results", str(folder)]) == 0
+    return folder
+
+
+def histories(folder):
+    return {path.parent.name: pd.read_csv(path).drop(columns="seconds") for path in folder.glob("*/runs/*/history.csv")}
+
+
+def test_two_processes_train_what_one_trains(alone, tmp_path):
+    process = subprocess.run([sys.executable, "-m", "tokencutseg.cli", *COMMAND, "--results", str(tmp_path),
+                              "--devices", "2"], capture_output=True, text=True, timeout=300,
+                             env=os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"})
+    assert process.returncode == 0, process.stderr
+    ours, expected = histories(tmp_path), histories(alone)
+    assert sorted(ours) == sorted(expected)
+    assert len(ours) == 4, "two sites, for each a tokenizer and a segmenter"
+    for run, history in expected.items():
+        pd.testing.assert_frame_equal(ours[run], history, rtol=2e-3, atol=2e-3)
+        metrics = json.loads(next(tmp_path.glob(f"*/runs/{run}/metrics.json")).read_text())
+        assert metrics["processes"] == 2
+    lines = [line for line in process.stdout.splitlines() if re.search(r"epoch \d+/", line)]
+    assert len(lines) == sum(len(history) for history in expected.values()), "only the first process speaks"
+
+
+def test_the_notebooks_find_what_train_has_trained(alone):
+    settings = dict(setting.split("=") for setting in SETTINGS)
+    study = Study.open("tiny", "released", results=str(alone), overrides=settings)
+    before = {path: path.stat().st_mtime_ns for path in alone.glob("*/runs/*/metrics.json")}
+    assert study.segmenter("site_b").done
+    assert study.tokenizer().done
+    assert {path: path.stat().st_mtime_ns for path in alone.glob("*/runs/*/metrics.json")} == before
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--stages", "tokenizer,decoder"], "unknown stage decoder. Known: tokenizer, transformer, segmenter, baselines"),
+    (["--devices", "4", "--gpus", "0", "--set", "vqgan.batch_size=3", "--stages", "tokenizer"],
+     "too few for 4 processes; change vqgan.batch_size or vqgan.images_per_epoch"),
+])
+def test_bad_usage(tmp_path, capsys, arguments, message):
+    assert main(["train", "--preset", "tiny", "--results", str(tmp_path), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("there", "gpus", "precision", "expected"), [
+    (0, None, "auto", ("cpu", "auto", 1)), (0, 2, "16", ("cpu", "32-true", 1)),
+    (0, 0, "bf16", ("cpu", "bf16-mixed", 1)), (4, None, "auto", ("gpu", "auto", 1)),
+    (4, 3, "16", ("gpu", "16-mixed", 3)), (4, 0, "32", ("cpu", "32-true", 1)),
+])
+def test_the_hardware_that_options_mean(monkeypatch, there, gpus, precision, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    arguments = argparse.Namespace(precision=precision, devices=None, num_nodes=1, strategy="auto", compile=False)
+    found = hardware(arguments, gpus)
+    assert (found.accelerator, found.precision, found.devices) == expected
+
+
+def test_precision_follows_the_device(monkeypatch):
+    assert fit.precision(fit.Hardware("cpu")) == "32-true"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_bf16, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        assert fit.precision(fit.Hardware("gpu")) == expected
+    assert fit.precision(fit.Hardware("gpu", precision="16-mixed")) == "16-mixed"
+
+
+def test_without_a_working_compiler_it_says_so_and_goes_on(monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler\nlong trace")
+
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    monkeypatch.setattr(torch, "compile", broken)
+    module = VQGANModule(configure("tiny", overrides={"vqgan.perceptual": "none"}))
+    fit.compile_networks(module)
+    assert compiled == []
+    assert "torch.compile does not work here (no C++ compiler): going on without" in capsys.readouterr().err
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    fit.compile_networks(module)
+    assert sorted(compiled) == ["Decoder", "Discriminator", "Encoder"]

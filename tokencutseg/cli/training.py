@@ -1,0 +1,113 @@
+"""`train`, which trains a study's models before its notebooks need them, and what all training commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokencutseg.cli.common import OK, UsageError, natural, positive, read_overrides, terminable
+from tokencutseg.config import PRESETS, RECIPES, configure
+
+if TYPE_CHECKING:
+    from tokencutseg.study.store import Run
+    from tokencutseg.study.study import Study
+    from tokencutseg.training.fit import Hardware
+
+STAGES = ("tokenizer", "transformer", "segmenter", "baselines")
+PRECISIONS = {"16": "16-mixed", "32": "32-true", "bf16": "bf16-mixed", "auto": "auto"}
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add this module's command; `command(name, handler, text)` makes one parser."""
+    train = command("train", _train, "Train a study's models, on several GPUs or machines too; `run` then finds them.")
+    add_study(train)
+    train.add_argument("--stages", type=lambda text: text.split(","), default=list(STAGES), metavar="STAGE[,STAGE]",
+                       help=f"of {', '.join(STAGES)} (default: all); a stage trains those it builds on")
+    train.add_argument("--gpus", type=natural, metavar="N", help="GPUs on each machine (default: 1 where there is one)")
+    train.add_argument("--precision", choices=PRECISIONS, default="auto",
+                       help="16 and bf16 are mixed precision; auto is bf16 on a GPU that has it, else 32")
+    add_processes(train)
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    """The options that name a study."""
+    parser.add_argument("--preset", choices=PRESETS, default="quick", help="how much work (default: %(default)s)")
+    parser.add_argument("--recipe", choices=RECIPES, default="revised", help="which method (default: %(default)s)")
+    parser.add_argument("--data", type=Path, metavar="DIR",
+                        help="folder with datasets, see data/README.md (default: synthetic lesions, no download)")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
+                        help="where the study's own folder is made (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of every draw (default: %(default)s)")
+    parser.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], metavar="stage.key=value",
+                        help="change settings, such as vqgan.n_embed=128")
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """The options that say how many processes train together, and how."""
+    parser.add_argument("--devices", type=positive, metavar="N",
+                        help="processes on each machine, when not one for each GPU")
+    parser.add_argument("--num-nodes", type=positive, default=1, metavar="N",
+                        help="machines; start the same command on each, as Lightning's guide says (default: 1)")
+    parser.add_argument("--strategy", default="auto", metavar="NAME",
+                        help="a strategy of Lightning's (default: DistributedDataParallel for several processes)")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile, where it works")
+
+
+def hardware(arguments: argparse.Namespace, gpus: int | None) -> Hardware:
+    """What the options mean here: `gpus` None takes one if there is one. Raises UsageError for more than there are."""
+    import torch
+
+    from tokencutseg.training.fit import Hardware
+
+    there, precision = torch.cuda.device_count(), PRECISIONS[arguments.precision]
+    if gpus and not there:
+        tell("no GPU here: training on the CPU, as with --gpus 0")
+    gpus = min(1, there) if gpus is None or not there else gpus
+    if gpus > there:
+        raise UsageError(f"--gpus {gpus}, but there are {there} here")
+    if precision == "16-mixed" and not gpus:
+        tell("--precision 16 is for GPUs: computing in 32 bits")
+        precision = "32-true"
+    return Hardware("gpu" if gpus else "cpu", precision, devices=arguments.devices or max(1, gpus),
+                    num_nodes=arguments.num_nodes, strategy=arguments.strategy, compile=arguments.compile,
+                    progress_bar=True)
+
+
+def tell(message: str) -> None:
+    """A note to the user, beside the output."""
+    print(f"note: {message}", file=sys.stderr, flush=True)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if unknown := set(arguments.stages) - set(STAGES):
+        raise UsageError(f"unknown stage {', '.join(sorted(unknown))}. Known: {', '.join(STAGES)}")
+    config = configure(arguments.preset, arguments.recipe, arguments.seed, read_overrides(arguments.overrides))
+
+    from tokencutseg.data.source import open_source
+    from tokencutseg.study.names import study_name
+    from tokencutseg.study.runner import check_writable
+    from tokencutseg.study.study import Study
+
+    check_writable(arguments.results, "--results")
+    source = open_source(arguments.data, config)
+    study = Study(config, source, arguments.results / study_name(config, source.name),
+                  hardware=hardware(arguments, arguments.gpus))
+    with terminable():
+        for stage in arguments.stages:
+            for run in _trained(study, stage):
+                print(f"{stage}: {run.folder}", flush=True)
+    return OK
+
+
+def _trained(study: Study, stage: str) -> list[Run]:
+    """The runs of one stage that the study's own tables are made of."""
+    if stage in ("tokenizer", "transformer"):
+        return [getattr(study, stage)()]
+    train_sets = dict.fromkeys(train for train, _ in study.source.rows)
+    if stage == "segmenter":
+        return [study.segmenter(train) for train in train_sets]
+    return [study.baseline(name, train) for train in train_sets for name in study.config.ablation.baselines
+            if name != "otsu"]
