@@ -111,7 +111,8 @@ def test_the_whole_bench_on_small_sizes(tmp_path, capsys, monkeypatch):
     table = pd.read_csv(tmp_path / "bench" / "lines.csv")
     assert list(table["line"]) == [row["line"] for row in result["lines"]]
     names = set(table["line"])
-    for part in ("graph module, forward", "graph module, forward + backward", "transformer, forward",
+    for part in ("graph module, forward", "graph module, forward + backward",
+                 "graph module, also to its features", "training loop of stage 3, preset quick", "transformer, forward",
                  "transformer + graph, training step", "tokenizer, encode", "tokenizer, decode",
                  "tokenizer, training step", "quantizer, training step", "segmenter, training step", "image → mask",
                  "data pipeline with augmentation", "scoring"):

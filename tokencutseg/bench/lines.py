@@ -68,6 +68,9 @@ def graph_lines(config: Config, device: str) -> Iterator[Line]:
                _without_gradients(lambda: dense(features)), "dense T×T adjacency")
     yield Line("graph module, forward + backward", lambda: _backward(head, lambda: ours(features)),
                lambda: _backward(head, lambda: dense(features)), "dense T×T adjacency")
+    learned = features.clone().requires_grad_()
+    yield Line("graph module, also to its features", lambda: _backward(head, lambda: ours(learned)),
+               lambda: _backward(head, lambda: dense(learned)), "dense T×T adjacency")
 
 
 def transformer_lines(config: Config, device: str) -> Iterator[Line]:

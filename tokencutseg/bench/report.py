@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from tokencutseg.bench import lines as bench_lines
+from tokencutseg.bench.loop import training_loop
 from tokencutseg.bench.measure import alternate, matmul_rate
 from tokencutseg.config import Config
 from tokencutseg.model.segmenter import TokenCutSeg
@@ -34,6 +35,8 @@ def run(device: str, quick: bool) -> dict[str, Any]:
     for line in bench_lines.lines(config, device):
         rows.append(measured(line, device, budget, rate))
         print(described(rows[-1]), flush=True)
+    rows.append(training_loop(device, epochs=2 if quick else 4))
+    print(described(rows[-1]), flush=True)
     sides = [side for side in SIDES if not (quick and side > 56)]
     table = scaling(config, device, sides, rate)
     slopes = exponents(table)
@@ -61,15 +64,19 @@ def measured(line: bench_lines.Line, device: str, budget: float, rate: float) ->
 
 def described(row: dict[str, Any]) -> str:
     """A row in words, for the terminal."""
-    text = f"{row['line']:36s} {_time(row['seconds']):>9s} ±{row['spread']:4.0%} {row['peak_bytes'] / 1e6:8.1f} MB"
+    text = f"{row['line']:38s} {_time(row['seconds']):>9s} ±{row['spread']:4.0%} {_megabytes(row['peak_bytes'])}"
     if row["ratio"]:
         text += (f"  plain {_time(row['plain_seconds']):>9s} ±{row['plain_spread']:4.0%} "
-                 f"{row['plain_peak_bytes'] / 1e6:8.1f} MB  {row['ratio']:6.1f}×  ({row['against']})")
+                 f"{_megabytes(row['plain_peak_bytes'])}  {row['ratio']:6.2f}×  ({row['against']})")
     if row["images_per_second"]:
         text += f"  {row['images_per_second']:.3g} images/s"
     if row["share_of_matmul_rate"]:
         text += f"  {row['share_of_matmul_rate']:.0%} of the matmul rate"
     return text
+
+
+def _megabytes(value: int | None) -> str:
+    return " " * 11 if value is None else f"{value / 1e6:8.1f} MB"
 
 
 def _time(seconds: float) -> str:

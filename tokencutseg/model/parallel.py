@@ -41,6 +41,11 @@ def batch_mean(x: Tensor) -> Tensor:
     return batch_sum(x.sum()) / batch_sum(x.new_tensor(float(x.numel())))
 
 
+def part() -> int:
+    """The number of this process's part of the batch, from 0."""
+    return dist.get_rank() if _shared else 0
+
+
 def own_rows(x: Tensor) -> Tensor:
     """This process's rows of a whole batch (N, …)."""
     return x.tensor_split(dist.get_world_size())[dist.get_rank()] if _shared else x

@@ -135,12 +135,14 @@ class TokenCutSeg(nn.Module):
         grid = tuple(tokens.shape[1:])
         return self.masked_gpt(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), mask, grid)
 
-    def forward(self, images: Tensor, token_mask: Tensor | None = None) -> Segmentation:
+    def forward(self, images: Tensor, token_mask: Tensor | None = None,
+                words: tuple[Tensor, Encoding] | None = None) -> Segmentation:
         """RGB in [0, 1] (B, 3, S, S); token_mask (B, T) hides tokens from the transformer, as in released training.
 
-        Any S that is a multiple of the tokenizer's stride works.
+        Any S that is a multiple of the tokenizer's stride works. `words` is what `words(images)` returns, where it is
+        known already.
         """
-        tokens, encoding = self.words(images)
+        tokens, encoding = self.words(images) if words is None else words
         grid, size = tuple(tokens.shape[1:]), images.shape[-2:]
         features = self.transformer_features(tokens, encoding, token_mask)
         token_logits = self.head(features, grid).float()

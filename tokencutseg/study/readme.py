@@ -1,8 +1,7 @@
-"""The README's results table, made from committed tables. `python -m tokencutseg.study.readme` brings it up to date."""
+"""The README's tables, made from committed ones. `python -m tokencutseg.study.readme` brings them up to date."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +10,6 @@ from tokencutseg.study.runner import ROOT
 
 REFERENCE = ROOT / "results" / "reference"
 """Committed results: one folder per study, with its tables and the command that made them."""
-_BETWEEN = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)
 NAMES = {"tokencutseg": "TokenCutSeg", "otsu": "Otsu threshold", "unet": "U-Net"}
 
 
@@ -24,9 +22,39 @@ def results_markdown(reference: Path = REFERENCE) -> str:
     return "\n".join(parts)
 
 
+def bench_markdown(reference: Path = REFERENCE) -> str:
+    """Every committed bench: what it was measured with, its lines, and how time and memory grow with the tokens."""
+    parts = []
+    for bench in sorted(path.parent for path in reference.glob("bench-*/lines.csv")):
+        lines, slopes = pd.read_csv(bench / "lines.csv"), pd.read_csv(bench / "exponents.csv")
+        growth = "; ".join(f"{row.part} time T^{row.time:.2f}, memory T^{row.memory:.2f}"
+                           for row in slopes.itertuples())
+        about = (bench / "about.md").read_text().strip()
+        parts += [about, "", _bench_table(lines), "", f"Growth with the number of tokens T: {growth}.", ""]
+    return "\n".join(parts)
+
+
 def with_results(readme: str, reference: Path = REFERENCE) -> str:
-    """The README's text with its results brought up to date."""
-    return _BETWEEN.sub(lambda found: found[1] + results_markdown(reference) + found[2], readme)
+    """The README's text with its tables brought up to date."""
+    for mark, text in (("results", results_markdown(reference)), ("bench", bench_markdown(reference))):
+        start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+        before, _, rest = readme.partition(start)
+        readme = before + start + text + end + rest.partition(end)[2]
+    return readme
+
+
+def _bench_table(lines: pd.DataFrame) -> str:
+    rows = ["| part | ours | against | theirs | times faster | less memory | of the matmul rate | images/s |",
+            "|---|---|---|---|---|---|---|---|"]
+    for row in lines.itertuples():
+        shown = [row.line, _seconds(row.seconds), row.against, _seconds(row.plain_seconds), f"{row.ratio:.3g}×",
+                 f"{row.memory_ratio:.3g}×", f"{row.share_of_matmul_rate:.0%}", f"{row.images_per_second:.3g}"]
+        rows.append("| " + " | ".join("" if "nan" in str(cell) else cell for cell in shown) + " |")
+    return "\n".join(rows)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def _table(results: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ class EpochLines(Callback):
 
 
 def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, folder: Path, stage: str,
-        hardware: Hardware = Hardware()) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+        hardware: Hardware = Hardware(),
+        watching: Sequence[Callback] = ()) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
     """Train `module` for `epochs`, going on from `folder`/last.ckpt when that is there.
 
     Returns the best epoch's weights of `module.scored` (None where the module names no `monitor`; then the last ones
@@ -114,6 +116,8 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
                           f"{stage}.images_per_epoch")
     if processes > 1:
         share_batch_norm(module)
+    if hardware.accelerator != "cpu" and torch.cuda.is_available():
+        module.to(memory_format=torch.channels_last)  # which GPUs convolve faster, and CPUs do not
     if hardware.compile:
         compile_networks(module)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,6 +127,7 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
     # the history first: its rows of an epoch are then in that epoch's checkpoint
     callbacks: list[Callback] = [history, ModelCheckpoint(folder, filename="last", save_top_k=1, every_n_epochs=1,
                                                           enable_version_counter=False, save_on_train_epoch_end=True)]
+    callbacks += watching
     if hardware.progress_bar:
         callbacks.append(EpochLines(stage))
     bar = hardware.progress_bar and sys.stdout.isatty()

@@ -28,7 +28,7 @@ from tokencutseg.model.losses import (
 from tokencutseg.model.masked_gpt import draw_mask
 from tokencutseg.model.parallel import batch_mean, own_rows, shared_batch
 from tokencutseg.model.segmenter import TokenCutSeg
-from tokencutseg.model.vqgan import VQGAN, Discriminator
+from tokencutseg.model.vqgan import VQGAN, Discriminator, Encoding
 from tokencutseg.training.batches import mix
 
 
@@ -65,6 +65,28 @@ class StageModule(pl.LightningModule):
 
     def total_steps(self) -> int:
         return self.trainer.max_epochs * self.steps_per_epoch
+
+
+class WordCache:
+    """The words of validation batches, which are the same in every epoch while the tokenizer is frozen."""
+
+    LIMIT = 2**30
+    """Bytes; batches that would exceed it are encoded anew."""
+
+    def __init__(self, model: TokenCutSeg) -> None:
+        self._model, self._known, self._bytes = model, {}, 0
+
+    def __call__(self, batch_index: int, images: Tensor) -> tuple[Tensor, Encoding]:
+        """What `words` returns for this batch; without the feature maps where nothing reads them."""
+        if batch_index in self._known:
+            return self._known[batch_index]
+        tokens, encoding = self._model.words(images)
+        if self._model.upsampler is None:
+            encoding = encoding._replace(stages=[])
+        size = sum(x.nbytes for x in (tokens, encoding.latents, *encoding.stages))
+        if self._bytes + size <= self.LIMIT:
+            self._known[batch_index], self._bytes = (tokens, encoding), self._bytes + size
+        return tokens, encoding
 
 
 class VQGANModule(StageModule):
@@ -156,6 +178,7 @@ class MaskedGPTModule(StageModule):
     def __init__(self, config: Config, model: TokenCutSeg) -> None:
         super().__init__(config.seed)
         self.config, self.model = config.masked_gpt, model
+        self._validation_words = WordCache(model)
         model.requires_grad_(False)
         model.masked_gpt.requires_grad_(True)
 
@@ -166,22 +189,24 @@ class MaskedGPTModule(StageModule):
 
     def learn(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         images, _ = self.augment(batch["images"], None, generator)
-        loss, accuracy = self._masked(own_rows(images), own_rows(self._draw_mask(images, generator)))
+        mask = own_rows(self._draw_mask(images, generator))
+        loss, accuracy = self._masked(self.model.words(own_rows(images)), mask)
         self.note(train_loss=loss, train_accuracy=accuracy)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         # the same masks in every epoch
         images = batch["images"]
-        loss, accuracy = self._masked(images, self._draw_mask(images, torch.Generator().manual_seed(batch_index)))
+        mask = self._draw_mask(images, torch.Generator().manual_seed(batch_index))
+        loss, accuracy = self._masked(self._validation_words(batch_index, images), mask)
         self.log_dict({"validation_loss": loss, "validation_accuracy": accuracy}, batch_size=len(images),
                       sync_dist=True)
 
     def _draw_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return draw_mask((len(images), *self.model.grid(images)), self.config, generator).to(images.device)
 
-    def _masked(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        tokens, encoding = self.model.words(images)
+    def _masked(self, words: tuple[Tensor, Encoding], mask: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, encoding = words
         logits = self.model.masked_gpt.lm_head(self.model.transformer_features(tokens, encoding, mask))
         flat = tokens.flatten(1)
         return masked_token_loss(logits, flat, mask), batch_mean((logits.argmax(-1) == flat)[mask].float())
@@ -235,11 +260,15 @@ class SegmenterModule(StageModule):
         self.scored.eval()
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        probabilities = self.scored.probabilities(batch["images"]).float()  # epochs are compared without flips
+        probabilities = self.look(batch["images"], batch_index).float()  # epochs are compared without flips
         self.log("validation_cross_entropy", F.nll_loss(probabilities.clamp(min=1e-6).log(), batch["masks"]),
                  batch_size=len(probabilities), sync_dist=True)
         ids = [f"{batch_index}-{i}" for i in range(len(probabilities))]
         self._records.append(score(probabilities.argmax(1), batch["masks"], ids, boundary=False))
+
+    def look(self, images: Tensor, batch_index: int) -> Tensor:
+        """The scored model's probabilities for one batch of validation."""
+        return self.scored.probabilities(images)
 
     def on_validation_epoch_end(self) -> None:
         records = pd.concat(self._records)
@@ -273,6 +302,12 @@ class TokenCutSegModule(SegmenterModule):
     def __init__(self, config: Config, model: TokenCutSeg) -> None:
         super().__init__(config, model)
         self.masked_gpt_config = config.masked_gpt
+        self._validation_words = WordCache(model) if config.segmentation.frozen_codebook else None
+
+    def look(self, images: Tensor, batch_index: int) -> Tensor:
+        if self._validation_words is None:
+            return super().look(images, batch_index)
+        return self.scored(images, words=self._validation_words(batch_index, images)).probabilities
 
     def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         c, model = self.config, self.model
