@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -167,7 +168,9 @@ def test_audit_names_an_image_that_two_splits_share(tmp_path, capsys):
             pixels = shared if i == 0 and folder != "val" else draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "clinic" / folder / "images" / f"{folder}{i}.png")
             Image.new("L", (64, 64)).save(tmp_path / "clinic" / folder / "masks" / f"{folder}{i}.png")
-    assert run("audit", "--data", tmp_path / "clinic") == 0
+    assert run("audit", "--data", tmp_path / "clinic", "--out", tmp_path / "audit") == 0
+    assert len(pd.read_csv(tmp_path / "audit/overlaps.csv")) >= 1
+    assert (tmp_path / "audit/contact_sheet.png").stat().st_size > 1000
     shown = capsys.readouterr().out
     assert any("train0" in line and "test0" in line for line in shown.splitlines())
     assert "self-supervised stages use 2 images; left out are 1" in shown

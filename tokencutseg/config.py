@@ -211,6 +211,8 @@ class AblationConfig:
     graph_radii: tuple[float, ...] = (0.0, 2.6)
     """In cells of the token grid."""
     label_fractions: tuple[float, ...] = (0.05, 1.0)
+    label_recipes: tuple[str, ...] = ()
+    """Recipes that the table of label shares holds beside the study's own."""
     deviations: tuple[str, ...] = ("segmentation.loss_input",)
     baselines: tuple[str, ...] = ("otsu", "unet")
     seeds: int = 1
@@ -384,6 +386,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation.lpips_images": 200,
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
+        "ablation.label_recipes": ["released"],
+        "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer"],
         "ablation.deviations": [
             "vqgan.n_stages", "vqgan.input_normalisation", "vqgan.clamped_reconstruction", "vqgan.edge_weighted",
             "vqgan.perceptual", "vqgan.clamped_adversary", "vqgan.quantizer_start", "vqgan.restart_dead_codes",
@@ -411,6 +415,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation.lpips_images": 600,
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
+        "ablation.label_recipes": ["released"],
+        "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer"],
     },
 }
 PRESETS["full"]["ablation.deviations"] = PRESETS["small"]["ablation.deviations"]

@@ -7,9 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+from scipy.spatial import distance
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
-from tokencutseg.evaluation.records import NSD_TOLERANCE, score
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.evaluation.records import NSD_TOLERANCE, contrast, score
 
 
 def brute_force_boundary_scores(prediction, target):
@@ -44,6 +47,40 @@ def test_boundary_scores_equal_brute_force(pair):
     else:
         expected = brute_force_boundary_scores(prediction, target)
     assert (row.nsd, row.hd95) == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(masks(), st.integers(1, 4), st.integers(1, 4))
+def test_native_boundaries_are_those_of_distances_in_the_file(pair, rows, columns):
+    """A whole-numbered stretch, against every boundary point against every other at its stretched position."""
+    prediction, target = pair
+    S = len(target)
+    row = score(prediction[None], target[None], ["a"], native_sizes=[(rows * S, columns * S)]).iloc[0]
+    assert (row.height, row.width) == (rows * S, columns * S)
+    if not prediction.any() or not target.any():
+        agree = prediction.any() == target.any()
+        assert (row.nsd_native, row.hd95_native) == ((1.0, 0.0) if agree else (0.0, math.hypot(rows * S, columns * S)))
+        return
+    edges = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * (rows, columns) for mask in pair.astype(bool)]
+    far = distance.cdist(*edges)
+    forth, back = far.min(1), far.min(0)
+    near = np.concatenate([forth, back]) <= NSD_TOLERANCE * math.hypot(rows * S, columns * S)
+    assert row.nsd_native == pytest.approx(near.mean())
+    assert row.hd95_native == pytest.approx(max(np.percentile(forth, 95), np.percentile(back, 95)))
+
+
+def test_contrast_is_the_distance_of_means_over_the_spread():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 6, 6), dtype=np.uint8)
+    masks_ = np.zeros((3, 6, 6), np.uint8)
+    masks_[:2, 1:4, 2:5] = 1
+    images = ImageSet("x", "test", list("abc"), torch.from_numpy(pixels), torch.from_numpy(masks_), None, [(6, 6)] * 3)
+    found = contrast(images)
+    assert np.isnan(found[2]), "no lesion, no contrast"
+    for image, mask, value in zip(pixels[:2] / 255, masks_[:2].astype(bool), found[:2], strict=True):
+        lesion, skin = image[:, mask], image[:, ~mask]
+        spread = np.concatenate([part - part.mean(1, keepdims=True) for part in (lesion, skin)], 1)
+        expected = np.linalg.norm(lesion.mean(1) - skin.mean(1)) / np.sqrt((spread**2).mean(1).sum())
+        assert value == pytest.approx(expected, rel=1e-5)
 
 
 @settings(deadline=None, max_examples=60)

@@ -32,7 +32,8 @@ def random_records(n=30, seed=0, size=8, **labels):
     target = generator.random((n, size, size)) < generator.uniform(0, 0.6, size=(n, 1, 1))
     prediction = target ^ (generator.random(target.shape) < generator.uniform(0, 0.3, size=(n, 1, 1)))
     prediction[0] = target[1] = False
-    return score(prediction, target, [f"i{k}" for k in range(n)], **labels), prediction, target
+    records = score(prediction, target, [f"i{k}" for k in range(n)], native_sizes=[(size, 2 * size)] * n, **labels)
+    return records, prediction, target
 
 
 def resampled_by_hand(records, definition, measure, taken):
@@ -138,7 +139,7 @@ def test_summary_table_holds_each_group_definition_and_measure():
     expected = summarise(parts[2], "pooled_lesion", "dice", draws=30, seed=5)
     assert (row["mean"], row.low, row.high, row.n) == (expected.mean, expected.low, expected.high, expected.n)
     assert set(summary_table(parts[0], [], measures=["iou"], draws=5).definition) == set(DEFINITIONS)
-    without = parts[0].drop(columns=["nsd", "hd95"])
+    without = parts[0].drop(columns=["nsd", "hd95", "nsd_native", "hd95_native"])
     assert set(summary_table(without, [], draws=5).measure) == {"iou", "dice"}
 
 
@@ -155,7 +156,7 @@ def test_dice_bound_holds_under_each_definition():
 def test_paired_difference(definition, measure):
     a, prediction, target = random_records(n=40)
     worse = prediction ^ (np.random.default_rng(9).random(prediction.shape) < 0.05)
-    b = score(worse, target, a.id)
+    b = score(worse, target, a.id, native_sizes=list(zip(a.height, a.width, strict=True)))
     result = paired_difference(a, b.sample(frac=1, random_state=0), definition, measure, draws=64, seed=2)
     taken = np.random.default_rng(2).integers(40, size=(64, 40))
     by_hand = [resampled_by_hand(a, definition, measure, row) - resampled_by_hand(b, definition, measure, row)

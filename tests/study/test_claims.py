@@ -49,7 +49,7 @@ def test_without_images_a_published_value_is_not_testable():
     table = claims(pd.concat([no_results(), missing]))
     assert set(table["verdict"]) == {"not testable here"}
     assert (table["reason"].str.len() > 0).all()
-    assert len(table) == 2 * len(PUBLISHED) + 5
+    assert len(table) == 2 * len(PUBLISHED) + 6
 
 
 def test_partial_data_are_named_in_the_reason():
@@ -76,7 +76,7 @@ def test_label_efficiency_compares_at_the_fewest_labels_under_every_seed(ours, e
             for method, value in (("tokencutseg", mean + gain), ("unet", 0.71 + 2 * gain)):
                 rows.append({"method": method, "fraction": fraction, "seed": seed, "mean": value, "low": value - 0.01,
                              "high": value + 0.01})
-    found = verdict(claims(no_results(), pd.DataFrame(rows)), "label-efficient")
+    found = verdict(claims(no_results(), {"label_efficiency": pd.DataFrame(rows)}), "label-efficient")
     assert found["verdict"] == expected
     assert found["reason"].startswith("at 5% of the labels")
     assert found["measured"] == pytest.approx(sum(ours) / len(ours))
@@ -89,3 +89,46 @@ def test_a_demonstration_gives_no_verdict():
     assert set(shown["verdict"]) == {"not testable here"}
     cell = verdict(shown, "mIoU isic2017 → isic2017")
     assert cell["measured"] == 0.82 and cell["reason"].startswith("preset quick is a demonstration; ")
+
+
+def rival(method, measure, ahead, half=0.01, p_holm=0.001, weights="imagenet"):
+    return {"method": method, "weights": weights, "definition": "image_lesion", "measure": measure, "mean": 0.7,
+            "low": 0.69, "high": 0.71, "ahead": ahead, "ahead_low": ahead - half, "ahead_high": ahead + half,
+            "p_holm": p_holm}
+
+
+def compared(*rivals):
+    ours = [rival("tokencutseg", measure, math.nan, weights="self-supervised") | {"mean": 0.8}
+            for measure in ("iou", "nsd", "hd95")]
+    return {"baselines": pd.DataFrame([*ours, *rivals])}
+
+
+@pytest.mark.parametrize(("rivals", "expected", "words"), [
+    ([rival("unet", "iou", 0.03), rival("fpn", "iou", 0.02)], "supported", "better than unet, fpn by iou"),
+    ([rival("unet", "iou", 0.03), rival("fpn", "iou", 0.005)], "not supported", "against fpn"),
+    ([rival("unet", "iou", 0.03, p_holm=0.2)], "not supported", "against unet"),
+    ([rival("unet", "iou", 0.03, weights="scratch")], "not testable here", "no rival started from ImageNet weights"),
+    ([rival("unet", "iou", -0.03, weights="scratch")], "not supported", "iou -0.03 [-0.04, -0.02] against unet"),
+    ([rival("otsu", "iou", 0.03, weights="none")], "not testable here", "no trained baseline"),
+])
+def test_state_of_the_art_is_being_clearly_ahead_of_every_rival(rivals, expected, words):
+    found = verdict(claims(no_results(), compared(*rivals)), "state-of-the-art")
+    assert (found["verdict"], found["measured"] in (0.8, None)) == (expected, True)
+    assert words in found["reason"]
+
+
+@pytest.mark.parametrize(("nsd", "hd95", "expected"), [(0.05, -2.0, "supported"), (0.05, 2.0, "not supported"),
+                                                       (-0.05, -2.0, "not supported"), (0.05, -0.5, "not supported")])
+def test_boundaries_are_better_when_close_and_near(nsd, hd95, expected):
+    rows = [rival("unet", "nsd", nsd), rival("unet", "hd95", hd95, half=1.0)]
+    assert verdict(claims(no_results(), compared(*rows)), "boundary")["verdict"] == expected
+
+
+@pytest.mark.parametrize(("ours", "expected"), [(0.80, "supported"), (0.74, "not supported")])
+def test_the_bottleneck_is_solved_when_no_other_features_do_as_well(ours, expected):
+    rows = [{"features": name, "head": head, "iou": iou, "iou_low": iou - 0.02, "iou_high": iou + 0.02}
+            for name, iou in (("colour", 0.6), ("supervised U-Net", 0.73), ("transformer", ours))
+            for head in ("linear probe", "graph")]
+    found = verdict(claims(no_results(), {"feature_quality": pd.DataFrame(rows)}), "bottleneck")
+    assert found["verdict"] == expected
+    assert "on those of: supervised U-Net" in found["reason"]

@@ -3,7 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from tokencutseg.data.audit import COLUMNS
+from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.records import score
 from tokencutseg.evaluation.summaries import summarise, summary_table
 from tokencutseg.study import tables
@@ -95,3 +98,32 @@ def test_score_by_lesion_size_draws_the_bins_and_every_image(records):
         assert np.array_equal(lines[method].get_xdata(), rows["lesion_fraction"])
     assert sum(len(line.get_xdata()) for name, line in lines.items() if name.startswith("_")) == len(home)
     assert axis.get_xlabel() and axis.get_ylabel() and figure.get_suptitle()
+
+
+def test_score_by_group_draws_every_group_of_one_model(records):
+    by = ["train", "test", "method", "grouping", "group"]
+    table = pd.concat([summary_table(records.assign(grouping=grouping, group=group), by, ["image_lesion"], ["iou"], 100)
+                       for grouping, group in (("lesion size", "small"), ("site", records["test"]))],
+                      ignore_index=True)
+    figure = figures.score_by_group(table)
+    assert [axis.get_title() for axis in figure.axes] == ["lesion size", "site"]
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
+    for method, drawn in lines.items():
+        own = records[records["method"] == method]
+        expected = [own.loc[own["test"] == test, "iou"].mean() for test in "ab"]
+        np.testing.assert_allclose(drawn, expected)
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["a\nn = 20", "b\nn = 20"]
+
+
+def test_contact_sheet_shows_pairs_under_different_ids_the_doubtful_first():
+    pixels = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sets = {("a", "train"): ImageSet("a", "train", ["1", "2"], pixels[:2], None, None, [(8, 8)] * 2),
+            ("b", "test"): ImageSet("b", "test", ["3", "2"], pixels[2:], None, None, [(8, 8)] * 2)}
+    pairs = pd.DataFrame([("a", "train", "1", "b", "test", "3", "near duplicate", 40.0),
+                          ("a", "train", "2", "b", "test", "2", "same id", np.nan),
+                          ("a", "train", "1", "a", "train", "2", "near duplicate", 55.0)], columns=COLUMNS)
+    figure = figures.contact_sheet(pairs, sets)
+    shown = [axis.images[0].get_array() for axis in figure.axes]
+    assert len(shown) == 2 and "2 of 2 pairs" in figure.get_suptitle()
+    assert np.array_equal(shown[0], torch.cat([pixels[0], pixels[1]], 2).permute(1, 2, 0))
+    assert np.array_equal(shown[1], torch.cat([pixels[0], pixels[2]], 2).permute(1, 2, 0))

@@ -113,3 +113,10 @@ def test_by_rank_shows_the_image_of_that_rank(data, rank, score):
     assert np.allclose(picture.images[0].get_array(), data[0][index].permute(1, 2, 0))
     assert np.array_equal(curve.lines[0].get_ydata(), np.sort(data[3])[::-1])
     assert (curve.lines[1].get_xdata()[0], curve.lines[1].get_ydata()[0]) == (rank, score)
+
+
+def test_failures_keep_their_order(data):
+    images, masks, predicted, scores = data
+    order = np.argsort(scores)[:5]
+    figure = figures.failures(images[order], masks[order], predicted[order], np.asarray(scores)[order])
+    assert [axis.get_title() for axis in figure.axes] == [f"IoU {scores[i]:.2f}" for i in order]

@@ -100,7 +100,7 @@ def test_graph_radius(study):
 def test_feature_quality(study):
     table = grids.feature_quality(study)
     assert list(zip(table["features"], table["head"], strict=True)) == [
-        (features, head) for features in ("colour", "untrained CNN", "tokenizer", "transformer")
+        (features, head) for features in ("colour", "untrained CNN", "tokenizer", "transformer", "supervised U-Net")
         for head in ("linear probe", "graph")]
     assert (table["n"] == 6 * study.config.grid_size**2).all()
     assert table[["iou", "balanced_accuracy"]].stack().between(0, 1).all()
@@ -175,6 +175,13 @@ def test_baselines(study):
     table = grids.baselines(study)
     assert list(dict.fromkeys(table["method"])) == ["tokencutseg", "otsu", "unet"]
     assert (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()
+    others = table[table["method"] != "tokencutseg"]
+    ours = table[table["method"] == "tokencutseg"].set_index(["definition", "measure"])["mean"]
+    reference = ours.loc[list(zip(others["definition"], others["measure"], strict=True))].to_numpy()
+    np.testing.assert_allclose(others["ahead"], reference - others["mean"], atol=1e-12)
+    assert (others["ahead_low"] <= others["ahead_high"]).all()
+    assert others["p_holm"].between(others["p"], np.minimum(2 * others["p"], 1) + 1e-12).all()
+    assert table.loc[table["method"] == "tokencutseg", ["ahead", "p", "p_holm"]].isna().all(axis=None)
     facts = table.drop_duplicates("method").set_index("method")
     assert facts.loc["otsu", ["weights", "images_seen", "seconds"]].tolist() == ["none", 0, 0.0]
     assert facts["images_seen"]["tokencutseg"] == facts["images_seen"]["unet"] == 16

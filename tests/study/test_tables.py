@@ -129,6 +129,32 @@ def test_the_cut_of_assignments_made_by_hand_agrees_with_the_dense_formula(study
     assert table.loc["checkerboard", "cut"] > table.loc["left and right half", "cut"]
 
 
+def test_groups_are_thirds_of_each_test_set_under_one_score(study):
+    records = tables.main_records(study)
+    table = tables.score_by_group(study, records)
+    assert list(dict.fromkeys(table["grouping"])) == ["lesion size", "contrast", "site"]
+    for (train, test, method), rows in records.groupby(["train", "test", "method"]):
+        own = table[(table["train"] == train) & (table["test"] == test) & (table["method"] == method)]
+        for grouping, column, names in (("lesion size", "lesion_fraction", ["small", "medium", "large"]),
+                                        ("contrast", "contrast", ["low", "medium", "high"])):
+            part = own[own["grouping"] == grouping]
+            assert part["group"].tolist() == names
+            assert part["n"].tolist() == [4, 4, 4]
+            ordered = rows.sort_values(column)["iou"].to_numpy().reshape(3, 4).mean(1)
+            np.testing.assert_allclose(part["mean"], ordered)
+        site = own[own["grouping"] == "site"].iloc[0]
+        assert (site["group"], site["n"], site["mean"]) == (test, 12, pytest.approx(rows["iou"].mean()))
+
+
+def test_failures_are_the_lowest_scores_worst_first(study):
+    images, predicted, scores = tables.worst_first(study, 5)
+    records = study.records(study.segmenter("site_a"), "site_a", "test").set_index("id")["iou"]
+    np.testing.assert_allclose(scores, records.sort_values().head(5))
+    np.testing.assert_allclose(records.loc[images.ids], scores)
+    both, either = ((predicted & images.masks).sum((1, 2)), (predicted | images.masks).sum((1, 2)))
+    np.testing.assert_allclose(both / either, scores)
+
+
 def test_a_table_of_another_notebook_is_read_once_it_is_written(study):
     assert tables.written(study, "label_efficiency") is None
     frame = pd.DataFrame({"method": ["unet"], "fraction": [0.5]})

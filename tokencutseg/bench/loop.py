@@ -21,7 +21,7 @@ from tokencutseg.training.fit import Hardware, fit
 from tokencutseg.training.modules import TokenCutSegModule
 
 
-def training_loop(device: str, epochs: int, steps: int = 20) -> dict[str, Any]:
+def training_loop(device: str, epochs: int, steps: int) -> dict[str, Any]:
     """The row of a step of stage 3 at preset quick inside Lightning, against the same steps in a bare loop."""
     config = configure("quick").override({"segmentation.images_per_epoch": steps * 8, "segmentation.batch_size": 8})
     pixels, masks = synthetic.generate("site_a", 64, config.data.image_size, 0)

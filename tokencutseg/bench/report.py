@@ -35,7 +35,7 @@ def run(device: str, quick: bool) -> dict[str, Any]:
     for line in bench_lines.lines(config, device):
         rows.append(measured(line, device, budget, rate))
         print(described(rows[-1]), flush=True)
-    rows.append(training_loop(device, epochs=2 if quick else 4))
+    rows.append(training_loop(device, *((1, 6) if quick else (4, 20))))
     print(described(rows[-1]), flush=True)
     sides = [side for side in SIDES if not (quick and side > 56)]
     table = scaling(config, device, sides, rate)

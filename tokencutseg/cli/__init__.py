@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
     audit = command("audit", _audit, "Look for images that the datasets share, within and across their splits.")
     audit.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with datasets")
+    audit.add_argument("--out", type=Path, metavar="DIR", help="write overlaps.csv and contact_sheet.png here")
 
     segment = command("segment", _segment, "Segment images: for each a mask (0 or 255) and an overlay, both PNG.")
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
@@ -187,16 +188,24 @@ def _fetch(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from tokencutseg.data.audit import overlaps
     from tokencutseg.data.source import open_source
+    from tokencutseg.study.figures.evaluation import contact_sheet
+    from tokencutseg.study.runner import check_writable
 
+    if arguments.out:
+        check_writable(arguments.out, "--out")
     source = open_source(arguments.data, configure())
-    shared = overlaps({(dataset, split): source.load(dataset, split)
-                       for dataset, splits in source.datasets.items() for split in splits},
-                      progress=sys.stderr.isatty())
+    sets = {(dataset, split): source.load(dataset, split)
+            for dataset, splits in source.datasets.items() for split in splits}
+    shared = overlaps(sets, progress=sys.stderr.isatty())
     print(shared.to_string(index=False) if len(shared) else "no image is shared")
     left_out = source.pool_exclusions
     print(f"\nself-supervised stages use {len(source.pool())} images; left out are {len(left_out)}")
     for reason, count in Counter(exclusion["reason"] for exclusion in left_out).most_common():
         print(f"{count:7d} {reason}")
+    if arguments.out:
+        shared.to_csv(arguments.out / "overlaps.csv", index=False)
+        contact_sheet(shared, sets).savefig(arguments.out / "contact_sheet.png", dpi=150, bbox_inches="tight")
+        print(f"\nthe pairs: {arguments.out / 'overlaps.csv'}, {arguments.out / 'contact_sheet.png'}")
     return OK
 
 

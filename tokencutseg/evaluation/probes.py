@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokencutseg.config import SegmentationConfig
 from tokencutseg.data.image_set import ImageSet
@@ -41,6 +41,20 @@ def layer_features(model: TokenCutSeg, images: ImageSet, batch_size: int = 32) -
         for name, values in (features | dict(zip(names, states, strict=True))).items():
             parts.setdefault(name, []).append(values)
     return {name: torch.cat(values) for name, values in parts.items()}
+
+
+@torch.no_grad()
+def decoder_features(baseline: nn.Module, images: ImageSet, grid: tuple[int, int], batch_size: int = 32) -> Tensor:
+    """What a baseline network's last layer reads, averaged over each token's cell: (N, T, E)."""
+    found: list[Tensor] = []
+    head = baseline.network.network.segmentation_head
+    hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    parts = []
+    for chunk in images.images.split(batch_size):
+        baseline(chunk.float() / 255)
+        parts.append(torch.nn.functional.adaptive_avg_pool2d(found.pop(), grid).flatten(2).transpose(1, 2))
+    hook.remove()
+    return torch.cat(parts)
 
 
 def cell_labels(images: ImageSet, grid: tuple[int, int]) -> Tensor:

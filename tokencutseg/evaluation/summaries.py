@@ -27,6 +27,8 @@ MEASURES = {
     "dice": tuple(DEFINITIONS),
     "nsd": ("image_lesion",),
     "hd95": ("image_lesion",),
+    "nsd_native": ("image_lesion",),
+    "hd95_native": ("image_lesion",),
 }
 """The measures, each with the definitions that it exists under: a boundary cannot be pooled over images."""
 

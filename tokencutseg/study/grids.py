@@ -19,15 +19,17 @@ from tokencutseg.config import RECIPES, STAGES, Config, configure
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.efficiency import efficiency_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
-from tokencutseg.evaluation.probes import cell_labels, graph_probe, layer_features, linear_probe
+from tokencutseg.evaluation.probes import cell_labels, decoder_features, graph_probe, layer_features, linear_probe
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.summaries import holm, paired_difference, seeded_difference, summarise, summary_table
 from tokencutseg.model.deepcut import stencil_offsets
 from tokencutseg.model.saved import build
 from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.study.claims import DEMONSTRATIONS
 from tokencutseg.study.names import differences
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
+from tokencutseg.study.tables import written
 
 CHAIN = ("vqgan", "masked_gpt", "segmentation")
 TOGETHER = {
@@ -130,10 +132,11 @@ def graph_radius(study: Study) -> pd.DataFrame:
 
 
 def feature_quality(study: Study) -> pd.DataFrame:
-    """A linear probe and the graph head on the same frozen features: raw colour, untrained CNN, tokenizer, transformer.
+    """A linear probe and the graph head on the same frozen features, from raw colour to a supervised U-Net's last.
 
-    Columns features, head, balanced_accuracy, low, high (its 95 % interval over images), iou (pooled over tokens), n
-    (test tokens).
+    Colour, an untrained CNN, tokenizer and transformer have seen no mask; the U-Net has seen all training masks.
+    Columns features, head, balanced_accuracy, low, high (its 95 % interval over images), iou (pooled over tokens),
+    iou_low, iou_high, n (test tokens).
     """
     model, primary = study.transformer().model(), study.source.primary
     train = study.source.load(primary, "train")
@@ -144,8 +147,11 @@ def feature_quality(study: Study) -> pd.DataFrame:
     untrained = TokenCutSeg(study.config).eval()
     features["untrained CNN"] = layer_features(untrained, train)["tokenizer"]
     test_features["untrained CNN"] = layer_features(untrained, test)["tokenizer"]
+    unet = study.baseline("unet", config=shortened(study.config)).model()
+    features["supervised U-Net"], test_features["supervised U-Net"] = (decoder_features(unet, images, grid)
+                                                                       for images in (train, test))
     rows = []
-    for name in ("colour", "untrained CNN", "tokenizer", "output"):
+    for name in ("colour", "untrained CNN", "tokenizer", "output", "supervised U-Net"):
         shown = "transformer" if name == "output" else name
         pair = (features[name], labels, test_features[name], test_labels)
         rows += [{"features": shown, "head": "linear probe", **linear_probe(*pair)},
@@ -154,17 +160,23 @@ def feature_quality(study: Study) -> pd.DataFrame:
 
 
 def label_efficiency(study: Study) -> pd.DataFrame:
-    """Test scores by share of labels: our method (self-supervised stages on all images) and a U-Net.
+    """Test scores by share of labels: our method (self-supervised stages on all images), other recipes of it
+    (`ablation.label_recipes`), and a U-Net.
 
-    Every share trains for the same number of steps. One row per method and share. The interval is over images, with an
+    Every share trains for the same number of steps. One row per method and share; another recipe than the study's own
+    is a method of its name. The interval is over images, with an
     image's scores under all seeds drawn together; `seed_low` and `seed_high` are the means of the worst and best seed.
     """
     rows, primary = [], study.source.primary
     draws, ablation, first = study.config.evaluation.bootstrap_draws, study.config.ablation, study.config.seed
     for fraction in ablation.label_fractions:
         config = shortened(study.config).override({"data.label_fraction": fraction})
-        for method in ("tokencutseg", "unet"):
-            runs = [segment_with(study, method, config, seed) for seed in range(first, first + ablation.seeds)]
+        others = [recipe for recipe in ablation.label_recipes if recipe != study.config.recipe]
+        for method in ("tokencutseg", *others, "unet"):
+            own = config if method not in others else deviation_base(study.config, method).override(
+                {"data.label_fraction": fraction, "vqgan.epochs": study.config.vqgan.epochs})
+            runs = [segment_with(study, "unet" if method == "unet" else "tokencutseg", own, seed)
+                    for seed in range(first, first + ablation.seeds)]
             scored = [study.records(run, primary, "test") for run in runs]
             result = summarise(pd.concat(scored), "image_lesion", "iou", draws, first, groups="id")
             means = [records["iou"].mean() for records in scored]
@@ -245,19 +257,35 @@ def baselines(study: Study) -> pd.DataFrame:
     """Test scores of the baselines and of our method under one budget, that of all cells of this notebook.
 
     Columns method, weights, definition, measure, n, mean, low, high, images_seen (in supervised training),
-    seconds (of that training) and pretraining_seconds (of the stages before it).
+    seconds (of that training), pretraining_seconds (of the stages before it); and for every other method how far ours
+    is ahead: the paired difference `ahead` with its interval `ahead_low`, `ahead_high`, Wilcoxon's p, and `p_holm`,
+    over the methods of one definition and measure.
     """
-    primary, parts, config = study.source.primary, [], shortened(study.config)
+    primary, parts, config, scored = study.source.primary, [], shortened(study.config), {}
     for name in ("tokencutseg", *study.config.ablation.baselines):
         run = None if name == "otsu" else segment_with(study, name, config, config.seed)
         records = study.otsu_records(primary, "test") if run is None else study.records(run, primary, "test")
-        about = {} if run is None else run.metrics
+        scored[name], about = records, {} if run is None else run.metrics
         table = summary_table(records, ["method"], draws=study.config.evaluation.bootstrap_draws,
                               seed=study.config.seed)
         table.insert(1, "weights", about.get("pretrained_weights", "none" if run is None else "self-supervised"))
         parts.append(table.assign(images_seen=about.get("images_seen", 0), seconds=about.get("seconds", 0.0),
                                   pretraining_seconds=_pretraining(study) if name == "tokencutseg" else 0.0))
-    return pd.concat(parts, ignore_index=True)
+    table = pd.concat(parts, ignore_index=True)
+    differences = pd.DataFrame([_ahead(row, scored, study.config) for row in table.itertuples()], table.index)
+    table = table.join(differences)
+    table["p_holm"] = table.groupby(["definition", "measure"])["p"].transform(
+        lambda p: pd.Series(holm(p.dropna()), p.dropna().index))
+    return table
+
+
+def _ahead(row: Any, scored: dict[str, pd.DataFrame], config: Config) -> dict[str, float]:
+    """How far our method's score is above that of a table's row, on the same images; nothing for its own row."""
+    if row.method == "tokencutseg":
+        return dict.fromkeys(("ahead", "ahead_low", "ahead_high", "p"), np.nan)
+    result = paired_difference(scored["tokencutseg"], scored[row.method], row.definition, row.measure,
+                               config.evaluation.bootstrap_draws, config.seed)
+    return {"ahead": result.difference, "ahead_low": result.low, "ahead_high": result.high, "p": result.p}
 
 
 def _pretraining(study: Study) -> float:
@@ -265,6 +293,15 @@ def _pretraining(study: Study) -> float:
     before = {run.id: run.metrics["seconds"] for run in (study.tokenizer(), study.transformer())}
     joint = study.config.masked_gpt.pretraining == "joint"
     return sum(seconds for run, seconds in before.items() if not (joint and run == study.transformer().id))
+
+
+def evidence(study: Study) -> dict[str, pd.DataFrame | None]:
+    """The tables of notebook 05 that the claims rest on, by name: made anew, or, in a demonstration, which gives no
+    verdict anyway, as far as they have been written."""
+    if study.config.preset in DEMONSTRATIONS:
+        return {table.__name__: written(study, table.__name__) for table in (label_efficiency, baselines,
+                                                                             feature_quality)}
+    return {table.__name__: table(study) for table in (label_efficiency, baselines, feature_quality)}
 
 
 def recipe_table() -> pd.DataFrame:

@@ -24,8 +24,8 @@ OUTPUTS = {
         ("graph_stencil", "segmentation_curves", "predictions", "best_median_worst"),
     ),
     "04_eval_cross_dataset": Outputs(
-        ("main_results", "cross_dataset", "leakage", "claims", "published_consistency"),
-        ("per_image_scores", "cross_dataset", "score_by_lesion_size"),
+        ("main_results", "cross_dataset", "score_by_group", "leakage", "claims", "published_consistency"),
+        ("per_image_scores", "cross_dataset", "score_by_lesion_size", "score_by_group", "failures"),
     ),
     "05_ablations": Outputs(
         ("codebook_size", "stages", "graph_radius", "feature_quality", "label_efficiency", "deviations", "efficiency",

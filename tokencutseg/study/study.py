@@ -18,7 +18,7 @@ from tokencutseg.config import Config, configure
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import DataSource, open_source
 from tokencutseg.evaluation.inference import predict_masks
-from tokencutseg.evaluation.records import score
+from tokencutseg.evaluation.records import contrast, score
 from tokencutseg.model.saved import Baseline, build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
@@ -167,7 +167,7 @@ class Study:
             model = run.model().to(self._device())
             predictions = predict_masks(model, images, self.config.evaluation.batch_size)
             name = model.name if isinstance(model, Baseline) else "tokencutseg"
-            return score(predictions, images.masks, images.ids, method=name)
+            return self._scored(predictions, images, name)
 
         return run.records(dataset, split, compute)
 
@@ -181,9 +181,15 @@ class Study:
 
             images = self.source.load(dataset, split)
             predictions = torch.cat([otsu(chunk.float() / 255) for chunk in images.images.split(64)])
-            return score(predictions, images.masks, images.ids, method="otsu")
+            return self._scored(predictions, images, "otsu")
 
         return run.records(dataset, split, compute)
+
+    @staticmethod
+    def _scored(predictions: Tensor, images: ImageSet, method: str) -> pd.DataFrame:
+        """`score` with the native sizes, and the lesion's contrast."""
+        records = score(predictions, images.masks, images.ids, native_sizes=images.native_sizes, method=method)
+        return records.assign(contrast=contrast(images))
 
     # ---- results --------------------------------------------------------------------------------------------------
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from tokencutseg.data.audit import overlaps
+from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.codebook import codebook_table
-from tokencutseg.evaluation.inference import cell_masks, map_batches, tokenize
+from tokencutseg.evaluation.inference import cell_masks, map_batches, predict_masks, tokenize
 from tokencutseg.evaluation.probes import cell_labels, layer_features, linear_probe
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.summaries import summary_table
@@ -249,6 +251,37 @@ def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
     table["own"] = own.reindex(keys).to_numpy()
     table["change"] = table["mean"] - table["own"]
     return table.reset_index(drop=True)
+
+
+def score_by_group(study: Study, records: pd.DataFrame) -> pd.DataFrame:
+    """Lesion IoU by size of the lesion, by its contrast to the skin, and by where the image comes from.
+
+    `records` of `main_records`. Size and contrast are cut into thirds of each test set; the site is the test set.
+    Columns train, test, method, grouping, group, definition, measure, n, mean, low, high.
+    """
+    images = records.drop_duplicates(["test", "id"]).set_index(["test", "id"])  # every method has the same ones
+    keys = pd.MultiIndex.from_frame(records[["test", "id"]])
+    parts = []
+    for grouping, column, names in (("lesion size", "lesion_fraction", ["small", "medium", "large"]),
+                                    ("contrast", "contrast", ["low", "medium", "high"])):
+        rank = images.groupby(level="test")[column].rank(pct=True)
+        third = pd.cut(rank, [0, 1 / 3, 2 / 3, 1], labels=names).reindex(keys)
+        parts.append(records.assign(grouping=grouping, group=third.to_numpy()).dropna(subset="group").sort_values(
+            "group", key=lambda group, names=names: group.map(names.index), kind="stable"))
+    parts.append(records.assign(grouping="site", group=records["test"]))
+    return summary_table(pd.concat(parts), ["train", "test", "method", "grouping", "group"], ["image_lesion"], ["iou"],
+                         study.config.evaluation.bootstrap_draws, study.config.seed)
+
+
+def worst_first(study: Study, count: int = 12) -> tuple[ImageSet, Tensor, np.ndarray]:
+    """The images of the first row of the main results that our method segments worst, worst first: images, predicted
+    masks (n, S, S), and their lesion IoU (n,)."""
+    train, test = available_rows(study)[0]
+    run, images = study.segmenter(train), study.source.load(test, "test")
+    scores = study.records(run, test, "test")["iou"].to_numpy()
+    order = np.argsort(scores, kind="stable")[:count]
+    chosen = images.subset(order)
+    return chosen, predict_masks(run.model(), chosen), scores[order]
 
 
 def leakage(study: Study) -> pd.DataFrame:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.summaries import DEFINITIONS, IOU_THRESHOLD, summary_table
-from tokencutseg.study.figures.style import GREY, METHODS, PALETTE, canvas
+from tokencutseg.study.figures.style import GREY, METHODS, PALETTE, canvas, picture
 
 SPREAD = 0.16
 """Distance between the definitions of one row, as a share of the distance between rows."""
@@ -108,6 +111,53 @@ def score_by_lesion_size(records: pd.DataFrame, bins: int = 5, draws: int = 2000
     axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.legend(loc="lower right")
+    return figure
+
+
+def score_by_group(table: pd.DataFrame) -> Figure:
+    """Lesion IoU of every group of images, one panel per grouping; `table` is the table score_by_group."""
+    groupings = list(dict.fromkeys(table["grouping"]))
+    rows = table[(table["train"] == table["train"].iloc[0]) & ((table["grouping"] == "site")
+                                                              | (table["test"] == table["test"].iloc[0]))]
+    ours = rows[rows["method"] == "tokencutseg"]
+    worst = ours.loc[ours["mean"].idxmin()]
+    figure, axes = canvas(1, len(groupings), height=2.8, sharey=True, title=(
+        f"Trained on {worst['train']}, lowest by {worst['grouping']}: {worst['group']}, IoU {worst['mean']:.2f}"))
+    for axis, grouping in zip(axes[0], groupings, strict=True):
+        part = rows[rows["grouping"] == grouping]
+        names = list(dict.fromkeys(part["group"]))
+        methods = list(dict.fromkeys(part["method"]))
+        for k, method in enumerate(methods):
+            own = part[part["method"] == method].set_index("group").loc[names]
+            x = np.arange(len(names)) + 0.16 * (k - (len(methods) - 1) / 2)
+            axis.vlines(x, own["low"], own["high"], color=METHODS.get(method, GREY), linewidth=2)
+            axis.plot(x, own["mean"], "o", color=METHODS.get(method, GREY), markersize=5, label=method)
+        axis.set_xticks(range(len(names)), [f"{name}\nn = {n}" for name, n in zip(
+            names, part.drop_duplicates("group")["n"], strict=True)])
+        axis.set(title=grouping, xlim=(-0.5, len(names) - 0.5))
+    axes[0, 0].set(ylabel="lesion IoU, 95 % interval", ylim=(0, 1))
+    axes[0, -1].legend(loc="lower right", fontsize=7.5)
+    return figure
+
+
+def contact_sheet(pairs: pd.DataFrame, sets: Mapping[tuple[str, str], ImageSet], most: int = 60) -> Figure:
+    """Pairs of images that the audit found, side by side, the least alike first (those are the ones to doubt).
+
+    `pairs` is what `overlaps` gives for `sets`; pairs that share an id are left out, at most `most` are shown.
+    """
+    shown = pairs[pairs["kind"] != "same id"].sort_values("distance", ascending=False, kind="stable").head(most)
+    places = {key: {name: k for k, name in enumerate(images.ids)} for key, images in sets.items()}
+    columns = 4
+    figure, axes = canvas(max(1, math.ceil(len(shown) / columns)), columns, height=1.25, title=(
+        f"{len(shown)} of {(pairs['kind'] != 'same id').sum()} pairs under different ids, the least alike first"))
+    for axis, row in zip(axes.flat, shown.itertuples(), strict=False):
+        both = [sets[key].images[places[key][name]] for key, name in (
+            ((row.dataset_1, row.split_1), row.id_1), ((row.dataset_2, row.split_2), row.id_2))]
+        picture(axis, torch.cat(both, 2))
+        axis.set_title(f"{row.dataset_1}/{row.split_1} {row.id_1}\n{row.dataset_2}/{row.split_2} {row.id_2}, "
+                       f"{row.distance:.0f} bits", fontsize=4.5)
+    for axis in axes.flat[len(shown):]:
+        axis.remove()
     return figure
 
 

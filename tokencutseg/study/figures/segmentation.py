@@ -166,6 +166,20 @@ def best_median_worst(images: Tensor, masks: Tensor, predicted: Tensor, scores: 
     return figure
 
 
+def failures(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, per_row: int = 4) -> Figure:
+    """Images with both outlines in the order given, worst first; arguments as `best_median_worst`."""
+    rows = -(-len(images) // per_row)
+    figure, axes = canvas(rows, per_row, height=1.85, title=(
+        f"The {len(images)} worst test images: lesion IoU {scores[0]:.2f} to {scores[-1]:.2f}"))
+    for i, axis in enumerate(axes.flat):
+        if i < len(images):
+            _outlines(axis, images[i], masks[i], predicted[i], f"IoU {scores[i]:.2f}")
+        else:
+            axis.remove()
+    _legend(figure)
+    return figure
+
+
 def by_rank(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, rank: int) -> Figure:
     """One test image by its rank, 1 the best, and where it stands among all; arguments as `best_median_worst`."""
     order = np.argsort(-np.asarray(scores), kind="stable")

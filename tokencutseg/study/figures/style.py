@@ -17,7 +17,7 @@ WIDTH = 7.2
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#6E6E6E"
 """Okabe and Ito's colours, told apart under every kind of colour blindness."""
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, "#56B4E9", "#F0E442", GREY)
-METHODS = {"tokencutseg": BLUE, "unet": ORANGE, "otsu": GREY}
+METHODS = {"tokencutseg": BLUE, "unet": ORANGE, "otsu": GREY, "released": RED, "described": PURPLE, "revised": GREEN}
 """One colour per method, in every figure."""
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 
