@@ -129,6 +129,7 @@ BASELINES: dict[str, Callable[[bool], tuple[nn.Module, str]]] = {
     "deeplabv3plus": _smp(smp.DeepLabV3Plus, "resnet18"),
     "fpn": _smp(smp.FPN, "resnet18"),
     "segformer": _smp(smp.Segformer, "mit_b0"),
+    "upernet": _smp(smp.UPerNet, "mit_b1"),
 }
 """Name → function of whether ImageNet weights are wanted, giving a network and the name of the weights it has.
 

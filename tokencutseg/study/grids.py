@@ -136,7 +136,7 @@ def feature_quality(study: Study) -> pd.DataFrame:
 
     Colour, an untrained CNN, tokenizer and transformer have seen no mask; the U-Net has seen all training masks.
     Columns features, head, balanced_accuracy, low, high (its 95 % interval over images), iou (pooled over tokens),
-    iou_low, iou_high, n (test tokens).
+    iou_low, iou_high, n (tokens of validation images).
     """
     model, primary = study.transformer().model(), study.source.primary
     train = study.source.load(primary, "train")

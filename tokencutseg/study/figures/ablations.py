@@ -102,7 +102,7 @@ def feature_quality(table: pd.DataFrame) -> Figure:
         rows = table[table["head"] == head].set_index("features").loc[names]
         _dodged(axis, rows["iou"], rows["iou_low"], rows["iou_high"], shift, colour, head)
     axis.set_yticks(range(len(names))[::-1], names)
-    axis.set(xlabel="lesion IoU over test tokens, 95 % interval", ylabel="frozen features")
+    axis.set(xlabel="lesion IoU over the tokens of validation images, 95 % interval", ylabel="frozen features")
     axis.legend(title="head", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return figure
 
