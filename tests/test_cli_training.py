@@ -88,7 +88,7 @@ def test_precision_follows_the_device(monkeypatch):
     assert fit.precision(fit.Hardware("cpu")) == "32-true"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for has_bf16, expected in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_bf16=has_bf16, **_: has_bf16)
         assert fit.precision(fit.Hardware("gpu")) == expected
     assert fit.precision(fit.Hardware("gpu", precision="16-mixed")) == "16-mixed"
 

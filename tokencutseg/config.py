@@ -205,7 +205,7 @@ class AblationConfig:
 
     budget: float = 0.25
     """Epochs of a cell, as a share of the main stages'."""
-    images_per_epoch: int = 120
+    images_per_epoch: int = 96
     """Images that a cell's supervised stage draws per epoch, however many labels it has."""
     codebook_sizes: tuple[int, ...] = (16, 64)
     graph_radii: tuple[float, ...] = (0.0, 2.6)
@@ -371,7 +371,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # the default: two CPU cores, minutes, synthetic lesions
     "quick": {},
-    # real images, about an hour on two CPU cores
+    # real images; the main trainings about an hour on two CPU cores
     "small": {
         "data.image_size": 128,
         "data.synthetic_train": 2000, "data.synthetic_validation": 150, "data.synthetic_test": 600,

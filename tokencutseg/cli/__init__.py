@@ -30,8 +30,6 @@ BAD_USAGE, INTERRUPTED = 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 something failed, 2 bad usage, 130 interrupted."""
     arguments = _parser().parse_args(argv)
-    if not _speaks():
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
     try:
         return arguments.handler(arguments)
     except KeyboardInterrupt:
@@ -45,15 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
-
-
-def _speaks() -> bool:
-    """Whether this is the first of the processes that train together; the others say only what went wrong."""
-    if not any(name in os.environ for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK")):
-        return True
-    from tokencutseg.training.processes import leads
-
-    return leads()
 
 
 def _is_the_users(error: Exception) -> bool:

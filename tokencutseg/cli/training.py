@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,7 @@ def hardware(arguments: argparse.Namespace, gpus: int | None) -> Hardware:
     import torch
 
     from tokencutseg.training.fit import Hardware
+    from tokencutseg.training.processes import leads
 
     there, precision = torch.cuda.device_count(), PRECISIONS[arguments.precision]
     if gpus and not there:
@@ -71,9 +73,12 @@ def hardware(arguments: argparse.Namespace, gpus: int | None) -> Hardware:
     if precision == "16-mixed" and not gpus:
         tell("--precision 16 is for GPUs: computing in 32 bits")
         precision = "32-true"
-    return Hardware("gpu" if gpus else "cpu", precision, devices=arguments.devices or max(1, gpus),
-                    num_nodes=arguments.num_nodes, strategy=arguments.strategy, compile=arguments.compile,
-                    progress_bar=True)
+    found = Hardware("gpu" if gpus else "cpu", precision, devices=arguments.devices or max(1, gpus),
+                     num_nodes=arguments.num_nodes, strategy=arguments.strategy, compile=arguments.compile,
+                     progress_bar=True)
+    if found.processes > 1 and not leads():
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends; errors are still told)
+    return found
 
 
 def tell(message: str) -> None:
@@ -90,11 +95,13 @@ def _train(arguments: argparse.Namespace) -> int:
     from tokencutseg.study.names import study_name
     from tokencutseg.study.runner import check_writable
     from tokencutseg.study.study import Study
+    from tokencutseg.study.tables import available_rows
 
     check_writable(arguments.results, "--results")
     source = open_source(arguments.data, config)
     study = Study(config, source, arguments.results / study_name(config, source.name),
                   hardware=hardware(arguments, arguments.gpus))
+    available_rows(study)
     with terminable():
         for stage in arguments.stages:
             for run in _trained(study, stage):
@@ -104,10 +111,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _trained(study: Study, stage: str) -> list[Run]:
     """The runs of one stage that the study's own tables are made of."""
+    from tokencutseg.study import grids
+    from tokencutseg.study.tables import available_rows
+
     if stage in ("tokenizer", "transformer"):
         return [getattr(study, stage)()]
-    train_sets = dict.fromkeys(train for train, _ in study.source.rows)
     if stage == "segmenter":
-        return [study.segmenter(train) for train in train_sets]
-    return [study.baseline(name, train) for train in train_sets for name in study.config.ablation.baselines
-            if name != "otsu"]
+        return [study.segmenter(train) for train in dict.fromkeys(train for train, _ in available_rows(study))]
+    return [grids.segment_with(study, name, grids.shortened(study.config), study.config.seed)
+            for name in study.config.ablation.baselines if name != "otsu"]

@@ -46,13 +46,19 @@ def layer_features(model: TokenCutSeg, images: ImageSet, batch_size: int = 32) -
 @torch.no_grad()
 def decoder_features(baseline: nn.Module, images: ImageSet, grid: tuple[int, int], batch_size: int = 32) -> Tensor:
     """What a baseline network's last layer reads, averaged over each token's cell: (N, T, E)."""
+    from tokencutseg.model.baselines import padding  # segmentation_models_pytorch is slow to import
+
     found: list[Tensor] = []
     head = baseline.network.network.segmentation_head
     hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    parts = []
+    (H, W), parts = images.images.shape[-2:], []
+    left, right, top, bottom = padding(H, W)
     for chunk in images.images.split(batch_size):
         baseline(chunk.float() / 255)
-        parts.append(torch.nn.functional.adaptive_avg_pool2d(found.pop(), grid).flatten(2).transpose(1, 2))
+        features = found.pop()  # of the padded image, at its size or at a part of it
+        y, x = features.shape[-2] / (H + top + bottom), features.shape[-1] / (W + left + right)
+        own = features[..., round(y * top): round(y * (top + H)), round(x * left): round(x * (left + W))]
+        parts.append(torch.nn.functional.adaptive_avg_pool2d(own, grid).flatten(2).transpose(1, 2))
     hook.remove()
     return torch.cat(parts)
 

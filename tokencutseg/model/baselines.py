@@ -77,11 +77,15 @@ class Baseline(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        H, W = images.shape[-2:]
-        h, w = (max(-side % STRIDE, 2 * STRIDE - side) for side in (H, W))
-        top, left = h // 2, w // 2
-        padded = F.pad((images - self.mean) / self.std, (left, w - left, top, h - top), mode="replicate")
+        (H, W), (left, right, top, bottom) = images.shape[-2:], padding(*images.shape[-2:])
+        padded = F.pad((images - self.mean) / self.std, (left, right, top, bottom), mode="replicate")
         return self.network(padded)[..., top:top + H, left:left + W]
+
+
+def padding(H: int, W: int) -> tuple[int, int, int, int]:
+    """How many pixels a baseline adds left, right, above and below an image of H × W."""
+    h, w = (max(-side % STRIDE, 2 * STRIDE - side) for side in (H, W))
+    return w // 2, w - w // 2, h // 2, h - h // 2
 
 
 def build_baseline(name: str, pretrained: bool = True) -> Baseline:

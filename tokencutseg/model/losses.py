@@ -54,7 +54,8 @@ class PerceptualLoss(nn.Module):
         if self.kind == "lpips":
             return batch_mean(self.lpips(a, b))
         a, b = (self.lpips.net(((v + 1) / 2 - self.mean) / self.std) for v in (a, b))
-        return sum(batch_mean((p - q).abs()).clamp(max=10) for p, q in zip(a, b, strict=True)).clamp(0, 10)
+        apart = (batch_mean((p.float() - q.float()).abs()) for p, q in zip(a, b, strict=True))
+        return sum(distance.clamp(max=10) for distance in apart).clamp(0, 10)
 
 
 def generator_loss(fake: Tensor, clamped: bool) -> Tensor:

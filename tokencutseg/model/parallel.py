@@ -36,6 +36,7 @@ def batch_sum(x: Tensor) -> Tensor:
 
 def batch_mean(x: Tensor) -> Tensor:
     """The mean of all elements of the whole batch; a scalar."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision can neither count nor sum so far
     if not _shared:
         return x.mean()
     return batch_sum(x.sum()) / batch_sum(x.new_tensor(float(x.numel())))

@@ -174,7 +174,8 @@ def label_efficiency(study: Study) -> pd.DataFrame:
         others = [recipe for recipe in ablation.label_recipes if recipe != study.config.recipe]
         for method in ("tokencutseg", *others, "unet"):
             own = config if method not in others else deviation_base(study.config, method).override(
-                {"data.label_fraction": fraction, "vqgan.epochs": study.config.vqgan.epochs})
+                {"data.label_fraction": fraction, "vqgan.epochs": study.config.vqgan.epochs,
+                 "masked_gpt.epochs": study.config.masked_gpt.epochs})
             runs = [segment_with(study, "unet" if method == "unet" else "tokencutseg", own, seed)
                     for seed in range(first, first + ablation.seeds)]
             scored = [study.records(run, primary, "test") for run in runs]

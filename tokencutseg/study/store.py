@@ -112,8 +112,9 @@ Training = Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]
 class RunStore:
     """All runs of a study."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, together: bool = False) -> None:
+        """`together`: several processes train each run, and all of them call `get_or_train` for it."""
+        self.folder, self.together = folder, together
 
     def get_or_train(self, spec: RunSpec, train: Training) -> Run:
         """A done run at once; else resume a broken one or start a missing one.
@@ -125,7 +126,7 @@ class RunStore:
         if run.done:
             return run
         run.folder.mkdir(parents=True, exist_ok=True)
-        if not leads():
+        if self.together and not leads():
             train(run.folder)
             wait_until(lambda: run.done, f"{run.folder} was not finished")
             return run

@@ -24,7 +24,7 @@ from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.names import study_name
 from tokencutseg.study.outputs import OUTPUTS
-from tokencutseg.study.store import Run, RunSpec, RunStore, write_json
+from tokencutseg.study.store import FORMAT, Run, RunSpec, RunStore, write_json
 from tokencutseg.training.batches import Batches, InOrder
 from tokencutseg.training.fit import Hardware, fit, write_csv
 from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
@@ -41,7 +41,7 @@ class Study:
                  hardware: Hardware = Hardware()) -> None:  # noqa: B008 (frozen)
         self.config, self.source, self.notebook, self.hardware = config, source, notebook, hardware
         self.folder = Path(folder)
-        self.store = RunStore(self.folder / "runs")
+        self.store = RunStore(self.folder / "runs", hardware.processes > 1)
         self._written: dict[str, set[str]] = {"tables": set(), "figures": set()}
         self._started = time.perf_counter()
         self._adopted: Run | None = None
@@ -173,7 +173,7 @@ class Study:
 
     def otsu_records(self, dataset: str, split: str) -> pd.DataFrame:
         """Per-image records of the Otsu threshold, which learns nothing."""
-        run = Run(self.store.folder / "otsu")
+        run = Run(self.store.folder / f"otsu-{FORMAT}")
         run.folder.mkdir(parents=True, exist_ok=True)
 
         def compute() -> pd.DataFrame:

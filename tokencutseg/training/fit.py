@@ -45,6 +45,11 @@ class Hardware:
     progress_bar: bool = False
     """A bar per epoch on the terminal, and a line when it is over."""
 
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return self.devices * self.num_nodes
+
 
 class History(Callback):
     """One row per epoch, kept in the checkpoint and written to `history.csv` after each epoch.
@@ -108,7 +113,7 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
     count) and what there is to say of the training: epochs, optimizer steps, images seen, best epoch. Raises
     KeyboardInterrupt when it is interrupted; a later call goes on after the last whole epoch.
     """
-    processes = hardware.devices * hardware.num_nodes
+    processes = hardware.processes
     smallest = train.images_per_epoch % train.batch_size or train.batch_size
     if smallest < processes:
         raise ConfigError(f"an epoch of {train.images_per_epoch} images in batches of {train.batch_size} has one of "
@@ -180,12 +185,12 @@ def precision(hardware: Hardware) -> str:
     if hardware.precision != "auto":
         return hardware.precision
     gpu = hardware.accelerator != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def strategy(hardware: Hardware) -> str:
     """Lightning's name of the strategy that `hardware` means. Some parameters get no gradient in some steps."""
-    if hardware.strategy in ("auto", "ddp") and hardware.devices * hardware.num_nodes > 1:
+    if hardware.strategy in ("auto", "ddp") and hardware.processes > 1:
         return "ddp_find_unused_parameters_true"
     return hardware.strategy
 

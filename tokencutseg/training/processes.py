@@ -13,7 +13,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 def leads() -> bool:
-    """Whether this process is the one that writes and speaks. True where there is only one."""
+    """Whether this process, of several that train together, is the one that writes and speaks."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
