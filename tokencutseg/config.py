@@ -205,7 +205,7 @@ class AblationConfig:
 
     budget: float = 0.25
     """Epochs of a cell, as a share of the main stages'."""
-    images_per_epoch: int = 96
+    images_per_epoch: int = 80
     """Images that a cell's supervised stage draws per epoch, however many labels it has."""
     codebook_sizes: tuple[int, ...] = (16, 64)
     graph_radii: tuple[float, ...] = (0.0, 2.6)
