@@ -79,8 +79,9 @@ def test_bad_usage(tmp_path, capsys, arguments, message):
 ])
 def test_the_hardware_that_options_mean(monkeypatch, there, gpus, precision, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    arguments = argparse.Namespace(precision=precision, devices=None, num_nodes=1, strategy="auto", compile=False)
-    found = hardware(arguments, gpus)
+    arguments = argparse.Namespace(gpus=gpus, precision=precision, devices=None, num_nodes=1, strategy="auto",
+                                   compile=False)
+    found = hardware(arguments)
     assert (found.accelerator, found.precision, found.devices) == expected
 
 

@@ -416,12 +416,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation.lpips_images": 600,
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
-        "ablation.label_recipes": ["released"],
-        "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer",
-                               "upernet"],
     },
 }
-PRESETS["full"]["ablation.deviations"] = PRESETS["small"]["ablation.deviations"]
+for _key in ("ablation.deviations", "ablation.label_recipes", "ablation.baselines"):
+    PRESETS["full"][_key] = PRESETS["small"][_key]
 
 _RELEASED: dict[str, Any] = {
     "vqgan.n_stages": 2,

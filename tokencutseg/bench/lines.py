@@ -179,9 +179,7 @@ def whole_lines(config: Config, device: str) -> Iterator[Line]:
 def data_lines(config: Config) -> Iterator[Line]:
     """Batches with the full augmentation from pixels in memory, and scores from masks."""
     n, S = 64, config.data.image_size
-    pixels, masks = synthetic.generate("site_a", n, S, 0)
-    images = ImageSet("bench", "train", [str(i) for i in range(n)], torch.from_numpy(pixels), torch.from_numpy(masks),
-                      None, [(S, S)] * n)
+    images = synthetic_images(n, S)
     augment, generator = Augmentation("released"), torch.Generator().manual_seed(0)
 
     def epoch(batch_size: int) -> None:
@@ -190,7 +188,7 @@ def data_lines(config: Config) -> Iterator[Line]:
 
     yield Line("data pipeline with augmentation", lambda: epoch(16), lambda: epoch(1), "image by image", n)
     generator = np.random.default_rng(0)
-    target = np.repeat(masks, 4, 0)
+    target = np.repeat(images.masks.numpy(), 4, 0)
     prediction = target ^ (generator.random(target.shape) < 0.05)
     ids = [str(i) for i in range(len(target))]
     yield Line("scoring", lambda: score(prediction, target, ids, boundary=False)["iou"].mean(),
@@ -223,6 +221,13 @@ def tokenizer_flops(config: Config) -> tuple[int, int]:
 
 
 # helpers ------------------------------------------------------------------------------------------------------------
+
+def synthetic_images(count: int, size: int) -> ImageSet:
+    """Made-up lesions in memory, with their masks."""
+    pixels, masks = synthetic.generate("site_a", count, size, 0)
+    return ImageSet("bench", "train", [str(i) for i in range(count)], torch.from_numpy(pixels),
+                    torch.from_numpy(masks), None, [(size, size)] * count)
+
 
 def _model(config: Config, device: str) -> TokenCutSeg:
     torch.manual_seed(0)

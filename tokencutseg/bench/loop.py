@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from tokencutseg.bench.lines import synthetic_images
 from tokencutseg.bench.measure import Timing
 from tokencutseg.config import configure
-from tokencutseg.data import synthetic
-from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.efficiency import synchronize
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.training.batches import Batches, InOrder
@@ -24,9 +23,7 @@ from tokencutseg.training.modules import TokenCutSegModule
 def training_loop(device: str, epochs: int, steps: int) -> dict[str, Any]:
     """The row of a step of stage 3 at preset quick inside Lightning, against the same steps in a bare loop."""
     config = configure("quick").override({"segmentation.images_per_epoch": steps * 8, "segmentation.batch_size": 8})
-    pixels, masks = synthetic.generate("site_a", 64, config.data.image_size, 0)
-    images = ImageSet("bench", "train", [str(i) for i in range(64)], torch.from_numpy(pixels), torch.from_numpy(masks),
-                      None, [pixels.shape[-2:]] * 64)
+    images = synthetic_images(64, config.data.image_size)
     batches = Batches(images, 8, steps * 8, 0)
     inside, bare = [], []
     for _ in range(epochs):

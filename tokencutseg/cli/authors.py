@@ -168,7 +168,7 @@ def _study(arguments: argparse.Namespace, settings: dict[str, str], masks: bool)
         ("validation", arguments.val_data_dir, arguments.val_mask_dir))]
     folder = arguments.output_dir / name
     check_writable(folder, "--output-dir")
-    machine = hardware(arguments, arguments.gpus)
+    machine = hardware(arguments)
     print(f"{len(splits[0].samples)} training and {len(splits[1].samples)} validation images at "
           f"{config.data.image_size}×{config.data.image_size}; runs go to {folder / 'runs'}", flush=True)
     return Study(config, folder_source("folders", config.data.image_size, splits), folder, hardware=machine)
@@ -257,7 +257,7 @@ def _test_seg(arguments: argparse.Namespace) -> int:
         _tell_sizes(arguments, _TOKENIZER | _TRANSFORMER, model.config, arguments.checkpoint_path)
     if size != model.config.data.image_size:
         tell(f"--image-size is {size}, but {arguments.checkpoint_path} was trained at "
-              f"{model.config.data.image_size}: scores will be lower than it can reach")
+             f"{model.config.data.image_size}: scores will be lower than it can reach")
     images = load_split(pair_folders("folders", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictions = predict_masks(model.to(device), images, arguments.batch_size)

@@ -57,14 +57,14 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="use torch.compile, where it works")
 
 
-def hardware(arguments: argparse.Namespace, gpus: int | None) -> Hardware:
-    """What the options mean here: `gpus` None takes one if there is one. Raises UsageError for more than there are."""
+def hardware(arguments: argparse.Namespace) -> Hardware:
+    """What the options mean here: without `gpus`, one if there is one. Raises UsageError for more than there are."""
     import torch
 
     from tokencutseg.training.fit import Hardware
     from tokencutseg.training.processes import leads
 
-    there, precision = torch.cuda.device_count(), PRECISIONS[arguments.precision]
+    there, gpus, precision = torch.cuda.device_count(), arguments.gpus, PRECISIONS[arguments.precision]
     if gpus and not there:
         tell("no GPU here: training on the CPU, as with --gpus 0")
     gpus = min(1, there) if gpus is None or not there else gpus
@@ -100,7 +100,7 @@ def _train(arguments: argparse.Namespace) -> int:
     check_writable(arguments.results, "--results")
     source = open_source(arguments.data, config)
     study = Study(config, source, arguments.results / study_name(config, source.name),
-                  hardware=hardware(arguments, arguments.gpus))
+                  hardware=hardware(arguments))
     available_rows(study)
     with terminable():
         for stage in arguments.stages:

@@ -299,10 +299,9 @@ def _pretraining(study: Study) -> float:
 def evidence(study: Study) -> dict[str, pd.DataFrame | None]:
     """The tables of notebook 05 that the claims rest on, by name: made anew, or, in a demonstration, which gives no
     verdict anyway, as far as they have been written."""
-    if study.config.preset in DEMONSTRATIONS:
-        return {table.__name__: written(study, table.__name__) for table in (label_efficiency, baselines,
-                                                                             feature_quality)}
-    return {table.__name__: table(study) for table in (label_efficiency, baselines, feature_quality)}
+    demonstration = study.config.preset in DEMONSTRATIONS
+    return {table.__name__: written(study, table.__name__) if demonstration else table(study)
+            for table in (label_efficiency, baselines, feature_quality)}
 
 
 def recipe_table() -> pd.DataFrame:

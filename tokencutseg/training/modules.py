@@ -89,6 +89,11 @@ class WordCache:
         return tokens, encoding
 
 
+def hidden_tokens(model: TokenCutSeg, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Which tokens of each image to hide, as the model's recipe says: (B, T) bool."""
+    return draw_mask((len(images), *model.grid(images)), model.config.masked_gpt, generator).to(images.device)
+
+
 class VQGANModule(StageModule):
     """Stage 1. Two optimizers by hand: the autoencoder, and from `disc_start` on the discriminator.
 
@@ -189,7 +194,7 @@ class MaskedGPTModule(StageModule):
 
     def learn(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         images, _ = self.augment(batch["images"], None, generator)
-        mask = own_rows(self._draw_mask(images, generator))
+        mask = own_rows(hidden_tokens(self.model, images, generator))
         loss, accuracy = self._masked(self.model.words(own_rows(images)), mask)
         self.note(train_loss=loss, train_accuracy=accuracy)
         return loss
@@ -197,13 +202,10 @@ class MaskedGPTModule(StageModule):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         # the same masks in every epoch
         images = batch["images"]
-        mask = self._draw_mask(images, torch.Generator().manual_seed(batch_index))
+        mask = hidden_tokens(self.model, images, torch.Generator().manual_seed(batch_index))
         loss, accuracy = self._masked(self._validation_words(batch_index, images), mask)
         self.log_dict({"validation_loss": loss, "validation_accuracy": accuracy}, batch_size=len(images),
                       sync_dist=True)
-
-    def _draw_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return draw_mask((len(images), *self.model.grid(images)), self.config, generator).to(images.device)
 
     def _masked(self, words: tuple[Tensor, Encoding], mask: Tensor) -> tuple[Tensor, Tensor]:
         tokens, encoding = words
@@ -301,7 +303,6 @@ class TokenCutSegModule(SegmenterModule):
 
     def __init__(self, config: Config, model: TokenCutSeg) -> None:
         super().__init__(config, model)
-        self.masked_gpt_config = config.masked_gpt
         self._validation_words = WordCache(model) if config.segmentation.frozen_codebook else None
 
     def look(self, images: Tensor, batch_index: int) -> Tensor:
@@ -312,7 +313,7 @@ class TokenCutSegModule(SegmenterModule):
     def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         c, model = self.config, self.model
         joint = c.mlm_weight > 0 or c.training_features == "masked"
-        token_mask = own_rows(self._token_mask(images, generator)) if joint else None
+        token_mask = own_rows(hidden_tokens(model, images, generator)) if joint else None
         images, masks = own_rows(images), own_rows(masks)
         out = model(images, token_mask if c.training_features == "masked" else None)
         terms = self._supervised(out.logits, out.probabilities, masks, c.loss_input)
@@ -325,9 +326,6 @@ class TokenCutSegModule(SegmenterModule):
             logits = model.masked_gpt.lm_head(features)
             terms["masked_tokens"] = c.mlm_weight * masked_token_loss(logits, out.tokens, token_mask)
         return terms
-
-    def _token_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return draw_mask((len(images), *self.model.grid(images)), self.masked_gpt_config, generator).to(images.device)
 
 
 def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1,
