@@ -167,6 +167,9 @@ class SegmentationConfig:
     """Weight of the masked-token loss beside the segmentation loss (released: 1, trained jointly)."""
     training_features: Literal["masked", "full"] = "full"
     """Released: the graph module sees features of the masked sequence in training and of the full one in evaluation."""
+    encoder: Literal["frozen", "fine_tuned"] = "fine_tuned"
+    """fine_tuned: a copy of the tokenizer's encoder, trained with the mask, feeds transformer and up-sampler. The words
+    stay those of the frozen one."""
     frozen_codebook: bool = True
     """Released under Lightning < 2.2: fit() put the tokenizer back in train mode, and its EMA codebook drifted."""
     frozen_transformer: bool = False
@@ -197,6 +200,8 @@ class EvaluationConfig:
         "image_lesion"
     )
     """The definition that checkpoints are chosen by. Released: `pooled_two_class`."""
+    rivals: tuple[str, ...] = ("otsu",)
+    """What the main results hold beside the study's own recipe: baselines and other recipes, by name."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,11 @@ class AblationConfig:
     label_recipes: tuple[str, ...] = ()
     """Recipes that the table of label shares holds beside the study's own."""
     deviations: tuple[str, ...] = ("segmentation.loss_input",)
+    steps: tuple[str, ...] = ("segmentation.upsampling", "segmentation.encoder")
+    """Switches by which `described` becomes `revised`, in the order in which they are tried."""
     baselines: tuple[str, ...] = ("otsu", "unet")
+    full_baselines: bool = False
+    """Whether the table of baselines has the budget of the main stages, and not that of a cell."""
     seeds: int = 1
 
 
@@ -275,6 +284,10 @@ class Config:
         flat = {f"{stage}.{key}": value for stage in STAGES for key, value in values.get(stage, {}).items()}
         head = {key: values[key] for key in ("preset", "recipe", "seed") if key in values}
         return dataclasses.replace(cls(**head), **_sections(cls(), flat))
+
+    def under(self, recipe: str) -> Config:
+        """The same settings under another recipe: every switch is that recipe's."""
+        return dataclasses.replace(self, recipe=recipe).override(RECIPES[recipe])
 
     def override(self, values: dict[str, Any]) -> Config:
         """A copy with `stage.key` values replaced; strings are read as the field's type.
@@ -371,22 +384,25 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # the default: two CPU cores, minutes, synthetic lesions
     "quick": {},
-    # real images; the main trainings about an hour on two CPU cores
+    # real images; each recipe about an hour on two CPU cores
     "small": {
         "data.image_size": 128,
         "data.synthetic_train": 2000, "data.synthetic_validation": 150, "data.synthetic_test": 600,
         "data.synthetic_unlabelled": 2000,
-        "vqgan.hidden_channels": 32, "vqgan.norm_groups": 16, "vqgan.embed_dim": 64, "vqgan.n_embed": 256,
-        "vqgan.disc_channels": 32,
+        "vqgan.norm_groups": 8, "vqgan.embed_dim": 64, "vqgan.n_embed": 256, "vqgan.disc_channels": 32,
         "vqgan.perceptual_size": 64, "vqgan.perceptual_every": 4,
-        "vqgan.disc_start": 2000, "vqgan.epochs": 10, "vqgan.images_per_epoch": 2000,
-        "masked_gpt.n_layer": 6, "masked_gpt.n_embd": 192,
-        "masked_gpt.epochs": 10, "masked_gpt.images_per_epoch": 2000,
-        "segmentation.epochs": 16, "ablation.images_per_epoch": 2000,
-        "evaluation.lpips_images": 200,
+        "vqgan.disc_start": 1000, "vqgan.epochs": 8, "vqgan.images_per_epoch": 2000,
+        "masked_gpt.n_layer": 4, "masked_gpt.n_embd": 128,
+        "masked_gpt.epochs": 8, "masked_gpt.images_per_epoch": 2000,
+        "segmentation.epochs": 16, "segmentation.images_per_epoch": 1000,
+        "ablation.images_per_epoch": 500, "ablation.full_baselines": True,
+        "evaluation.lpips_images": 200, "evaluation.rivals": ["otsu", "unet", "released", "described"],
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
         "ablation.label_recipes": ["released"],
+        "ablation.steps": ["masked_gpt.inputs", "masked_gpt.mask_pattern", "segmentation.graph_radius",
+                           "segmentation.upsampling", "segmentation.encoder", "segmentation.weight_average",
+                           "segmentation.batch_size"],
         "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer",
                                "upernet"],
         "ablation.deviations": [
@@ -397,7 +413,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "masked_gpt.pretraining",
             "segmentation.training_features", "segmentation.loss_input", "segmentation.class_weighted_dice",
             "segmentation.affinity", "segmentation.graph_radius", "segmentation.upsampling",
-            "segmentation.frozen_codebook", "segmentation.batch_size", "evaluation.score_definition",
+            "segmentation.encoder", "segmentation.frozen_codebook", "segmentation.batch_size",
+            "evaluation.score_definition",
         ],
     },
     # the paper's sizes: 224 px and the hyper-parameters of the authors' README; one GPU
@@ -412,13 +429,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vqgan.disc_start": 10_000, "vqgan.epochs": 100, "vqgan.images_per_epoch": None,
         "masked_gpt.n_layer": 12, "masked_gpt.n_head": 4, "masked_gpt.n_embd": 256,
         "masked_gpt.epochs": 100, "masked_gpt.images_per_epoch": None,
-        "segmentation.epochs": 200, "ablation.images_per_epoch": 2000,
+        "segmentation.epochs": 200, "ablation.images_per_epoch": 2000, "ablation.full_baselines": True,
         "evaluation.lpips_images": 600,
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
     },
 }
-for _key in ("ablation.deviations", "ablation.label_recipes", "ablation.baselines"):
+for _key in ("evaluation.rivals", "ablation.steps", "ablation.deviations", "ablation.label_recipes",
+             "ablation.baselines"):
     PRESETS["full"][_key] = PRESETS["small"][_key]
 
 _RELEASED: dict[str, Any] = {
@@ -453,6 +471,7 @@ _RELEASED: dict[str, Any] = {
     "segmentation.graph_radius": math.sqrt(2) / 30,
     "segmentation.radius_unit": "image",
     "segmentation.upsampling": "bilinear",
+    "segmentation.encoder": "frozen",
     "segmentation.loss_input": "probabilities",
     "segmentation.class_weighted_dice": True,
     "segmentation.cross_entropy_weight": 0.5,

@@ -4,15 +4,17 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from scipy import ndimage
 from scipy.spatial import distance
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.evaluation.records import NSD_TOLERANCE, contrast, score
+from tokencutseg.evaluation.records import NSD_TOLERANCE, contrast, native_scores, score
 
 
 def brute_force_boundary_scores(prediction, target):
@@ -49,24 +51,48 @@ def test_boundary_scores_equal_brute_force(pair):
     assert (row.nsd, row.hd95) == pytest.approx(expected)
 
 
-@settings(deadline=None, max_examples=40)
-@given(masks(), st.integers(1, 4), st.integers(1, 4))
-def test_native_boundaries_are_those_of_distances_in_the_file(pair, rows, columns):
-    """A whole-numbered stretch, against every boundary point against every other at its stretched position."""
-    prediction, target = pair
-    S = len(target)
-    row = score(prediction[None], target[None], ["a"], native_sizes=[(rows * S, columns * S)]).iloc[0]
-    assert (row.height, row.width) == (rows * S, columns * S)
-    if not prediction.any() or not target.any():
-        agree = prediction.any() == target.any()
-        assert (row.nsd_native, row.hd95_native) == ((1.0, 0.0) if agree else (0.0, math.hypot(rows * S, columns * S)))
-        return
-    edges = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * (rows, columns) for mask in pair.astype(bool)]
-    far = distance.cdist(*edges)
-    forth, back = far.min(1), far.min(0)
-    near = np.concatenate([forth, back]) <= NSD_TOLERANCE * math.hypot(rows * S, columns * S)
-    assert row.nsd_native == pytest.approx(near.mean())
-    assert row.hd95_native == pytest.approx(max(np.percentile(forth, 95), np.percentile(back, 95)))
+@pytest.mark.parametrize(("height", "width"), [(24, 32), (9, 40), (16, 16), (5, 5)])
+def test_native_scores_are_those_of_the_stretched_prediction_against_the_file(tmp_path, height, width):
+    """Against Pillow-read files, torch's own stretching of probabilities, torchmetrics and brute-force boundaries."""
+    rng, S, n = np.random.default_rng(height), 16, 4
+    smooth = ndimage.gaussian_filter(rng.random((n, S, S)), (0, 2, 2))
+    probability = (smooth - smooth.min()) / np.ptp(smooth)
+    targets = ndimage.gaussian_filter(rng.random((n, height, width)), (0, 3, 3)) > 0.5
+    targets[1] = False
+    files = [tmp_path / f"{i}.png" for i in range(n)]
+    for file, target in zip(files, targets, strict=True):
+        Image.fromarray(target.astype(np.uint8) * 255).save(file)
+    p = torch.from_numpy(probability).float()
+    images = ImageSet("x", "test", list("abcd"), torch.zeros(n, 3, S, S, dtype=torch.uint8),
+                      torch.zeros(n, S, S, dtype=torch.uint8), None, [(height, width)] * n, files)
+    rows = native_scores(2 * p - 1, images)
+    for row, one, target in zip(rows.itertuples(), p, targets, strict=True):
+        both = torch.stack([1 - one, one])[None]
+        prediction = F.interpolate(both, (height, width), mode="bilinear", align_corners=False).argmax(1)[0]
+        assert (row.height, row.width) == (height, width)
+        assert row.tp_native + row.fp_native + row.fn_native + row.tn_native == height * width
+        assert row.tp_native + row.fn_native == target.sum()
+        assert row.tp_native + row.fp_native == prediction.sum()
+        if target.any():
+            theirs = binary_jaccard_index(prediction, torch.from_numpy(target).long()).item()
+            assert row.iou_native == pytest.approx(theirs, abs=1e-6)
+            edges = [np.argwhere(m & ~ndimage.binary_erosion(m)) for m in (prediction.bool().numpy(), target)]
+            far = distance.cdist(*edges)
+            near = np.concatenate([far.min(1), far.min(0)]) <= NSD_TOLERANCE * math.hypot(height, width)
+            assert row.nsd_native == pytest.approx(near.mean())
+            assert row.hd95_native == pytest.approx(max(np.percentile(far.min(i), 95) for i in (0, 1)))
+        else:
+            assert (row.iou_native, row.hd95_native) == (0, math.hypot(height, width))
+
+
+def test_native_scores_of_masks_without_files_are_those_at_their_size():
+    prediction, target = np.random.default_rng(0).random((2, 5, 12, 12)) < 0.4
+    images = ImageSet("x", "test", list("abcde"), torch.zeros(5, 3, 12, 12, dtype=torch.uint8),
+                      torch.from_numpy(target).to(torch.uint8), None, [(12, 12)] * 5)
+    rows = native_scores(torch.from_numpy(prediction).float() * 2 - 1, images)
+    plain = score(prediction, target, images.ids)
+    for name in ("tp", "fp", "fn", "tn", "iou", "dice", "nsd", "hd95"):
+        assert rows[f"{name}_native"].tolist() == plain[name].tolist()
 
 
 def test_contrast_is_the_distance_of_means_over_the_spread():

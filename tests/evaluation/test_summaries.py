@@ -32,14 +32,22 @@ def random_records(n=30, seed=0, size=8, **labels):
     target = generator.random((n, size, size)) < generator.uniform(0, 0.6, size=(n, 1, 1))
     prediction = target ^ (generator.random(target.shape) < generator.uniform(0, 0.3, size=(n, 1, 1)))
     prediction[0] = target[1] = False
-    records = score(prediction, target, [f"i{k}" for k in range(n)], native_sizes=[(size, 2 * size)] * n, **labels)
-    return records, prediction, target
+    return with_native(prediction, target, **labels), prediction, target
+
+
+def with_native(prediction, target, **labels):
+    """Records whose native columns are those of the masks without their last column, so that they differ."""
+    ids = [f"i{k}" for k in range(len(target))]
+    native = score(prediction[:, 1:, 1:], target[:, 1:, 1:], ids).add_suffix("_native")
+    return score(prediction, target, ids, **labels).join(native[["iou_native", "dice_native", "nsd_native",
+                                                                 "hd95_native"]])
 
 
 def resampled_by_hand(records, definition, measure, taken):
     """The estimate on a resample, from the rows themselves taken one after the other."""
     if definition.startswith("image"):
-        scores = [0.0 if definition.endswith("thr65") and records.iou[i] < 0.65 else records[measure][i] for i in taken]
+        iou = records["iou_native" if measure.endswith("_native") else "iou"]
+        scores = [0.0 if definition.endswith("thr65") and iou[i] < 0.65 else records[measure][i] for i in taken]
         return sum(scores) / len(scores)
     tp, fp, fn, tn = (sum(int(records[cell][i]) for i in taken) for cell in ("tp", "fp", "fn", "tn"))
     factor = {"iou": 1, "dice": 2}[measure]
@@ -139,7 +147,7 @@ def test_summary_table_holds_each_group_definition_and_measure():
     expected = summarise(parts[2], "pooled_lesion", "dice", draws=30, seed=5)
     assert (row["mean"], row.low, row.high, row.n) == (expected.mean, expected.low, expected.high, expected.n)
     assert set(summary_table(parts[0], [], measures=["iou"], draws=5).definition) == set(DEFINITIONS)
-    without = parts[0].drop(columns=["nsd", "hd95", "nsd_native", "hd95_native"])
+    without = parts[0].drop(columns=[measure for measure in MEASURES if measure not in ("iou", "dice")])
     assert set(summary_table(without, [], draws=5).measure) == {"iou", "dice"}
 
 
@@ -156,7 +164,7 @@ def test_dice_bound_holds_under_each_definition():
 def test_paired_difference(definition, measure):
     a, prediction, target = random_records(n=40)
     worse = prediction ^ (np.random.default_rng(9).random(prediction.shape) < 0.05)
-    b = score(worse, target, a.id, native_sizes=list(zip(a.height, a.width, strict=True)))
+    b = with_native(worse, target)
     result = paired_difference(a, b.sample(frac=1, random_state=0), definition, measure, draws=64, seed=2)
     taken = np.random.default_rng(2).integers(40, size=(64, 40))
     by_hand = [resampled_by_hand(a, definition, measure, row) - resampled_by_hand(b, definition, measure, row)
@@ -220,7 +228,7 @@ def test_missing_records_and_columns():
         summary_table(records, ["method"])
     with pytest.raises(ValueError, match="unknown measure 'jaccard'"):
         summary_table(records, [], measures=["jaccard"])
-    with pytest.raises(ValueError, match="boundary=False"):
+    with pytest.raises(ValueError, match="scored without"):
         summarise(records.drop(columns="nsd"), "image_lesion", "nsd")
 
 

@@ -56,6 +56,25 @@ def test_released_drift_is_a_switch():
     assert not any(p.requires_grad for p in model.vqgan.parameters())
 
 
+def test_the_fine_tuned_encoder_starts_as_the_tokenizers_and_leaves_the_words_alone():
+    trained, images = model_of(**{"segmentation.encoder": "frozen"}), torch.rand(2, 3, 32, 32)
+    torch.manual_seed(1)
+    weights = trained.vqgan.state_dict(), trained.masked_gpt.state_dict()
+    model = TokenCutSeg(configure("tiny")).eval().start_from(*weights)
+    for part in ("head", "upsampler"):
+        getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
+    one, two = trained(images), model(images)
+    assert torch.equal(one.features, two.features) and torch.equal(one.probabilities, two.probabilities)
+    two.logits[:, 1].sum().backward()
+    assert all(p.grad is None for p in model.vqgan.parameters())
+    # the up-sampler's correction starts at zero: at first the gradient comes through the transformer alone
+    assert all(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+    with torch.no_grad():
+        for p in model.encoder.parameters():
+            p += 0.1 * torch.randn_like(p)
+    assert torch.equal(model(images).tokens, one.tokens) and not torch.equal(model(images).features, one.features)
+
+
 def test_flips_at_test_time_make_the_prediction_equivariant():
     model, images = model_of(**{"segmentation.test_time_flips": True}), torch.rand(2, 3, 32, 32)
     straight, flipped = model.predict_probabilities(images), model.predict_probabilities(images.flip(-1))

@@ -28,6 +28,14 @@ TABLES = {
         {"stages": "+ transformer", "change": 0.05, "change_low": 0.02, "change_high": 0.07, **around(0.75)},
         {"stages": "+ graph module", "change": -0.01, "change_low": -0.03, "change_high": 0.01, **around(0.74)},
     ]),
+    "revised_steps": pd.DataFrame([
+        {"step": "described", "kept": True, "change": np.nan, "change_low": np.nan, "change_high": np.nan,
+         **around(0.70)},
+        {"step": "segmentation.upsampling", "setting": "bilinear", "instead": "guided", "kept": True, "change": 0.05,
+         "change_low": 0.02, "change_high": 0.07, **around(0.75)},
+        {"step": "segmentation.encoder", "setting": "frozen", "instead": "fine_tuned", "kept": False, "change": -0.01,
+         "change_low": -0.03, "change_high": 0.01, **around(0.74)},
+    ]),
     "graph_radius": pd.DataFrame([
         {"radius": 0.0, "neighbours": 0, **around(0.80)}, {"radius": 1.0, "neighbours": 4, **around(0.82)},
     ]),
@@ -98,12 +106,13 @@ def test_codebook_size_draws_four_measures(figures):
     assert "K = 64" in figures["codebook_size"].get_suptitle()
 
 
-def test_stages_draws_scores_and_changes(figures):
-    table, (score, change) = TABLES["stages"], figures["stages"].axes
+@pytest.mark.parametrize(("name", "words"), [("stages", "+ transformer"), ("revised_steps", "1 of 2 steps kept")])
+def test_ladders_draw_scores_and_changes(figures, name, words):
+    table, (score, change) = TABLES[name], figures[name].axes
     np.testing.assert_allclose(score.collections[1].get_offsets()[:, 0], table["mean"])
     np.testing.assert_allclose(change.collections[1].get_offsets()[:, 0], table["change"][1:])
     np.testing.assert_allclose(heights(change.collections[0]), table[["change_low", "change_high"]][1:])
-    assert "+ transformer" in figures["stages"].get_suptitle()
+    assert words in figures[name].get_suptitle()
 
 
 def test_graph_radius_draws_scores_and_neighbours(figures):

@@ -99,9 +99,15 @@ def test_graph_radius(study):
 
 def test_feature_quality(study):
     table = grids.feature_quality(study)
+    names = ["colour", "untrained CNN", "tokenizer", "transformer block 1", "transformer", "supervised U-Net"]
+    assert study.config.masked_gpt.n_layer == 2
     assert list(zip(table["features"], table["head"], strict=True)) == [
-        (features, head) for features in ("colour", "untrained CNN", "tokenizer", "transformer", "supervised U-Net")
-        for head in ("linear probe", "graph")]
+        (features, head) for head in ("linear probe", "graph") for features in names]
+    ours = table[table["features"] == "transformer"].set_index("head")
+    assert ours["ahead"].isna().all()
+    others = table[table["features"] != "transformer"]
+    np.testing.assert_allclose(others["ahead"], ours["iou"].loc[others["head"]].to_numpy() - others["iou"])
+    assert others["ahead"].between(others["ahead_low"], others["ahead_high"]).all()
     assert (table["n"] == 6 * study.config.grid_size**2).all()
     assert table[["iou", "balanced_accuracy"]].stack().between(0, 1).all()
     assert table["iou"].between(table["iou_low"], table["iou_high"]).all()
@@ -114,6 +120,31 @@ def test_label_efficiency(study):
         ("tokencutseg", 0.25, 4), ("unet", 0.25, 4), ("tokencutseg", 1.0, 16), ("unet", 1.0, 16)]
     assert (table["seeds"] == 2).all() and (table["n"] == 6).all()
     np.testing.assert_allclose(table["mean"], (table["seed_low"] + table["seed_high"]) / 2)
+    ours, unet = (table[table["method"] == method].set_index("fraction") for method in ("tokencutseg", "unet"))
+    assert ours[["ahead", "p", "p_holm"]].isna().all(axis=None)
+    np.testing.assert_allclose(unet["ahead"], ours["mean"] - unet["mean"], atol=1e-12)
+    assert unet["ahead"].between(unet["ahead_low"], unet["ahead_high"]).all()
+    np.testing.assert_allclose(unet["p_holm"], holm(unet["p"]))
+
+
+def test_revised_steps_keep_what_validation_likes(study):
+    table = grids.revised_steps(study)
+    assert_scores(table)
+    assert table["step"].tolist()[1:] == list(study.config.ablation.steps) and table["kept"][0]
+    best = table["mean"][0]
+    for row in table[1:].itertuples():
+        assert row.change == pytest.approx(row.mean - best, abs=1e-12)
+        assert row.change_low <= row.change <= row.change_high
+        assert row.kept == (row.mean > best)
+        best = max(best, row.mean)
+        assert (row.setting, row.instead) == tuple(RECIPES[name][row.step] for name in ("described", "revised"))
+
+
+@pytest.mark.parametrize("preset", ["quick", "small"])
+def test_every_step_is_one_in_which_the_recipes_differ(preset):
+    for step in configure(preset).ablation.steps:
+        assert RECIPES["described"][step] != RECIPES["revised"][step] or any(
+            RECIPES["described"][name] != RECIPES["revised"][name] for name in grids.TOGETHER[step])
 
 
 def test_fractions_of_one_seed_are_nested(study):
@@ -142,7 +173,7 @@ def test_deviations_turn_one_switch_each_in_both_recipes(study, deviations):
 @pytest.mark.parametrize("switch", configure("small").ablation.deviations)
 def test_every_switch_of_the_large_presets_can_be_turned(switch):
     for recipe, other in (("released", "revised"), ("revised", "released")):
-        base = grids.deviation_base(configure("small"), recipe)
+        base = grids.shortened(configure("small").under(recipe), "vqgan")
         assert base.recipe == recipe
         setting, changes = grids.deviation_changes(base, switch)
         stage, key = switch.split(".")
@@ -155,13 +186,13 @@ def test_every_switch_of_the_large_presets_can_be_turned(switch):
 def test_the_users_settings_reach_both_recipes_but_not_their_switches():
     config = configure(overrides={"segmentation.loss_input": "probabilities", "vqgan.n_embed": 32})
     for recipe in ("released", "revised"):
-        base = grids.deviation_base(config, recipe)
+        base = config.under(recipe)
         assert base.vqgan.n_embed == 32
         assert base.segmentation.loss_input == RECIPES[recipe]["segmentation.loss_input"]
 
 
 def test_a_switch_takes_its_companions_along():
-    _, changes = grids.deviation_changes(grids.deviation_base(configure(), "released"), "masked_gpt.pretraining")
+    _, changes = grids.deviation_changes(configure().under("released"), "masked_gpt.pretraining")
     assert changes == {"masked_gpt.pretraining": "separate", "segmentation.mlm_weight": 0.0}
 
 

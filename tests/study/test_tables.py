@@ -59,6 +59,19 @@ def test_cross_dataset_is_measured_against_the_models_own_test_set(study):
     assert row["change"] == pytest.approx(scores["site_b"] - scores["site_a"])
 
 
+def test_rivals_are_baselines_and_other_recipes_under_their_own_names(study, monkeypatch):
+    rivals = {"evaluation.rivals": ["otsu", "unet", "released", "revised"]}
+    monkeypatch.setattr(study, "config", study.config.override(rivals))
+    monkeypatch.setattr(study.source, "rows", [("site_a", "site_b")])
+    records, table = tables.main_records(study), tables.main_results(study)
+    shown = table.drop_duplicates("method").set_index("method")["recipe"].to_dict()
+    assert shown == {"tokencutseg": "revised", "otsu": "none", "unet": "none", "released": "released"}
+    run = study.segmenter("site_a", study.config.under("released"))
+    assert run.model().config.segmentation.loss_input == "probabilities"
+    theirs = records[records["method"] == "released"]
+    assert theirs["iou"].tolist() == study.records(run, "site_b", "test")["iou"].tolist()
+
+
 def test_a_pair_without_images_keeps_a_row_with_its_published_numbers(study, monkeypatch):
     monkeypatch.setattr(study.source, "rows", [*study.source.rows, ("isic2018", "isic2018")])
     table = tables.main_results(study)
@@ -104,10 +117,14 @@ def test_leakage_counts_shared_images_and_scores_without_them(study, tmp_path, m
     records = leaking.records(trained, "skin", "test")
     assert row["iou"] == pytest.approx(records["iou"].mean())
     assert row["iou_without"] == pytest.approx(records["iou"][3:].mean())
+    assert row["low"] <= row["iou"] <= row["high"] and row["low_without"] <= row["iou_without"] <= row["high_without"]
     others = table.drop(index=("skin/train", "skin/test"))
-    assert (others["images"] == 0).all() and others["iou"].isna().all()
+    assert (others["images"] == 0).all()
     # the pool leaves the three out by itself
     assert len(leaking.source.pool()) == 5
+    pool = table.loc[("self-supervised pool", "skin/test")]
+    assert (pool["train"], pool["n_without"], pool["iou_without"]) == ("skin", 6, pool["iou"])
+    assert table["train"].notna().sum() == 2
     assert table.loc[("self-supervised pool", "validation and test"), "images"] == 0
 
 

@@ -41,6 +41,8 @@ class ImageSet:
     """How many images the official split has; None where there is no official count."""
     native_sizes: list[tuple[int, int]]
     """(H, W) in pixels of each file."""
+    mask_files: list[Path] | None = None
+    """Where each mask lies at its native size; None for masks that are in no files, and for none."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,6 +70,7 @@ class ImageSet:
             None if self.masks is None else self.masks[index],
             len(index) if self.complete and self.expected is not None else self.expected,
             [self.native_sizes[i] for i in index.tolist()],
+            None if self.mask_files is None else [self.mask_files[i] for i in index.tolist()],
         )
 
     @staticmethod
@@ -88,6 +91,7 @@ class ImageSet:
             None if all(s.expected is None for s in sets)
             else sum(len(s) if s.expected is None else s.expected for s in sets),
             [size for s in sets for size in s.native_sizes],
+            None if any(s.mask_files is None for s in sets) else [file for s in sets for file in s.mask_files],
         )
 
 
@@ -108,6 +112,7 @@ def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
         split.dataset, split.name, [s.id for s in split.samples], torch.from_numpy(arrays["images"]),
         torch.from_numpy(arrays["masks"]) if "masks" in arrays else None, split.expected,
         [(int(h), int(w)) for h, w in arrays["native_sizes"]],
+        [s.mask for s in split.samples] if "masks" in arrays else None,
     )
 
 

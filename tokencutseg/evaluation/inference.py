@@ -17,10 +17,19 @@ def map_batches(function: Callable[[Tensor], Tensor], images: ImageSet, batch_si
     return torch.cat([function(chunk.to(device).float() / 255).cpu() for chunk in images.images.split(batch_size)])
 
 
+def predict_margins(model: nn.Module, images: ImageSet, batch_size: int = 32) -> Tensor:
+    """The probability of lesion minus that of skin, for every pixel of a set: (N, S, S) float32, lesion where
+    positive."""
+    def margins(x: Tensor) -> Tensor:
+        skin, lesion = model.predict_probabilities(x).float().unbind(1)
+        return lesion - skin
+
+    return map_batches(margins, images, batch_size, next(model.parameters()).device)
+
+
 def predict_masks(model: nn.Module, images: ImageSet, batch_size: int = 32) -> Tensor:
     """The predicted lesion masks of a set: (N, S, S) uint8 of {0, 1}."""
-    device = next(model.parameters()).device
-    return map_batches(lambda x: model.predict_probabilities(x).argmax(1).to(torch.uint8), images, batch_size, device)
+    return (predict_margins(model, images, batch_size) > 0).to(torch.uint8)
 
 
 def tokenize(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Tensor:

@@ -68,27 +68,21 @@ def cell_labels(images: ImageSet, grid: tuple[int, int]) -> Tensor:
     return cell_masks(images.masks, grid).flatten(1) > 0.5
 
 
-def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor,
-                 most: int = 20_000) -> dict[str, float | int]:
-    """Logistic regression from (N, T, E) features to (N, T) lesion labels, scored on other images' tokens.
-
-    At most `most` training tokens are used, evenly spaced. Gives `balanced_accuracy` with its bootstrap 95 % interval
-    over images (`low`, `high`), `auc`, the pooled `iou` of the token masks (`iou_low`, `iou_high`), and `n`, the test
-    tokens.
-    """
+def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, most: int = 20_000) -> np.ndarray:
+    """Logistic regression from (N, T, E) features to (N, T) lesion labels: its margins for other images' tokens,
+    (M, T), lesion where positive. At most `most` training tokens are used, evenly spaced."""
     x, y = features.flatten(0, 1), labels.flatten()
     keep = torch.linspace(0, len(x) - 1, min(most, len(x))).long()
     scaler = StandardScaler().fit(x[keep].numpy())
     probe = LogisticRegression(max_iter=200, class_weight="balanced").fit(scaler.transform(x[keep].numpy()), y[keep])
-    truth = test_labels.numpy()
-    score = probe.decision_function(scaler.transform(test_features.flatten(0, 1).numpy()))
-    return {**_token_scores((score > 0).reshape(truth.shape), truth),
-            "auc": float(roc_auc_score(truth.ravel(), score)), "n": truth.size}
+    margins = probe.decision_function(scaler.transform(test_features.flatten(0, 1).numpy()))
+    return margins.reshape(test_features.shape[:2])
 
 
-def graph_probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor, grid: tuple[int, int],
-                config: SegmentationConfig, steps: int = 100, seed: int = 0) -> dict[str, float | int]:
-    """The graph head, trained on frozen (N, T, E) features with cross-entropy and Dice; scored as `linear_probe`."""
+def graph_probe(features: Tensor, labels: Tensor, test_features: Tensor, grid: tuple[int, int],
+                config: SegmentationConfig, steps: int = 100, seed: int = 0) -> np.ndarray:
+    """The graph head, trained on frozen (N, T, E) features with cross-entropy and Dice; gives what `linear_probe`
+    does."""
     torch.manual_seed(seed)
     flat = features.flatten(0, 1)
     mean, deviation = flat.mean(0), flat.std(0) + 1e-6
@@ -107,20 +101,45 @@ def graph_probe(features: Tensor, labels: Tensor, test_features: Tensor, test_la
         optimizer.step()
     head.eval()
     with torch.no_grad():
-        predicted = torch.cat([head((part - mean) / deviation, grid).argmax(-1) for part in test_features.split(32)])
-    truth = test_labels.numpy()
-    return {**_token_scores(predicted.numpy() == 1, truth), "n": truth.size}
+        logits = torch.cat([head((part - mean) / deviation, grid) for part in test_features.split(32)])
+    return (logits[..., 1] - logits[..., 0]).numpy()
 
 
-def _token_scores(predicted: np.ndarray, truth: np.ndarray, draws: int = 1000) -> dict[str, float]:
-    """Scores of token masks (N, T) bool, pooled over tokens; the intervals come from drawing whole images."""
-    pairs = (predicted & truth, predicted & ~truth, ~predicted & truth, ~predicted & ~truth)
-    counts = np.stack([hits.sum(1) for hits in pairs], 1)  # (N, 4)
-    drawn = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), draws)
+def probe_scores(margins: np.ndarray, labels: Tensor, draws: int = 1000) -> dict[str, float | int]:
+    """Margins (M, T) of a probe against (M, T) lesion labels, pooled over tokens.
+
+    Gives `balanced_accuracy` with its bootstrap 95 % interval (`low`, `high`), `iou` of the token masks (`iou_low`,
+    `iou_high`), `auc`, and `n`, the tokens. The intervals come from drawing whole images.
+    """
+    counts = _counts(margins, labels)
     balanced, iou = _pooled(counts.sum(0))
-    (low, high), (iou_low, iou_high) = (np.percentile(scores, [2.5, 97.5]) for scores in _pooled(drawn @ counts))
+    (low, high), (iou_low, iou_high) = (np.percentile(scores, [2.5, 97.5])
+                                        for scores in _pooled(_drawn(len(counts), draws) @ counts))
     return {"balanced_accuracy": float(balanced), "low": float(low), "high": float(high), "iou": float(iou),
-            "iou_low": float(iou_low), "iou_high": float(iou_high)}
+            "iou_low": float(iou_low), "iou_high": float(iou_high),
+            "auc": float(roc_auc_score(labels.numpy().ravel(), margins.ravel())), "n": labels.numel()}
+
+
+def iou_ahead(margins: np.ndarray, others: np.ndarray, labels: Tensor, draws: int = 1000) -> dict[str, float]:
+    """How far the pooled token IoU of `margins` is above that of `others` on the same images: `ahead` with its paired
+    95 % interval, `ahead_low` and `ahead_high`."""
+    counts = [_counts(one, labels) for one in (margins, others)]
+    drawn = _drawn(len(labels), draws)
+    ahead = np.subtract(*(_pooled(one.sum(0))[1] for one in counts))
+    low, high = np.percentile(np.subtract(*(_pooled(drawn @ one)[1] for one in counts)), [2.5, 97.5])
+    return {"ahead": float(ahead), "ahead_low": float(low), "ahead_high": float(high)}
+
+
+def _counts(margins: np.ndarray, labels: Tensor) -> np.ndarray:
+    """Tokens of each image that are tp, fp, fn, tn: (M, 4)."""
+    predicted, truth = margins > 0, labels.numpy()
+    return np.stack([hits.sum(1) for hits in (predicted & truth, predicted & ~truth, ~predicted & truth,
+                                              ~predicted & ~truth)], 1)
+
+
+def _drawn(images: int, draws: int) -> np.ndarray:
+    """How often each image is taken in each resample: (draws, images), the same for all that is compared."""
+    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), draws)
 
 
 def _pooled(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

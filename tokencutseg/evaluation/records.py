@@ -11,7 +11,8 @@ any distance in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,12 @@ import torch
 from scipy.spatial import KDTree
 
 from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.images import read_mask
 
+COLUMNS_VERSION = 4
+"""Raise it when records get other columns: stored ones that no training's hash protects are then made anew."""
+COUNTS = ("tp", "fp", "fn", "tn")
+"""Pixels of a mask by prediction and target: lesion in both, only predicted, only there, in neither."""
 NSD_TOLERANCE = 0.02
 """Tolerance of the normalised surface Dice, as a share of the image's diagonal (2.7 px at 96 px, 6.3 px at 224 px).
 
@@ -28,7 +34,7 @@ A choice of this study, wide enough to forgive the stair steps of masks that wer
 
 
 def score(predictions: torch.Tensor | np.ndarray, targets: torch.Tensor | np.ndarray, ids: list[str],
-          boundary: bool = True, native_sizes: Sequence[tuple[int, int]] | None = None, **labels: Any) -> pd.DataFrame:
+          boundary: bool = True, **labels: Any) -> pd.DataFrame:
     """Score `predictions` against `targets`, image by image.
 
     Args:
@@ -36,16 +42,12 @@ def score(predictions: torch.Tensor | np.ndarray, targets: torch.Tensor | np.nda
         targets: the same for the reference masks.
         ids: N different image ids.
         boundary: also compute the boundary measures `nsd` and `hd95` (they cost most of the time).
-        native_sizes: (H, W) in pixels of each image's file, for the scores at its own aspect.
         labels: columns that say what these rows are, such as ``train="isic2016"``, one value for all rows or N values.
 
     Returns:
         A frame of N rows with the label columns, then `id`, `size` (S), `tp`, `fp`, `fn`, `tn` (pixels), `iou` and
         `dice` of the lesion, `nsd` (share of both boundaries within `NSD_TOLERANCE` of the other), `hd95` (pixels at
-        size S), `lesion_fraction` (of the target), `empty_prediction` and `empty_mask`. With `native_sizes` also
-        `height` and `width`, and `nsd_native` and `hd95_native`: the same boundaries with the distances that they have
-        in the image's file, in its pixels. Counts need no such twin: stretching a square image to its own aspect
-        multiplies all four by height · width / S², and IoU and Dice stay what they are.
+        size S), `lesion_fraction` (of the target), `empty_prediction` and `empty_mask`.
 
     Raises:
         ValueError: if shapes differ, a value is neither 0 nor 1, or an id occurs twice.
@@ -58,26 +60,52 @@ def score(predictions: torch.Tensor | np.ndarray, targets: torch.Tensor | np.nda
         raise ValueError(f"image id {next(i for i in ids if list(ids).count(i) > 1)!r} occurs twice in one set; "
                          f"score each image once")
     size = target.shape[-1]
-    tp, predicted, actual = (np.count_nonzero(m, axis=(1, 2)) for m in (prediction & target, prediction, target))
-    fp, fn = predicted - tp, actual - tp
-    tn = size**2 - tp - fp - fn
+    counts = np.stack([np.count_nonzero(m, axis=(1, 2)) for m in (
+        prediction & target, prediction & ~target, ~prediction & target, ~prediction & ~target)])
+    tp, fp, fn, _ = counts
     records = pd.DataFrame({
-        **labels, "id": list(ids), "size": size, "tp": tp, "fp": fp, "fn": fn, "tn": tn,
+        **labels, "id": list(ids), "size": size, **dict(zip(COUNTS, counts, strict=True)),
         "iou": overlap(tp, fp, fn, "iou"), "dice": overlap(tp, fp, fn, "dice"),
     })
     if boundary:
-        edges = [(np.argwhere(p), np.argwhere(t))
-                 for p, t in zip(_boundary(prediction), _boundary(target), strict=True)]
-        records[["nsd", "hd95"]] = _boundary_columns(edges, [(size, size)] * len(edges), size)
-        if native_sizes is not None:
-            records[["height", "width"]] = np.array(native_sizes).reshape(-1, 2)
-            same = all(native == (size, size) for native in native_sizes)
-            records[["nsd_native", "hd95_native"]] = (records[["nsd", "hd95"]].to_numpy() if same else
-                                                      _boundary_columns(edges, native_sizes, size))
-    records["lesion_fraction"] = actual / size**2
-    records["empty_prediction"] = predicted == 0
-    records["empty_mask"] = actual == 0
+        records[["nsd", "hd95"]] = [boundary_scores(p, t) for p, t in zip(prediction, target, strict=True)]
+    records["lesion_fraction"] = (tp + fn) / size**2
+    records["empty_prediction"] = tp + fp == 0
+    records["empty_mask"] = tp + fn == 0
     return records
+
+
+def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
+    """The scores against the masks as they lie in their files, at whose size the predictions are brought.
+
+    This is how the ISIC challenges score. Files are read one after the other and not kept.
+
+    Args:
+        margins: (N, S, S) float, the probability of lesion minus that of skin; stretched bilinearly to the size of each
+            file, lesion where positive.
+        images: the set that was predicted. Where its masks are in no files (synthetic ones), its own size is the native
+            one.
+
+    Returns N rows with `height`, `width` (of the file, in pixels), and `tp`, `fp`, `fn`, `tn`, `iou`, `dice`, `nsd`,
+    `hd95`, each with `_native` behind it, decided for empty masks as `score` does. Raises DataError for a file that can
+    no longer be read.
+    """
+    def one(index: int) -> dict[str, float]:
+        target = images.masks[index].bool().numpy() if images.mask_files is None else read_mask(
+            images.mask_files[index])
+        stretched = torch.nn.functional.interpolate(margins[index][None, None].float(), target.shape, mode="bilinear",
+                                                    align_corners=False)
+        prediction = stretched[0, 0].numpy() > 0
+        counts = [np.count_nonzero(m) for m in (prediction & target, prediction & ~target, ~prediction & target,
+                                                ~prediction & ~target)]
+        scores = dict(zip(COUNTS, counts, strict=True)) | {
+            measure: float(overlap(*counts[:3], measure)) for measure in ("iou", "dice")}
+        scores |= dict(zip(("nsd", "hd95"), boundary_scores(prediction, target), strict=True))
+        height, width = target.shape
+        return {"height": height, "width": width} | {f"{name}_native": value for name, value in scores.items()}
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding lets go of the interpreter
+        return pd.DataFrame(list(pool.map(one, range(len(images)))))
 
 
 def contrast(images: ImageSet) -> np.ndarray:
@@ -103,43 +131,26 @@ def overlap(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, measure: str) -> np.
     return np.divide(hits, total, out=np.ones_like(hits), where=total > 0)
 
 
-def _boundary_columns(edges: list[tuple[np.ndarray, np.ndarray]], sizes: Sequence[tuple[int, int]],
-                      size: int) -> np.ndarray:
-    """(N, 2) of `boundary_scores`, with masks of side `size` stretched to `sizes`."""
-    scores = [boundary_scores(prediction, target, native, (native[0] / size, native[1] / size))
-              for (prediction, target), native in zip(edges, sizes, strict=True)]
-    return np.array(scores, dtype=float).reshape(-1, 2)
-
-
-def boundary_scores(prediction: np.ndarray, target: np.ndarray, size: tuple[int, int],
-                    spacing: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float]:
-    """Normalised surface Dice and 95 % Hausdorff distance of two boundaries.
+def boundary_scores(prediction: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Normalised surface Dice and 95 % Hausdorff distance (in pixels) of two masks (H, W) bool.
 
     Distances run between the centres of boundary pixels, so both are what MONAI's `compute_surface_dice` and
     `compute_hausdorff_distance(percentile=95)` give. NSD: Nikolov et al. 2021, doi 10.2196/26151. HD95 is the larger of
     the two directed 95th percentiles.
-
-    Args:
-        prediction: (P, 2) pixel positions (row, column) on the predicted boundary.
-        target: (Q, 2) pixel positions on the reference boundary.
-        size: height and width of the image, in the unit of the distances.
-        spacing: that unit's size of a row and of a column.
     """
-    diagonal, prediction, target = math.hypot(*size), prediction * spacing, target * spacing
-    if len(prediction) == 0 or len(target) == 0:
-        return (1.0, 0.0) if len(prediction) == len(target) else (0.0, diagonal)
-    to_target, _ = KDTree(target).query(prediction)
-    to_prediction, _ = KDTree(prediction).query(target)
-    near = (to_target <= NSD_TOLERANCE * diagonal).sum() + (to_prediction <= NSD_TOLERANCE * diagonal).sum()
-    hd95 = max(np.percentile(to_target, 95), np.percentile(to_prediction, 95))
-    return near / (len(prediction) + len(target)), float(hd95)
+    diagonal, edges = math.hypot(*target.shape), [np.argwhere(_boundary(mask)) for mask in (prediction, target)]
+    if min(map(len, edges)) == 0:
+        return (1.0, 0.0) if max(map(len, edges)) == 0 else (0.0, diagonal)
+    forth, back = (KDTree(one).query(other)[0] for one, other in (edges, edges[::-1]))
+    near = (forth <= NSD_TOLERANCE * diagonal).sum() + (back <= NSD_TOLERANCE * diagonal).sum()
+    return near / (len(forth) + len(back)), float(max(np.percentile(forth, 95), np.percentile(back, 95)))
 
 
-def _boundary(masks: np.ndarray) -> np.ndarray:
-    """Mask pixels with a 4-neighbour outside the mask; what lies beyond the image counts as outside. (N, S, S) bool."""
-    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
-    inside = padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1] & padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:]
-    return masks & ~inside
+def _boundary(mask: np.ndarray) -> np.ndarray:
+    """Mask pixels with a 4-neighbour outside the mask; what lies beyond the image counts as outside. (H, W) bool."""
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inside
 
 
 def _mask(values: torch.Tensor | np.ndarray, name: str) -> np.ndarray:

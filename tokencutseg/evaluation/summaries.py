@@ -27,10 +27,13 @@ MEASURES = {
     "dice": tuple(DEFINITIONS),
     "nsd": ("image_lesion",),
     "hd95": ("image_lesion",),
+    "iou_native": ("image_lesion", "image_lesion_thr65"),
+    "dice_native": ("image_lesion", "image_lesion_thr65"),
     "nsd_native": ("image_lesion",),
     "hd95_native": ("image_lesion",),
 }
-"""The measures, each with the definitions that it exists under: a boundary cannot be pooled over images."""
+"""The measures, each with the definitions that it exists under: a boundary cannot be pooled over images, nor can pixels
+of images of different sizes. `_native`: at the size of each image's file, as the ISIC challenges score."""
 
 IOU_THRESHOLD = 0.65
 """Below it the ISIC 2018 challenge counts a segmentation as failed (Codella et al. 2019, arXiv 1902.03368)."""
@@ -234,10 +237,11 @@ def _columns(records: pd.DataFrame, definition: str, measure: str) -> np.ndarray
     if definition.startswith("pooled"):
         return records[["tp", "fp", "fn", "tn"]].to_numpy(dtype=float)
     if measure not in records:
-        raise ValueError(f"the records hold no {measure!r}: they were scored with boundary=False")
+        raise ValueError(f"the records hold no {measure!r}: they were scored without it")
     scores = records[measure].to_numpy(dtype=float)
     if definition == "image_lesion_thr65":
-        scores = np.where(records["iou"] < IOU_THRESHOLD, 0.0, scores)
+        iou = records["iou_native" if measure.endswith("_native") else "iou"]
+        scores = np.where(iou < IOU_THRESHOLD, 0.0, scores)
     return np.column_stack([scores, np.ones(len(records))])
 
 

@@ -15,7 +15,7 @@ from tokencutseg.config import Config, VQGANConfig
 from tokencutseg.data.images import read_image
 from tokencutseg.model.deepcut import DeepCut, to_grid
 from tokencutseg.model.masked_gpt import MaskedGPT
-from tokencutseg.model.vqgan import VQGAN, Encoding
+from tokencutseg.model.vqgan import VQGAN, Encoder, Encoding
 
 
 @dataclass
@@ -55,17 +55,32 @@ class LinearHead(nn.Module):
         return assignments.new_zeros(())
 
 
+class FineTunedEncoder(nn.Module):
+    """The tokenizer's encoder once more, to be trained; `TokenCutSeg.start_from` gives it the tokenizer's weights."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.hidden_channels * 2**config.n_stages, config.embed_dim, 1)
+
+    def forward(self, x: Tensor) -> Encoding:
+        """Network input (B, 3, S, S) → the same as `VQGAN.encode`."""
+        stages = self.encoder(x)
+        return Encoding(self.quant_conv(stages[-1]), stages)
+
+
 class GuidedUpsampler(nn.Module):
     """Token features and logits → pixel logits, guided on the way up by the tokenizer's feature maps and by the pixels.
 
-    Each step doubles the side, joins what is known at that side, and mixes with one 3×3 convolution. The result is a
-    correction to the bilinearly up-sampled token logits and starts at zero.
+    It starts from the coarsest feature map beside the tokens'. Each step doubles the side, joins what is known at that
+    side, and mixes with one 3×3 convolution. The result is a correction to the bilinearly up-sampled token logits and
+    starts at zero.
     """
 
     def __init__(self, config: VQGANConfig, n_features: int, n_classes: int, width: int = 32) -> None:
         super().__init__()
-        self.lift = nn.Conv2d(n_features + n_classes, width, 1)
-        finer = [config.hidden_channels * 2 ** (i + 1) for i in reversed(range(config.n_stages - 1))]
+        coarsest, *finer = [config.hidden_channels * 2 ** (i + 1) for i in reversed(range(config.n_stages))]
+        self.lift = nn.Conv2d(n_features + n_classes + coarsest, width, 1)
         self.skips = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in finer)
         self.mixes = nn.ModuleList(_mix(2 * width, width) for _ in finer)
         self.narrow = nn.Conv2d(width, width // 2, 1)
@@ -78,7 +93,7 @@ class GuidedUpsampler(nn.Module):
     def forward(self, features: Tensor, logits: Tensor, stages: list[Tensor], pixels: Tensor) -> Tensor:
         """features (B, E, H, W), logits (B, C, H, W), stages finest first, pixels (B, 3, S, S) → (B, C, S, S)."""
         size = pixels.shape[-2:]
-        x = self.lift(torch.cat([features, logits], 1))
+        x = self.lift(torch.cat([features, logits, stages[-1]], 1))
         for skip, mix, stage in zip(self.skips, self.mixes, reversed(stages[:-1]), strict=True):
             x = upsample(x, stage.shape[-2:])
             x = x + mix(torch.cat([x, skip(stage)], 1))
@@ -106,9 +121,19 @@ class TokenCutSeg(nn.Module):
                                     n_positions or config.grid_size**2, tied_head=config.recipe == "released")
         self.head = (DeepCut(seg, n_features, n_classes) if seg.use_deepcut else LinearHead(n_features, n_classes))
         self.upsampler = (GuidedUpsampler(config.vqgan, n_features, n_classes) if seg.upsampling == "guided" else None)
+        self.encoder = FineTunedEncoder(config.vqgan) if seg.encoder == "fine_tuned" else None
         self.vqgan.requires_grad_(False)
         self.masked_gpt.requires_grad_(not seg.frozen_transformer)
         self.train()  # modules are born in training mode, which a frozen tokenizer must never be in
+
+    def start_from(self, tokenizer: dict[str, Tensor], transformer: dict[str, Tensor] | None = None) -> TokenCutSeg:
+        """Take over the weights of a trained tokenizer and, where there is one, transformer: their state dicts."""
+        self.vqgan.load_state_dict(tokenizer)
+        if self.encoder is not None:
+            self.encoder.load_state_dict({key: tokenizer[key] for key in self.encoder.state_dict()})
+        if transformer is not None:
+            self.masked_gpt.load_state_dict(transformer)
+        return self
 
     def train(self, mode: bool = True) -> TokenCutSeg:
         """Training mode; the tokenizer stays in evaluation mode where its codebook is to stay frozen."""
@@ -143,6 +168,8 @@ class TokenCutSeg(nn.Module):
         known already.
         """
         tokens, encoding = self.words(images) if words is None else words
+        if self.encoder is not None:
+            encoding = self.encoder(self.vqgan.normalise(images))
         grid, size = tuple(tokens.shape[1:]), images.shape[-2:]
         features = self.transformer_features(tokens, encoding, token_mask)
         token_logits = self.head(features, grid).float()

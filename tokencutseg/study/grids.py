@@ -15,18 +15,32 @@ import numpy as np
 import pandas as pd
 
 from tokencutseg import config as config_module
-from tokencutseg.config import RECIPES, STAGES, Config, configure
+from tokencutseg.config import RECIPES, STAGES, Config
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.efficiency import efficiency_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
-from tokencutseg.evaluation.probes import cell_labels, decoder_features, graph_probe, layer_features, linear_probe
+from tokencutseg.evaluation.probes import (
+    cell_labels,
+    decoder_features,
+    graph_probe,
+    iou_ahead,
+    layer_features,
+    linear_probe,
+    probe_scores,
+)
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
-from tokencutseg.evaluation.summaries import holm, paired_difference, seeded_difference, summarise, summary_table
+from tokencutseg.evaluation.summaries import (
+    PairedDifference,
+    holm,
+    paired_difference,
+    seeded_difference,
+    summarise,
+    summary_table,
+)
 from tokencutseg.model.deepcut import stencil_offsets
 from tokencutseg.model.saved import build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.claims import DEMONSTRATIONS
-from tokencutseg.study.names import differences
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
 from tokencutseg.study.tables import written
@@ -134,28 +148,33 @@ def graph_radius(study: Study) -> pd.DataFrame:
 def feature_quality(study: Study) -> pd.DataFrame:
     """A linear probe and the graph head on the same frozen features, from raw colour to a supervised U-Net's last.
 
-    Colour, an untrained CNN, tokenizer and transformer have seen no mask; the U-Net has seen all training masks.
-    Columns features, head, balanced_accuracy, low, high (its 95 % interval over images), iou (pooled over tokens),
-    iou_low, iou_high, n (tokens of validation images).
+    Colour, an untrained CNN, tokenizer and transformer (block by block) have seen no mask; the U-Net has seen all
+    training masks. Columns features, head, balanced_accuracy, low, high (its 95 % interval over images), iou (pooled
+    over tokens), iou_low, iou_high, n (tokens of validation images), and for every row but the transformer's output how
+    far that is ahead under the same head: `ahead` with its paired interval `ahead_low`, `ahead_high`.
     """
     model, primary = study.transformer().model(), study.source.primary
     train = study.source.load(primary, "train")
     train, test = train.subset(range(min(len(train), 200))), study.source.load(primary, "validation")
     grid = (study.config.grid_size,) * 2
     labels, test_labels = cell_labels(train, grid), cell_labels(test, grid)
-    features, test_features = layer_features(model, train), layer_features(model, test)
-    untrained = TokenCutSeg(study.config).eval()
-    features["untrained CNN"] = layer_features(untrained, train)["tokenizer"]
-    test_features["untrained CNN"] = layer_features(untrained, test)["tokenizer"]
-    unet = study.baseline("unet", config=shortened(study.config)).model()
-    features["supervised U-Net"], test_features["supervised U-Net"] = (decoder_features(unet, images, grid)
-                                                                       for images in (train, test))
+    untrained, unet = TokenCutSeg(study.config).eval(), study.baseline("unet", config=shortened(study.config)).model()
+    features, test_features = (
+        layer_features(model, images) | {"untrained CNN": layer_features(untrained, images)["tokenizer"],
+                                         "supervised U-Net": decoder_features(unet, images, grid)}
+        for images in (train, test))
+    blocks = [name for name in features if name.startswith("block")][:-1]  # the last is the output but for its norm
+    shown = {"colour": "colour", "untrained CNN": "untrained CNN", "tokenizer": "tokenizer",
+             **{f"transformer {name}": name for name in blocks},
+             "transformer": "output", "supervised U-Net": "supervised U-Net"}
+    heads = {"linear probe": linear_probe,
+             "graph": lambda *known: graph_probe(*known, grid, study.config.segmentation)}
     rows = []
-    for name in ("colour", "untrained CNN", "tokenizer", "output", "supervised U-Net"):
-        shown = "transformer" if name == "output" else name
-        pair = (features[name], labels, test_features[name], test_labels)
-        rows += [{"features": shown, "head": "linear probe", **linear_probe(*pair)},
-                 {"features": shown, "head": "graph", **graph_probe(*pair, grid, study.config.segmentation)}]
+    for head, probe in heads.items():
+        margins = {name: probe(features[key], labels, test_features[key]) for name, key in shown.items()}
+        rows += [{"features": name, "head": head, **probe_scores(one, test_labels)}
+                 | ({} if name == "transformer" else iou_ahead(margins["transformer"], one, test_labels))
+                 for name, one in margins.items()]
     return pd.DataFrame(rows).drop(columns="auc")
 
 
@@ -164,28 +183,33 @@ def label_efficiency(study: Study) -> pd.DataFrame:
     (`ablation.label_recipes`), and a U-Net.
 
     Every share trains for the same number of steps. One row per method and share; another recipe than the study's own
-    is a method of its name. The interval is over images, with an
-    image's scores under all seeds drawn together; `seed_low` and `seed_high` are the means of the worst and best seed.
+    is a method of its name. The interval is over images, with an image's scores under all seeds drawn together;
+    `seed_low` and `seed_high` are the means of the worst and best seed. For every other method how far ours is ahead:
+    the paired difference over images and seeds `ahead` with its interval `ahead_low`, `ahead_high`, Wilcoxon's p, and
+    `p_holm` over the table.
     """
     rows, primary = [], study.source.primary
     draws, ablation, first = study.config.evaluation.bootstrap_draws, study.config.ablation, study.config.seed
     for fraction in ablation.label_fractions:
         config = shortened(study.config).override({"data.label_fraction": fraction})
         others = [recipe for recipe in ablation.label_recipes if recipe != study.config.recipe]
+        ours: list[pd.DataFrame] = []
         for method in ("tokencutseg", *others, "unet"):
-            own = config if method not in others else deviation_base(study.config, method).override(
-                {"data.label_fraction": fraction, "vqgan.epochs": study.config.vqgan.epochs,
-                 "masked_gpt.epochs": study.config.masked_gpt.epochs})
+            own = config if method not in others else shortened(study.config.under(method)).override(
+                {"data.label_fraction": fraction})
             runs = [segment_with(study, "unet" if method == "unet" else "tokencutseg", own, seed)
                     for seed in range(first, first + ablation.seeds)]
             scored = [study.records(run, primary, "test") for run in runs]
+            ours = ours or scored
+            ahead = {} if method == "tokencutseg" else _lead(seeded_difference(ours, scored, "iou", draws, first))
             result = summarise(pd.concat(scored), "image_lesion", "iou", draws, first, groups="id")
             means = [records["iou"].mean() for records in scored]
             rows.append({"method": method, "fraction": fraction, "labels": runs[0].metrics["training_images"],
                          "seeds": len(runs), "definition": "image_lesion", "measure": "iou", "n": len(scored[0]),
                          "mean": result.mean, "low": result.low, "high": result.high,
-                         "seed_low": min(means), "seed_high": max(means)})
-    return pd.DataFrame(rows)
+                         "seed_low": min(means), "seed_high": max(means), **ahead})
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=_holm(table["p"]))
 
 
 def segment_with(study: Study, method: str, config: Config, seed: int) -> Run:
@@ -212,7 +236,7 @@ def deviations(study: Study) -> pd.DataFrame:
 
     rows = []
     for recipe in ("released", "revised"):
-        base = deviation_base(study.config, recipe)
+        base = shortened(study.config.under(recipe), "vqgan")
         reference = scored(base)
         for switch in ablation.deviations:
             setting, changes = deviation_changes(base, switch)
@@ -228,14 +252,6 @@ def deviations(study: Study) -> pd.DataFrame:
     return table.assign(p_holm=holm(table["p"]))
 
 
-def deviation_base(config: Config, recipe: str) -> Config:
-    """The shortened configuration that the switches of a recipe are measured from, with the study's own settings other
-    than switches: those are the recipe's."""
-    own = configure(config.preset, recipe, config.seed, {
-        name: value for name, value in differences(config).items() if name not in RECIPES[recipe]})
-    return shortened(own, "vqgan")
-
-
 def deviation_changes(config: Config, switch: str) -> tuple[Any, dict[str, Any]]:
     """The switch's setting in `config`, and what to set instead: the other recipe's value, with its companions."""
     other = RECIPES["revised" if config.recipe == "released" else "released"]
@@ -244,6 +260,36 @@ def deviation_changes(config: Config, switch: str) -> tuple[Any, dict[str, Any]]
     if changes[switch] == setting:
         changes[switch] = ALTERNATIVES[switch]
     return setting, changes
+
+
+def revised_steps(study: Study) -> pd.DataFrame:
+    """The way from `described` to `revised`: each switch of `ablation.steps` is tried on top of those kept before it,
+    and kept if it raises lesion IoU on validation.
+
+    The tokenizer is that of `revised` all along; the stages after it train with the short budget. Columns step,
+    setting, instead, also (what came along), kept, the score on validation, and `change`, `change_low`, `change_high`:
+    the paired difference to the best so far with its bootstrap interval over images. The first row is the start.
+    """
+    revised, primary = shortened(study.config.under("revised"), "masked_gpt"), study.source.primary
+    groups = {step: (step, *TOGETHER.get(step, ())) for step in study.config.ablation.steps}
+    best = revised.override({name: RECIPES["described"][name] for names in groups.values() for name in names})
+    rows, run = [], study.segmenter(config=best)
+    records = study.records(run, primary, "validation")
+    rows.append({"step": "described, on the tokenizer of revised", "kept": True, **validation_score(study, run)})
+    for step, names in groups.items():
+        tried = best.override({name: RECIPES["revised"][name] for name in names})
+        run = study.segmenter(config=tried)
+        found = study.records(run, primary, "validation")
+        change = paired_difference(found, records, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
+                                   study.config.seed)
+        kept = change.difference > 0
+        rows.append({"step": step, "setting": best.value(step), "instead": tried.value(step),
+                     "also": ", ".join(f"{name} = {tried.value(name)}" for name in names[1:]), "kept": kept,
+                     **validation_score(study, run), "change": change.difference, "change_low": change.low,
+                     "change_high": change.high})
+        if kept:
+            best, records = tried, found
+    return pd.DataFrame(rows)
 
 
 def efficiency(study: Study) -> pd.DataFrame:
@@ -255,14 +301,16 @@ def efficiency(study: Study) -> pd.DataFrame:
 
 
 def baselines(study: Study) -> pd.DataFrame:
-    """Test scores of the baselines and of our method under one budget, that of all cells of this notebook.
+    """Test scores of the baselines and of our method under one budget, that of the main results or of a cell
+    (`ablation.full_baselines`).
 
     Columns method, weights, definition, measure, n, mean, low, high, images_seen (in supervised training),
     seconds (of that training), pretraining_seconds (of the stages before it); and for every other method how far ours
     is ahead: the paired difference `ahead` with its interval `ahead_low`, `ahead_high`, Wilcoxon's p, and `p_holm`,
     over the methods of one definition and measure.
     """
-    primary, parts, config, scored = study.source.primary, [], shortened(study.config), {}
+    primary, parts, scored = study.source.primary, [], {}
+    config = study.config if study.config.ablation.full_baselines else shortened(study.config)
     for name in ("tokencutseg", *study.config.ablation.baselines):
         run = None if name == "otsu" else segment_with(study, name, config, config.seed)
         records = study.otsu_records(primary, "test") if run is None else study.records(run, primary, "test")
@@ -275,8 +323,7 @@ def baselines(study: Study) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     differences = pd.DataFrame([_ahead(row, scored, study.config) for row in table.itertuples()], table.index)
     table = table.join(differences)
-    table["p_holm"] = table.groupby(["definition", "measure"])["p"].transform(
-        lambda p: pd.Series(holm(p.dropna()), p.dropna().index))
+    table["p_holm"] = table.groupby(["definition", "measure"])["p"].transform(_holm)
     return table
 
 
@@ -284,9 +331,17 @@ def _ahead(row: Any, scored: dict[str, pd.DataFrame], config: Config) -> dict[st
     """How far our method's score is above that of a table's row, on the same images; nothing for its own row."""
     if row.method == "tokencutseg":
         return dict.fromkeys(("ahead", "ahead_low", "ahead_high", "p"), np.nan)
-    result = paired_difference(scored["tokencutseg"], scored[row.method], row.definition, row.measure,
-                               config.evaluation.bootstrap_draws, config.seed)
+    return _lead(paired_difference(scored["tokencutseg"], scored[row.method], row.definition, row.measure,
+                                   config.evaluation.bootstrap_draws, config.seed))
+
+
+def _lead(result: PairedDifference) -> dict[str, float]:
     return {"ahead": result.difference, "ahead_low": result.low, "ahead_high": result.high, "p": result.p}
+
+
+def _holm(p: pd.Series) -> pd.Series:
+    """Holm's adjustment over the rows that hold a p-value."""
+    return pd.Series(holm(p.dropna()), p.dropna().index).reindex(p.index)
 
 
 def _pretraining(study: Study) -> float:

@@ -28,9 +28,9 @@ OUTPUTS = {
         ("per_image_scores", "cross_dataset", "score_by_lesion_size", "score_by_group", "failures"),
     ),
     "05_ablations": Outputs(
-        ("codebook_size", "stages", "graph_radius", "feature_quality", "label_efficiency", "deviations", "efficiency",
-         "baselines"),
-        ("codebook_size", "stages", "graph_radius", "feature_quality", "label_efficiency", "deviations", "efficiency",
-         "baselines", "pipeline"),
+        ("codebook_size", "stages", "graph_radius", "feature_quality", "label_efficiency", "deviations",
+         "revised_steps", "efficiency", "baselines"),
+        ("codebook_size", "stages", "graph_radius", "feature_quality", "label_efficiency", "deviations",
+         "revised_steps", "efficiency", "baselines", "pipeline"),
     ),
 }

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from tokencutseg.config import RECIPES
+from tokencutseg.study.claims import RULE
 from tokencutseg.study.runner import ROOT
 
 REFERENCE = ROOT / "results" / "reference"
 """Committed results: one folder per study, with its tables and the command that made them."""
-NAMES = {"tokencutseg": "TokenCutSeg", "otsu": "Otsu threshold", "unet": "U-Net"}
+NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Otsu threshold", "unet": "U-Net"}
 
 
 def results_markdown(reference: Path = REFERENCE) -> str:
@@ -20,6 +22,22 @@ def results_markdown(reference: Path = REFERENCE) -> str:
         table = _table(pd.read_csv(study / "tables/main_results.csv"))
         parts += [(study / "about.md").read_text().strip(), "", table, ""]
     return "\n".join(parts)
+
+
+def claims_markdown(reference: Path = REFERENCE) -> str:
+    """The claims of every committed study that may give verdicts, and what it measured."""
+    parts = []
+    for path in sorted(reference.glob("*/tables/claims.csv")):
+        table = pd.read_csv(path)
+        if (table["verdict"] == "not testable here").all():
+            continue
+        rows = ["| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
+        for row in table.itertuples():
+            shown = ["" if pd.isna(value) else f"{value:.4f}" for value in (row.published, row.measured)]
+            interval = "" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}] {row.definition}"
+            rows.append(f"| {row.claim} | {shown[0]} | {shown[1]}{interval} | **{row.verdict}** | {row.reason} |")
+        parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
+    return "\n".join([*parts, RULE, ""]) if parts else "No committed study is large enough for a verdict yet.\n"
 
 
 def bench_markdown(reference: Path = REFERENCE) -> str:
@@ -36,7 +54,8 @@ def bench_markdown(reference: Path = REFERENCE) -> str:
 
 def with_results(readme: str, reference: Path = REFERENCE) -> str:
     """The README's text with its tables brought up to date."""
-    for mark, text in (("results", results_markdown(reference)), ("bench", bench_markdown(reference))):
+    for mark, text in (("results", results_markdown(reference)), ("claims", claims_markdown(reference)),
+                       ("bench", bench_markdown(reference))):
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
         before, _, rest = readme.partition(start)
         readme = before + start + text + end + rest.partition(end)[2]

@@ -17,14 +17,14 @@ from torch import Tensor
 from tokencutseg.config import Config, configure
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import DataSource, open_source
-from tokencutseg.evaluation.inference import predict_masks
-from tokencutseg.evaluation.records import contrast, score
+from tokencutseg.evaluation.inference import predict_margins
+from tokencutseg.evaluation.records import COLUMNS_VERSION, contrast, native_scores, score
 from tokencutseg.model.saved import Baseline, build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.names import study_name
 from tokencutseg.study.outputs import OUTPUTS
-from tokencutseg.study.store import FORMAT, Run, RunSpec, RunStore, write_json
+from tokencutseg.study.store import Run, RunSpec, RunStore, write_json
 from tokencutseg.training.batches import Batches, InOrder
 from tokencutseg.training.fit import Hardware, fit, write_csv
 from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
@@ -103,8 +103,7 @@ class Study:
 
         def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             torch.manual_seed(config.seed)
-            model = TokenCutSeg(config)
-            model.vqgan.load_state_dict(tokenizer.model().state_dict())
+            model = TokenCutSeg(config).start_from(tokenizer.model().state_dict())
             _, facts = self._fit(MaskedGPTModule(config, model), images, validation, config, "masked_gpt", folder)
             return model.state_dict(), facts
 
@@ -132,10 +131,8 @@ class Study:
 
         def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             torch.manual_seed(own.seed)
-            model = TokenCutSeg(own)
-            model.vqgan.load_state_dict(tokenizer.model().state_dict())
-            if transformer is not None:
-                model.masked_gpt.load_state_dict(transformer.model().masked_gpt.state_dict())
+            model = TokenCutSeg(own).start_from(
+                tokenizer.model().state_dict(), transformer and transformer.model().masked_gpt.state_dict())
             return self._fit(TokenCutSegModule(own, model), images, validation, own, "segmentation", folder)
 
         return self.store.get_or_train(spec, train)
@@ -165,31 +162,30 @@ class Study:
         def compute() -> pd.DataFrame:
             images = self.source.load(dataset, split)
             model = run.model().to(self._device())
-            predictions = predict_masks(model, images, self.config.evaluation.batch_size)
-            name = model.name if isinstance(model, Baseline) else "tokencutseg"
-            return self._scored(predictions, images, name)
+            margins = predict_margins(model, images, self.config.evaluation.batch_size)
+            return self._scored(margins, images, model.name if isinstance(model, Baseline) else "tokencutseg")
 
         return run.records(dataset, split, compute)
 
     def otsu_records(self, dataset: str, split: str) -> pd.DataFrame:
         """Per-image records of the Otsu threshold, which learns nothing."""
-        run = Run(self.store.folder / f"otsu-{FORMAT}")
+        run = Run(self.store.folder / f"otsu-{COLUMNS_VERSION}")
         run.folder.mkdir(parents=True, exist_ok=True)
 
         def compute() -> pd.DataFrame:
             from tokencutseg.model.baselines import otsu  # segmentation_models_pytorch is slow to import
 
             images = self.source.load(dataset, split)
-            predictions = torch.cat([otsu(chunk.float() / 255) for chunk in images.images.split(64)])
-            return self._scored(predictions, images, "otsu")
+            masks = torch.cat([otsu(chunk.float() / 255) for chunk in images.images.split(64)])
+            return self._scored(2.0 * masks - 1, images, "otsu")
 
         return run.records(dataset, split, compute)
 
     @staticmethod
-    def _scored(predictions: Tensor, images: ImageSet, method: str) -> pd.DataFrame:
-        """`score` with the native sizes, and the lesion's contrast."""
-        records = score(predictions, images.masks, images.ids, native_sizes=images.native_sizes, method=method)
-        return records.assign(contrast=contrast(images))
+    def _scored(margins: Tensor, images: ImageSet, method: str) -> pd.DataFrame:
+        """One row per image from its margins (N, S, S): `score`, `native_scores` and the lesion's contrast."""
+        records = score(margins > 0, images.masks, images.ids, method=method).assign(contrast=contrast(images))
+        return records.join(native_scores(margins, images))
 
     # ---- results --------------------------------------------------------------------------------------------------
 

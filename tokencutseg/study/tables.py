@@ -11,15 +11,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from tokencutseg.config import RECIPES
 from tokencutseg.data.audit import overlaps
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.codebook import codebook_table
 from tokencutseg.evaluation.inference import cell_masks, map_batches, predict_masks, tokenize
-from tokencutseg.evaluation.probes import cell_labels, layer_features, linear_probe
+from tokencutseg.evaluation.probes import cell_labels, layer_features, linear_probe, probe_scores
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
-from tokencutseg.evaluation.summaries import summary_table
+from tokencutseg.evaluation.summaries import summarise, summary_table
 from tokencutseg.model.deepcut import GridGraph, normalised_cut, orthogonality, to_nodes
 from tokencutseg.model.losses import masked_token_loss
 from tokencutseg.model.masked_gpt import draw_mask
@@ -129,8 +130,8 @@ def linear_probes(study: Study) -> pd.DataFrame:
     features, test_features = layer_features(model, train), layer_features(model, test)
     grid = (study.config.grid_size,) * 2
     labels, test_labels = cell_labels(train, grid), cell_labels(test, grid)
-    return pd.DataFrame([{"features": name, **linear_probe(values, labels, test_features[name], test_labels)}
-                         for name, values in features.items()])
+    return pd.DataFrame([{"features": name, **probe_scores(linear_probe(values, labels, test_features[name]),
+                                                           test_labels)} for name, values in features.items()])
 
 
 # ---- notebook 03 ----------------------------------------
@@ -190,13 +191,26 @@ def written(study: Study, name: str) -> pd.DataFrame | None:
 
 
 def main_records(study: Study) -> pd.DataFrame:
-    """Per-image records of every (train, test) pair that the data allow: our method and the Otsu threshold."""
+    """Per-image records of every (train, test) pair that the data allow: our method and the study's rivals.
+
+    `method` is `tokencutseg` for the study's own recipe; another recipe is a method of its name.
+    """
     parts = []
     for train, test in available_rows(study):
         ours = study.records(study.segmenter(train), test, "test").assign(recipe=study.config.recipe)
-        parts += [frame.assign(train=train, test=test)
-                  for frame in (ours, study.otsu_records(test, "test").assign(recipe="none"))]
+        rivals = [_rival_records(study, name, train, test) for name in study.config.evaluation.rivals
+                  if name != study.config.recipe]
+        parts += [frame.assign(train=train, test=test) for frame in (ours, *rivals)]
     return pd.concat(parts, ignore_index=True)
+
+
+def _rival_records(study: Study, name: str, train: str, test: str) -> pd.DataFrame:
+    if name == "otsu":
+        return study.otsu_records(test, "test").assign(recipe="none")
+    if name in RECIPES:
+        run = study.segmenter(train, study.config.under(name))
+        return study.records(run, test, "test").assign(method=name, recipe=name)
+    return study.records(study.baseline(name, train), test, "test").assign(recipe="none")
 
 
 def main_results(study: Study) -> pd.DataFrame:
@@ -219,8 +233,8 @@ def main_results(study: Study) -> pd.DataFrame:
 
 
 def _published(row: Any) -> float:
-    """The published number, beside our method's row of the definition that the released code prints; else NaN."""
-    if row.method != "tokencutseg" or row.definition != "pooled_two_class":
+    """The published number, beside a recipe's row of the definition that the released code prints; else NaN."""
+    if row.recipe == "none" or row.definition != "pooled_two_class":
         return math.nan
     return PUBLISHED.get((row.train, row.test), {}).get(row.measure, math.nan)
 
@@ -287,21 +301,32 @@ def worst_first(study: Study, count: int = 12) -> tuple[ImageSet, Tensor, np.nda
 def leakage(study: Study) -> pd.DataFrame:
     """Images that two splits share, and what leaving them out does to the score.
 
-    One row per pair of splits (a split with itself: its own duplicates), and one for the self-supervised pool against
-    all validation and test splits. Columns set_1, set_2, same_id, same_content, near_duplicate (pairs, see
-    `overlaps`), images (of set_2 that are also in set_1), and for a scored pair (train → test) n_without, iou
-    (image_lesion over all images) and iou_without (shared images left out).
+    One row per pair of splits (a split with itself: its own duplicates); then one for the self-supervised pool and each
+    test set of the main results; last the pool against all validation and test splits. Columns set_1, set_2, same_id,
+    same_content, near_duplicate (pairs, see `overlaps`), images (of set_2 that are also in set_1), and where these are
+    what a model of the main results was trained and tested on: train (its training set), iou (image_lesion over all
+    test images), low, high, n_without (images left when the shared ones are left out), iou_without, low_without,
+    high_without.
     """
     source = study.source
     sets = {(dataset, split): source.load(dataset, split)
             for dataset, splits in source.datasets.items() for split in splits}
-    found = overlaps(sets)
+    found, results = overlaps(sets), available_rows(study)
     rows = []
     for one, two in itertools.combinations_with_replacement(sets, 2):
         pairs = found[(found["dataset_1"] == one[0]) & (found["split_1"] == one[1])
                       & (found["dataset_2"] == two[0]) & (found["split_2"] == two[1])]
-        rows.append(_shared("/".join(one), "/".join(two), pairs) | _scores_without(study, one, two, pairs))
-    rows.append(_shared("self-supervised pool", "validation and test", _pool_pairs(source, found)))
+        row = _shared("/".join(one), "/".join(two), pairs)
+        for (train, test), column in (((one, two), "id_2"), ((two, one), "id_1")):
+            if (train[1], test[1]) == ("train", "test") and (train[0], test[0]) in results:
+                row |= _scores_without(study, train[0], test[0], pairs[column])
+        rows.append(row)
+    pool = _pool_pairs(source, found)
+    for train, test in results:
+        pairs = pool[(pool["dataset_2"] == test) & (pool["split_2"] == "test")]
+        rows.append(_shared("self-supervised pool", f"{test}/test", pairs)
+                    | _scores_without(study, train, test, pairs["id_2"]))
+    rows.append(_shared("self-supervised pool", "validation and test", pool))
     return pd.DataFrame(rows)
 
 
@@ -312,16 +337,14 @@ def _shared(one: str, two: str, pairs: pd.DataFrame) -> dict[str, Any]:
     return {"set_1": one, "set_2": two, **counts, "images": images}
 
 
-def _scores_without(study: Study, one: tuple[str, str], two: tuple[str, str], pairs: pd.DataFrame) -> dict[str, Any]:
-    """The score of `one`'s model on `two` with and without the images of `pairs`, where that is a main result."""
-    datasets = {split: dataset for dataset, split in (one, two)}
-    shared = {dataset: column for dataset, column in ((one, "id_1"), (two, "id_2"))}
-    pair = (datasets.get("train"), datasets.get("test"))
-    if pair not in study.source.rows:
-        return {}
-    records = study.records(study.segmenter(pair[0]), pair[1], "test")
-    kept = records[~records["id"].isin(pairs[shared[pair[1], "test"]])]
-    return {"n_without": len(kept), "iou": records["iou"].mean(), "iou_without": kept["iou"].mean()}
+def _scores_without(study: Study, train: str, test: str, shared: pd.Series) -> dict[str, Any]:
+    """The score of the model of `train` on `test`, with and without the images of the ids `shared`."""
+    records = study.records(study.segmenter(train), test, "test")
+    kept = records[~records["id"].isin(shared)]
+    draws, seed = study.config.evaluation.bootstrap_draws, study.config.seed
+    (all_, without) = (summarise(part, "image_lesion", "iou", draws, seed) for part in (records, kept))
+    return {"train": train, "iou": all_.mean, "low": all_.low, "high": all_.high, "n_without": without.n,
+            "iou_without": without.mean, "low_without": without.low, "high_without": without.high}
 
 
 def _pool_pairs(source: DataSource, found: pd.DataFrame) -> pd.DataFrame:

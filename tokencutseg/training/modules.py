@@ -77,11 +77,11 @@ class WordCache:
         self._model, self._known, self._bytes = model, {}, 0
 
     def __call__(self, batch_index: int, images: Tensor) -> tuple[Tensor, Encoding]:
-        """What `words` returns for this batch; without the feature maps where nothing reads them."""
+        """What `words` returns for this batch; without the feature maps and latents where nothing reads them."""
         if batch_index in self._known:
             return self._known[batch_index]
         tokens, encoding = self._model.words(images)
-        if self._model.upsampler is None:
+        if self._model.upsampler is None or self._model.encoder is not None:
             encoding = encoding._replace(stages=[])
         size = sum(x.nbytes for x in (tokens, encoding.latents, *encoding.stages))
         if self._bytes + size <= self.LIMIT:

@@ -65,15 +65,32 @@ def stages(table: pd.DataFrame) -> Figure:
     """The score of each stage, and the paired change that it brings; `table` from `grids`, in order."""
     steps = table.dropna(subset="change")
     largest = steps.loc[steps["change"].abs().idxmax()]
-    figure, axes = canvas(1, 2, 2.3, title=f"“{largest['stages']}” changes the score most: "
-                                           f"{largest['change']:+.3f} lesion IoU")
+    return _ladder(table, list(table["stages"]), "change to the row above, paired 95 % interval", "what the stage adds",
+                   f"“{largest['stages']}” changes the score most: {largest['change']:+.3f} lesion IoU")
+
+
+def revised_steps(table: pd.DataFrame) -> Figure:
+    """The score at each step from `described` to `revised`, and what the step changes; `table` from `grids`."""
+    steps = table.dropna(subset="change")
+    names = [f"{row.step.split('.')[1]}: {_value(row.setting)} → {_value(row.instead)}" + ("" if row.kept else " ✗")
+             if "." in row.step else row.step for row in table.itertuples()]
+    return _ladder(table, names, "change to the best so far, paired 95 % interval", "what the step changes",
+                   f"{int(steps['kept'].sum())} of {len(steps)} steps kept (✗: not), lesion IoU from "
+                   f"{table['mean'].iloc[0]:.3f} to {table.loc[table['kept'], 'mean'].iloc[-1]:.3f}")
+
+
+def _ladder(table: pd.DataFrame, names: list[str], label: str, heading: str, title: str) -> Figure:
+    """Scores on the left, and on the right the changes of all rows that have one."""
+    figure, axes = canvas(1, 2, 0.9 + 0.35 * len(table), title=title)
     score, change = axes[0]
-    interval_bars(score, table["stages"], table["mean"], table["low"], table["high"])
+    interval_bars(score, names, table["mean"], table["low"], table["high"])
     score.set(xlabel=IOU, title="what is reached so far")
-    interval_bars(change, steps["stages"], steps["change"], steps["change_low"], steps["change_high"],
-                  _signs(steps["change_low"], steps["change_high"]))
-    _zero(change, "change to the row above, paired 95 % interval")
-    change.set_title("what the stage adds")
+    there = table["change"].notna()
+    steps = table[there]
+    interval_bars(change, [name for name, own in zip(names, there, strict=True) if own], steps["change"],
+                  steps["change_low"], steps["change_high"], _signs(steps["change_low"], steps["change_high"]))
+    _zero(change, label)
+    change.set_title(heading)
     return figure
 
 
