@@ -20,8 +20,9 @@ import tokencutseg
 from tokencutseg.cli import main
 from tokencutseg.config import RECIPES
 from tokencutseg.data import synthetic
-from tokencutseg.data.images import read_image, read_mask
+from tokencutseg.data.images import DataError, read_image, read_mask
 from tokencutseg.model.released import load_segmenter
+from tokencutseg.model.saved import save_half, save_weights
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny_seg.ckpt"
 SIZES = ["--vq-embed-dim", "8", "--vq-n-embed", "16", "--vq-hidden-channels", "32", "--vq-n-res-blocks", "1"]
@@ -155,6 +156,27 @@ def test_export_can_be_tested_as_theirs(folders, trained, tmp_path, capsys):
     state = tokencutseg.load(segmenter).state_dict()
     assert all(torch.equal(value, state[key])
                for key, value in load_segmenter(tmp_path / "seg.ckpt").state_dict().items())
+
+
+def test_export_at_half_the_size_opens_as_the_same_model(trained, tmp_path, capsys):
+    segmenter = only(trained, "seg/runs/segmentation-*")
+    assert run("export", segmenter, "--half", tmp_path / "half") == 0
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (segmenter, tmp_path / "half")]
+    assert sizes[1] < 0.6 * sizes[0] and "MiB)" in capsys.readouterr().out
+    one, two = (tokencutseg.load(folder) for folder in (segmenter, tmp_path / "half"))
+    assert one.config == two.config
+    for (key, value), halved in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+        assert value.dtype == halved.dtype, key
+        torch.testing.assert_close(halved, value, rtol=1e-3, atol=1e-4)
+
+
+def test_what_half_precision_cannot_hold_is_refused(trained, tmp_path):
+    state = tokencutseg.load(only(trained, "seg/runs/segmentation-*")).state_dict()
+    (tmp_path / "config.json").write_text((only(trained, "seg/runs/segmentation-*") / "config.json").read_text())
+    save_weights(state | {"vqgan.quantize.cluster_size": state["vqgan.quantize.cluster_size"] + 1e6}, tmp_path)
+    with pytest.raises(DataError, match=r"beyond half precision in vqgan\.quantize\.cluster_size"):
+        save_half(tmp_path, tmp_path / "half")
+    assert not (tmp_path / "half").exists()
 
 
 def test_their_checkpoint_counts_where_flags_contradict_it(folders, capsys):

@@ -1,5 +1,7 @@
 """The tables of notebooks 03 and 04 of one tiny study, trained once."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +72,17 @@ def test_rivals_are_baselines_and_other_recipes_under_their_own_names(study, mon
     assert run.model().config.segmentation.loss_input == "probabilities"
     theirs = records[records["method"] == "released"]
     assert theirs["iou"].tolist() == study.records(run, "site_b", "test")["iou"].tolist()
+
+
+def test_budgets_are_those_of_the_runs(study):
+    table = tables.budgets(study)
+    assert list(zip(table["train"], table["method"], table["stage"], strict=True)) == [
+        ("site_a", "tokencutseg", "vqgan"), ("site_a", "tokencutseg", "masked_gpt"),
+        ("site_a", "tokencutseg", "segmentation"), ("site_b", "tokencutseg", "segmentation")]
+    for row in table.itertuples():
+        metrics = json.loads((study.store.folder / row.run / "metrics.json").read_text())
+        assert (row.steps, row.images_seen, row.seconds) == tuple(
+            metrics[key] for key in ("steps", "images_seen", "seconds"))
 
 
 def test_a_pair_without_images_keeps_a_row_with_its_published_numbers(study, monkeypatch):

@@ -1,7 +1,7 @@
 """The commands of the authors' README with their flags and defaults: `train-vq`, `train-seg`, `test-seg`.
 
 They train the recipe `released` on folders of images and masks and write ordinary runs. `export` turns such a run into
-the authors' own checkpoint, `recipes` prints what sets the recipes apart.
+the authors' own checkpoint (or any run into half precision), `recipes` prints what sets the recipes apart.
 """
 
 from __future__ import annotations
@@ -71,9 +71,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_transformer(test_seg)
     test_seg.add_argument("--records", type=Path, metavar="FILE.csv", help="write one row of scores per image")
 
-    export = command("export", _export, "Write a run of the recipe `released` as the authors' own checkpoint.")
+    export = command("export", _export, "Write a run of the recipe `released` as the authors' own checkpoint, or any "
+                                        "run at half its size.")
     export.add_argument("run", type=Path, metavar="RUN", help="a run's folder: a tokenizer's or a segmenter's")
-    export.add_argument("--released", type=Path, required=True, metavar="FILE.ckpt", help="the file to write")
+    kind = export.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--released", type=Path, metavar="FILE.ckpt", help="the authors' checkpoint to write")
+    kind.add_argument("--half", type=Path, metavar="DIR", help="where to write the model in half precision")
 
     command("recipes", _recipes, "Show every switch, its value under each recipe, and the reason.")
 
@@ -277,9 +280,13 @@ def _test_seg(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from tokencutseg.model.released import save_segmenter, save_tokenizer
-    from tokencutseg.model.saved import load, saved_config, saved_stage
+    from tokencutseg.model.saved import load, save_half, saved_config, saved_stage
 
     run = _run_folder(arguments.run, "segmentation")
+    if arguments.half:
+        size = save_half(run, arguments.half)
+        print(f"{run} -> {arguments.half} ({size / 2**20:.1f} MiB)")
+        return OK
     stage = saved_stage(run)
     if stage not in ("vqgan", "segmentation"):
         raise UsageError(f"{run} is a {stage} run; the released code has files of tokenizers and segmenters only")

@@ -15,6 +15,8 @@ from tokencutseg.model.segmenter import TokenCutSeg, predict_mask, predict_proba
 from tokencutseg.model.vqgan import VQGAN
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+"""The model that comes with the package: a revised segmenter with its tokenizer; `README.md` beside it is its card."""
 
 
 class Baseline(nn.Module):
@@ -60,8 +62,25 @@ def save_weights(state: dict[str, Tensor], folder: Path) -> None:
     temporary.replace(folder / WEIGHTS)
 
 
-def load(path: str | Path) -> nn.Module:
-    """Open a saved model in evaluation mode: a run's folder, or the `model.safetensors` in it.
+def save_half(run: str | Path, folder: Path) -> int:
+    """Write a run's model once more into `folder`, in half precision, for `load`; gives the bytes of its weights.
+
+    Raises DataError when there is no model or when half precision cannot hold its weights.
+    """
+    about, source = _about(run)
+    state = {key: value.half() if value.is_floating_point() else value
+             for key, value in load_file(source / WEIGHTS).items()}
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise DataError(f"{source} holds weights beyond half precision in {broken[0]}; keep it in full precision")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(state, folder)
+    (folder / CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+    return (folder / WEIGHTS).stat().st_size
+
+
+def load(path: str | Path = PRETRAINED) -> nn.Module:
+    """Open a saved model in evaluation mode: a run's folder, the `model.safetensors` in it, or by default the trained
+    segmenter that comes with the package.
 
     Gives a `TokenCutSeg` for a segmentation or masked-token run, a `Baseline` or a `VQGAN` for theirs. Raises DataError
     when there is no model.

@@ -24,7 +24,7 @@ OUTPUTS = {
         ("graph_stencil", "segmentation_curves", "predictions", "best_median_worst"),
     ),
     "04_eval_cross_dataset": Outputs(
-        ("main_results", "cross_dataset", "score_by_group", "leakage", "claims", "published_consistency"),
+        ("main_results", "budgets", "cross_dataset", "score_by_group", "leakage", "claims", "published_consistency"),
         ("per_image_scores", "cross_dataset", "score_by_lesion_size", "score_by_group", "failures"),
     ),
     "05_ablations": Outputs(

@@ -1,4 +1,4 @@
-"""The README's tables, made from committed ones. `python -m tokencutseg.study.readme` brings them up to date."""
+"""The tables of README and REPRODUCTION, made from committed ones: `python -m tokencutseg.study.readme` renews them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import pandas as pd
 
 from tokencutseg.config import RECIPES
 from tokencutseg.study.claims import RULE
+from tokencutseg.study.grids import recipe_table
 from tokencutseg.study.runner import ROOT
 
 REFERENCE = ROOT / "results" / "reference"
 """Committed results: one folder per study, with its tables and the command that made them."""
+DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md")
 NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Otsu threshold", "unet": "U-Net"}
 
 
@@ -52,14 +54,39 @@ def bench_markdown(reference: Path = REFERENCE) -> str:
     return "\n".join(parts)
 
 
-def with_results(readme: str, reference: Path = REFERENCE) -> str:
-    """The README's text with its tables brought up to date."""
-    for mark, text in (("results", results_markdown(reference)), ("claims", claims_markdown(reference)),
-                       ("bench", bench_markdown(reference))):
+def budgets_markdown(reference: Path = REFERENCE) -> str:
+    """What the trainings behind every committed study cost."""
+    parts = []
+    for path in sorted(reference.glob("*/tables/budgets.csv")):
+        rows = ["| method | stage | trained on | training images | images seen | steps | minutes | device |",
+                "|---|---|---|---|---|---|---|---|"]
+        rows += [f"| {row.method} | {row.stage} | {row.train if row.stage in ('segmentation', 'baseline') else 'pool'} "
+                 f"| {row.training_images} | {row.images_seen} | {row.steps} | {row.seconds / 60:.0f} | {row.device} |"
+                 for row in pd.read_csv(path).itertuples()]
+        parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
+    return "\n".join(parts)
+
+
+def switches_markdown() -> str:
+    """Every switch in which the released code departs from its description, with the reason."""
+    table = recipe_table()
+    table = table[table["released"] != table["described"]]
+    shown = table[["switch", "released", "described", "reason"]].map(
+        lambda value: f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|"))
+    return "\n".join(["| switch | released | described | |", "|---|---|---|---|",
+                      *(f"| `{row.switch}` | {row.released} | {row.described} | {row.reason} |"
+                        for row in shown.itertuples()), ""])
+
+
+def with_results(text: str, reference: Path = REFERENCE) -> str:
+    """A document with the tables between its marks brought up to date."""
+    for mark, table in (("results", results_markdown), ("budgets", budgets_markdown), ("claims", claims_markdown),
+                        ("bench", bench_markdown), ("switches", lambda _: switches_markdown())):
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-        before, _, rest = readme.partition(start)
-        readme = before + start + text + end + rest.partition(end)[2]
-    return readme
+        before, found, rest = text.partition(start)
+        if found:
+            text = before + start + table(reference) + end + rest.partition(end)[2]
+    return text
 
 
 def _bench_table(lines: pd.DataFrame) -> str:
@@ -99,5 +126,5 @@ def _interval(cells: pd.DataFrame, definition: str, measure: str) -> str:
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(with_results(path.read_text()))
+    for path in DOCUMENTS:
+        path.write_text(with_results(path.read_text()))

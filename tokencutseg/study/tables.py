@@ -213,6 +213,30 @@ def _rival_records(study: Study, name: str, train: str, test: str) -> pd.DataFra
     return study.records(study.baseline(name, train), test, "test").assign(recipe="none")
 
 
+def budgets(study: Study) -> pd.DataFrame:
+    """What each training behind the main results cost, one row per method and stage.
+
+    Columns train, method, recipe, stage, training_images, images_seen, steps (of the optimizer), seconds, device, run.
+    A stage that serves several training sets stands beside the first.
+    """
+    rows = []
+    for train in dict.fromkeys(train for train, _ in available_rows(study)):
+        for method in ("tokencutseg", *study.config.evaluation.rivals):
+            if method in ("otsu", study.config.recipe):
+                continue
+            recipe = study.config.recipe if method == "tokencutseg" else method if method in RECIPES else "none"
+            if recipe == "none":
+                runs = [study.baseline(method, train)]
+            else:
+                config = study.config.under(recipe) if method in RECIPES else study.config
+                runs = [study.tokenizer(config, train), study.transformer(config, train),
+                        study.segmenter(train, config)]
+            rows += [{"train": train, "method": method, "recipe": recipe, "stage": run.about["stage"],
+                      **{key: run.metrics.get(key) for key in ("training_images", "images_seen", "steps", "seconds",
+                                                               "device")}, "run": run.id} for run in runs]
+    return pd.DataFrame(rows).drop_duplicates(["method", "run"], ignore_index=True)
+
+
 def main_results(study: Study) -> pd.DataFrame:
     """The study's main table; its columns are described in the README.
 
