@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import typing
 
 import pytest
@@ -6,6 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokencutseg.config import PRESETS, RECIPES, STAGES, Config, ConfigError, configure, known_keys
+
+
+@pytest.mark.parametrize(("setting", "words"), [
+    ("ablation.steps", "'segmentation.upsamplin', which is no switch. Known: vqgan.n_stages"),
+    ("ablation.deviations", "'segmentation.upsamplin', which is no switch"),
+    ("ablation.label_recipes", "'segmentation.upsamplin', which is no recipe. Known: released, described, revised"),
+])
+def test_a_grid_of_unknown_names_is_refused(setting, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        configure(overrides={setting: "segmentation.upsamplin"})
+
+
+def test_a_model_saved_before_there_was_a_choice_has_a_frozen_encoder():
+    values = configure().to_dict()
+    del values["segmentation"]["encoder"]
+    assert Config.from_dict(values).segmentation.encoder == "frozen"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

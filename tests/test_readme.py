@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from tokencutseg.cli import main
+from tokencutseg.study.claims import RULE
 from tokencutseg.study.outputs import OUTPUTS
-from tokencutseg.study.readme import DOCUMENTS, REFERENCE, with_results
+from tokencutseg.study.readme import DOCUMENTS, REFERENCE, budgets_markdown, claims_markdown, with_results
 from tokencutseg.study.runner import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -31,6 +32,21 @@ def test_every_result_comes_from_a_committed_table():
         table = pd.read_csv(path)
         score = table[(table["definition"] == "image_lesion") & (table["measure"] == "iou")]["mean"].dropna()
         assert len(score) and all(f"{value:.3f} [" in README for value in score)
+
+
+def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
+    tables = tmp_path / "small-skin" / "tables"
+    tables.mkdir(parents=True)
+    rows = [("mIoU is 81.37%", 0.8137, 0.7012, 0.69, 0.71, "not supported", "above"),
+            ("robust", None, None, None, None, "not testable here", "no measure")]
+    pd.DataFrame(rows, columns=["claim", "published", "measured", "low", "high", "verdict", "reason"]).assign(
+        definition="image_lesion").to_csv(tables / "claims.csv", index=False)
+    shown = claims_markdown(tmp_path)
+    assert "| mIoU is 81.37% | 0.8137 | 0.7012 [0.690, 0.710] image_lesion | **not supported** | above |" in shown
+    assert "| robust |  |  | **not testable here** | no measure |" in shown and RULE in shown
+    pd.DataFrame([{"method": "unet", "stage": "baseline", "saw": "skin", "training_images": 20, "images_seen": 400,
+                   "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(tables / "budgets.csv", index=False)
+    assert "| unet | baseline | skin | 20 | 400 | 50 | 1.5 | cpu |" in budgets_markdown(tmp_path)
 
 
 def test_every_output_is_listed():

@@ -14,4 +14,4 @@ def load(path: str | Path | None = None) -> Any:
     from tokencutseg.model.saved import PRETRAINED
     from tokencutseg.model.saved import load as load_saved
 
-    return load_saved(path or PRETRAINED)
+    return load_saved(PRETRAINED if path is None else path)

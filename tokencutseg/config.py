@@ -156,7 +156,7 @@ class SegmentationConfig:
     affinity: Literal["position", "feature"] = "position"
     """Edge weights: one for every neighbour (released), or the similarity of the two nodes' features."""
     upsampling: Literal["bilinear", "guided"] = "guided"
-    """Tokens → pixels: bilinear (released), or a light decoder guided by tokenizer features and pixels."""
+    """Tokens → pixels: bilinear (released), or a light decoder guided by the encoder's feature maps and pixels."""
     loss_input: Literal["probabilities", "logits"] = "logits"
     """Released: softmax outputs enter a cross-entropy that applies softmax again and cannot go below 0.313."""
     class_weighted_dice: bool = False
@@ -257,6 +257,11 @@ class Config:
             raise ConfigError(f"data.label_fraction must lie in (0, 1], not {self.data.label_fraction}")
         if not 0 < self.masked_gpt.mask_ratio < 1:
             raise ConfigError(f"masked_gpt.mask_ratio must lie in (0, 1), not {self.masked_gpt.mask_ratio}")
+        for key in ("steps", "deviations", "label_recipes"):
+            known = RECIPES if key == "label_recipes" else RECIPES["released"]
+            if unknown := [name for name in getattr(self.ablation, key) if name not in known]:
+                raise ConfigError(f"ablation.{key} names {unknown[0]!r}, which is no "
+                                  f"{'recipe' if known is RECIPES else 'switch'}. Known: {', '.join(known)}")
         for stage in ("vqgan", "masked_gpt", "segmentation"):
             section = getattr(self, stage)
             for key in ("epochs", "batch_size", "images_per_epoch", "learning_rate"):
@@ -281,7 +286,9 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """The inverse of `to_dict`. Raises ConfigError for an unknown key."""
-        flat = {f"{stage}.{key}": value for stage in STAGES for key, value in values.get(stage, {}).items()}
+        # models saved before there was a choice have no encoder of their own
+        flat = {"segmentation.encoder": "frozen"} | {
+            f"{stage}.{key}": value for stage in STAGES for key, value in values.get(stage, {}).items()}
         head = {key: values[key] for key in ("preset", "recipe", "seed") if key in values}
         return dataclasses.replace(cls(**head), **_sections(cls(), flat))
 

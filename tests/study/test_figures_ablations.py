@@ -196,3 +196,14 @@ def test_principal_colours_follow_the_main_axis():
     assert colours.shape == (50, 3)
     assert colours.min() >= 0 and colours.max() <= 1
     assert abs(np.corrcoef(place, colours[:, 0])[0, 1]) > 0.99
+
+
+def test_every_baseline_of_the_large_presets_finds_its_place():
+    methods = ["tokencutseg", *configure("small").ablation.baselines, "mine"]
+    table = pd.concat([TABLES["baselines"][TABLES["baselines"]["method"] == "otsu"].assign(method=method)
+                       for method in methods])
+    rows = {round(y) for line in ablations.baselines(table).axes[0].lines for y in line.get_ydata()}
+    assert rows == {0, 1}, "no method may stand in another definition's row"
+    costs = pd.concat([TABLES["efficiency"].iloc[[0]].assign(method=method) for method in methods])
+    bars = ablations.efficiency(costs).axes[0].patches
+    assert len({bar.get_facecolor() for bar in bars}) == len(methods)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from tokencutseg.config import configure
 from tokencutseg.data.audit import COLUMNS
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.records import score
@@ -40,6 +41,18 @@ def test_per_image_scores_draws_the_share_of_images_at_or_below(records):
         assert axis.get_xlabel() and axis.get_title().endswith("n = 20")
     ours = records[(records["test"] == "a") & (records["method"] == "tokencutseg")]["iou"]
     assert f"a → a: {(ours < 0.65).mean():.0%}" in figure.get_suptitle()
+
+
+def test_many_methods_are_told_apart(records):
+    methods = ["otsu", *configure("small").ablation.baselines[1:], "released", "mine", "yours"]
+    more = pd.concat([records[records["method"] == "tokencutseg"],
+                      *(records[records["method"] == "otsu"].assign(method=method) for method in methods)])
+    figure = figures.per_image_scores(more)
+    lines = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+    assert [line.get_label().split()[0] for line in lines] == ["tokencutseg", *methods]
+    assert len({line.get_color() for line in lines}) == len(lines)
+    assert max(lines, key=lambda line: line.get_zorder()) is lines[0]
+    assert len(figures.score_by_lesion_size(more[more["test"] == "a"], draws=50).axes[0].lines) == len(lines) + 1
 
 
 def test_per_image_scores_of_five_pairs_wrap_into_two_rows(records):
@@ -88,7 +101,7 @@ def test_size_bins_partition_the_images_and_agree_with_the_bootstrap(records):
             assert (row.mean, row.low, row.high) == pytest.approx((expected.mean, expected.low, expected.high))
 
 
-def test_score_by_lesion_size_draws_the_bins_and_every_image(records):
+def test_score_by_lesion_size_draws_the_bins_and_each_image_of_ours(records):
     home = records[records["test"] == "a"]
     figure = figures.score_by_lesion_size(home, bins=4, draws=100)
     axis, table = figure.axes[0], figures.size_bins(home, bins=4, draws=100)
@@ -96,7 +109,7 @@ def test_score_by_lesion_size_draws_the_bins_and_every_image(records):
     for method, rows in table.groupby("method"):
         assert np.array_equal(lines[method].get_ydata(), rows["mean"])
         assert np.array_equal(lines[method].get_xdata(), rows["lesion_fraction"])
-    assert sum(len(line.get_xdata()) for name, line in lines.items() if name.startswith("_")) == len(home)
+    assert sum(len(line.get_xdata()) for name, line in lines.items() if name.startswith("_")) == 20
     assert axis.get_xlabel() and axis.get_ylabel() and figure.get_suptitle()
 
 

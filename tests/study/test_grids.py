@@ -6,11 +6,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from tokencutseg.bench.lines import synthetic_images
 from tokencutseg.config import RECIPES, configure, known_keys
 from tokencutseg.evaluation.summaries import holm
+from tokencutseg.model.saved import build
 from tokencutseg.study import grids
 from tokencutseg.study.study import Study
+from tokencutseg.training.modules import TokenCutSegModule
 
 SMALL = {
     "data.synthetic_train": 16, "data.synthetic_validation": 6, "data.synthetic_test": 6,
@@ -78,14 +82,16 @@ def test_stages_change_one_thing_per_row(recipe):
     cells = [flat(cell, pretrained) for _, cell, pretrained in grids.stage_cells(config)]
     changes = [{key for key in one if one[key] != two[key]} for one, two in itertools.pairwise(cells)]
     stage_2 = "segmentation.mlm_weight" if recipe == "released" else "stage 2 goes before"
-    assert changes == [{"masked_gpt.n_layer"}, {stage_2}, {"segmentation.use_deepcut"}]
+    last = [{"segmentation.encoder"}] if recipe == "revised" else []
+    assert changes == [{"masked_gpt.n_layer"}, {stage_2}, {"segmentation.use_deepcut"}, *last]
     assert cells[-1] == flat(grids.shortened(config), True)
 
 
 def test_stages(study):
     table = grids.stages(study)
     assert_scores(table)
-    assert list(table["stages"]) == ["tokenizer", "+ transformer", "+ masked pretraining", "+ graph module"]
+    assert list(table["stages"]) == ["tokenizer", "+ transformer", "+ masked pretraining", "+ graph module",
+                                     "+ fine-tuned encoder"]
     np.testing.assert_allclose(table["change"][1:], table["mean"].diff()[1:], atol=1e-12)
     assert table["change"][1:].between(table["change_low"][1:] - 1e-12, table["change_high"][1:] + 1e-12).all()
     assert np.isnan(table["change"][0])
@@ -130,14 +136,18 @@ def test_label_efficiency(study):
 def test_revised_steps_keep_what_validation_likes(study):
     table = grids.revised_steps(study)
     assert_scores(table)
-    assert table["step"].tolist()[1:] == list(study.config.ablation.steps) and table["kept"][0]
+    assert table["step"].tolist() == ["described", *study.config.ablation.steps, "revised"] and table["kept"][0]
     best = table["mean"][0]
     for row in table[1:].itertuples():
         assert row.change == pytest.approx(row.mean - best, abs=1e-12)
         assert row.change_low <= row.change <= row.change_high
         assert row.kept == (row.mean > best)
         best = max(best, row.mean)
-        assert (row.setting, row.instead) == tuple(RECIPES[name][row.step] for name in ("described", "revised"))
+        if row.step != "revised":
+            assert (row.setting, row.instead) == tuple(RECIPES[name][row.step] for name in ("described", "revised"))
+    # the first row is described but for the tokenizer, the last one revised
+    revised = study.segmenter(config=grids.shortened(study.config, "masked_gpt"))
+    assert table["mean"].iloc[-1] == pytest.approx(grids.validation_score(study, revised)["mean"])
 
 
 @pytest.mark.parametrize("preset", ["quick", "small"])
@@ -181,6 +191,21 @@ def test_every_switch_of_the_large_presets_can_be_turned(switch):
         assert getattr(getattr(turned, stage), key) == changes[switch] != setting
         wanted = RECIPES[other][switch]
         assert changes[switch] == (grids.ALTERNATIVES[switch] if wanted == setting else wanted)
+
+
+@pytest.mark.parametrize("switch", [name for name in configure("small").ablation.deviations
+                                    if name.startswith("segmentation.")])
+def test_a_turned_switch_leaves_nothing_that_nobody_reads(switch):
+    """Each parameter that is to learn gets a gradient from the loss, whatever switch is turned."""
+    for recipe in ("released", "revised"):
+        config = configure("tiny", recipe)
+        config = config.override(grids.deviation_changes(config, switch)[1])
+        module = TokenCutSegModule(config, build("segmentation", config))
+        images = synthetic_images(2, config.data.image_size)
+        terms = module.losses(images.images.float() / 255, images.masks.long(), torch.Generator().manual_seed(0))
+        sum(terms.values()).backward()
+        encoder = module.model.encoder
+        assert encoder is None or all(p.grad is not None and p.grad.any() for p in encoder.parameters())
 
 
 def test_the_users_settings_reach_both_recipes_but_not_their_switches():

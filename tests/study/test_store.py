@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tokencutseg.config import configure
+from tokencutseg.evaluation.records import COLUMNS_VERSION
 from tokencutseg.study.store import RunSpec, RunStore
 
 
@@ -87,4 +88,4 @@ def test_records_are_scored_once_per_split(tmp_path):
     again = run.records("isic2017", "test", score)
     run.records("isic2017", "validation", score)
     assert len(calls) == 2 and again["id"].tolist() == ["0012", "0013"] == first["id"].tolist()
-    assert len(pd.read_csv(run.folder / "per_image.csv")) == 4
+    assert len(pd.read_csv(run.folder / f"per_image-{COLUMNS_VERSION}.csv")) == 4

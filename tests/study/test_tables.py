@@ -81,6 +81,7 @@ def test_budgets_are_those_of_the_runs(study):
         ("site_a", "tokencutseg", "segmentation"), ("site_b", "tokencutseg", "segmentation")]
     for row in table.itertuples():
         metrics = json.loads((study.store.folder / row.run / "metrics.json").read_text())
+        assert row.saw == (row.train if row.stage == "segmentation" else "pool")
         assert (row.steps, row.images_seen, row.seconds) == tuple(
             metrics[key] for key in ("steps", "images_seen", "seconds"))
 
@@ -139,6 +140,14 @@ def test_leakage_counts_shared_images_and_scores_without_them(study, tmp_path, m
     assert (pool["train"], pool["n_without"], pool["iou_without"]) == ("skin", 6, pool["iou"])
     assert table["train"].notna().sum() == 2
     assert table.loc[("self-supervised pool", "validation and test"), "images"] == 0
+
+
+def test_leakage_of_a_test_set_that_was_trained_on_leaves_no_score(study, tmp_path, monkeypatch):
+    leaking = Study(study.config, leaking_source(shared=6), tmp_path / "leaking")
+    trained = study.segmenter()
+    monkeypatch.setattr(leaking, "segmenter", lambda train: trained)
+    row = tables.leakage(leaking).set_index(["set_1", "set_2"]).loc[("skin/train", "skin/test")]
+    assert row["n_without"] == 0 and np.isnan(row["iou_without"]) and row["iou"] > 0
 
 
 def test_the_cut_of_assignments_made_by_hand_agrees_with_the_dense_formula(study):

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from tokencutseg.config import configure
 from tokencutseg.data.source import open_source
@@ -150,3 +151,23 @@ def test_validation_images_are_encoded_once(tmp_path, monkeypatch, stage, recipe
     pd.testing.assert_frame_equal(*histories)
     assert counts[1] - counts[0] == 2 * len(validation), "two of three epochs looked up"
     assert made("segmentation", **{"segmentation.frozen_codebook": False})[0]._validation_words is None
+
+
+def test_the_running_mean_of_weights_takes_their_batch_statistics_along():
+    """Both follow the same recursion: decay (1 + n) / (10 + n), at most 0.995; counters are those of the last step."""
+    module = made("baseline")[0]
+    norm = next(part for part in module.model.modules() if isinstance(part, nn.BatchNorm2d))
+    averaged = dict(module.averaged.module.named_modules())[
+        next(name for name, part in module.model.named_modules() if part is norm)]
+    expected = None
+    for step in range(4):
+        with torch.no_grad():
+            norm.weight.fill_(step + 1.0)
+            norm.running_mean.fill_(2.0 * (step + 1))
+            norm.num_batches_tracked.fill_(step)
+        module.on_train_batch_end()
+        decay = (1 + step) / (10 + step)
+        expected = 1.0 if expected is None else decay * expected + (1 - decay) * (step + 1)
+        assert averaged.weight.mean().item() == pytest.approx(expected)
+        assert averaged.running_mean.mean().item() == pytest.approx(2 * expected)
+        assert averaged.num_batches_tracked.item() == step

@@ -281,9 +281,11 @@ def _test_seg(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from tokencutseg.model.released import save_segmenter, save_tokenizer
     from tokencutseg.model.saved import load, save_half, saved_config, saved_stage
+    from tokencutseg.study.runner import check_writable
 
     run = _run_folder(arguments.run, "segmentation")
     if arguments.half:
+        check_writable(arguments.half.absolute(), "--half")
         size = save_half(run, arguments.half)
         print(f"{run} -> {arguments.half} ({size / 2**20:.1f} MiB)")
         return OK

@@ -24,7 +24,7 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import read_mask
 
 COLUMNS_VERSION = 4
-"""Raise it when records get other columns: stored ones that no training's hash protects are then made anew."""
+"""Part of the name of stored records: raise it when their columns or what these mean change."""
 COUNTS = ("tp", "fp", "fn", "tn")
 """Pixels of a mask by prediction and target: lesion in both, only predicted, only there, in neither."""
 NSD_TOLERANCE = 0.02
@@ -78,7 +78,8 @@ def score(predictions: torch.Tensor | np.ndarray, targets: torch.Tensor | np.nda
 def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
     """The scores against the masks as they lie in their files, at whose size the predictions are brought.
 
-    This is how the ISIC challenges score. Files are read one after the other and not kept.
+    Where the files have the size of the original photographs, this is how the ISIC challenges score. Several files are
+    read at once, and none is kept.
 
     Args:
         margins: (N, S, S) float, the probability of lesion minus that of skin; stretched bilinearly to the size of each

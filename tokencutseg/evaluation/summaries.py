@@ -266,4 +266,4 @@ def _check(definition: str, measure: str) -> None:
         raise ValueError(f"unknown definition {definition!r}. Known: {', '.join(DEFINITIONS)}")
     if definition not in MEASURES[measure]:
         raise ValueError(f"{measure!r} has no definition {definition!r}, only {', '.join(MEASURES[measure])}: a "
-                         f"boundary belongs to one image")
+                         f"boundary, or a size of its own, belongs to one image")

@@ -44,7 +44,7 @@ _VGG_SLICES = (0, 4, 9, 16, 23, 30)
 _SWITCHES = (
     "vqgan.n_stages", "vqgan.input_normalisation", "masked_gpt.inputs", "masked_gpt.norm", "masked_gpt.positions",
     "segmentation.use_deepcut", "segmentation.affinity", "segmentation.graph_radius", "segmentation.radius_unit",
-    "segmentation.upsampling", "segmentation.loss_input", "segmentation.test_time_flips",
+    "segmentation.upsampling", "segmentation.encoder", "segmentation.loss_input", "segmentation.test_time_flips",
 )
 """What decides the numbers of a forward pass: to be written, a model must have the released value of each."""
 

@@ -18,6 +18,9 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """The model that comes with the package: a revised segmenter with its tokenizer; `README.md` beside it is its card."""
 
+PRETRAINED_PARTS = ("vqgan.", "masked_gpt.")
+"""What a masked-token run holds of a `TokenCutSeg`: the parts that the first two stages train."""
+
 
 class Baseline(nn.Module):
     """A baseline network behind the segmenter's interface."""
@@ -65,8 +68,10 @@ def save_weights(state: dict[str, Tensor], folder: Path) -> None:
 def save_half(run: str | Path, folder: Path) -> int:
     """Write a run's model once more into `folder`, in half precision, for `load`; gives the bytes of its weights.
 
-    Raises DataError when there is no model or when half precision cannot hold its weights.
+    Raises DataError when there is no model, when half precision cannot hold its weights, and when `folder` is a run's.
     """
+    if (folder / "metrics.json").exists():
+        raise DataError(f"{folder} is a run's folder, whose full weights would be lost; write to another one")
     about, source = _about(run)
     state = {key: value.half() if value.is_floating_point() else value
              for key, value in load_file(source / WEIGHTS).items()}
@@ -86,8 +91,17 @@ def load(path: str | Path = PRETRAINED) -> nn.Module:
     when there is no model.
     """
     about, folder = _about(path)
-    model = build(about["stage"], Config.from_dict(about["config"]), about.get("name"))
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model, state = build(about["stage"], Config.from_dict(about["config"]), about.get("name")), load_file(
+        folder / WEIGHTS)
+    try:
+        if about["stage"] == "masked_gpt":
+            model.start_from(*({key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
+                               for part in PRETRAINED_PARTS))
+        else:
+            model.load_state_dict(state)
+    except RuntimeError as error:
+        raise DataError(f"{folder} holds a model that this version of tokencutseg cannot open "
+                        f"({str(error).splitlines()[1].strip()}); train it again") from error
     return model.eval()
 
 

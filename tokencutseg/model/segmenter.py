@@ -70,7 +70,7 @@ class FineTunedEncoder(nn.Module):
 
 
 class GuidedUpsampler(nn.Module):
-    """Token features and logits → pixel logits, guided on the way up by the tokenizer's feature maps and by the pixels.
+    """Token features and logits → pixel logits, guided on the way up by the encoder's feature maps and by the pixels.
 
     It starts from the coarsest feature map beside the tokens'. Each step doubles the side, joins what is known at that
     side, and mixes with one 3×3 convolution. The result is a correction to the bilinearly up-sampled token logits and
@@ -155,6 +155,12 @@ class TokenCutSeg(nn.Module):
         encoding = self.vqgan.encode(self.vqgan.normalise(images))
         return self.vqgan.quantize(encoding.latents).tokens, encoding
 
+    def read(self, images: Tensor, words: tuple[Tensor, Encoding] | None = None) -> tuple[Tensor, Encoding]:
+        """What transformer and up-sampler read of RGB in [0, 1] (B, 3, S, S): the tokens, and the encoding of the
+        fine-tuned encoder where there is one. `words` is what `words(images)` returns, where it is known already."""
+        tokens, encoding = self.words(images) if words is None else words
+        return tokens, encoding if self.encoder is None else self.encoder(self.vqgan.normalise(images))
+
     def transformer_features(self, tokens: Tensor, encoding: Encoding, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, H, W) and their encoding → (B, T, E); mask (B, T) True where a token is hidden."""
         grid = tuple(tokens.shape[1:])
@@ -164,12 +170,9 @@ class TokenCutSeg(nn.Module):
                 words: tuple[Tensor, Encoding] | None = None) -> Segmentation:
         """RGB in [0, 1] (B, 3, S, S); token_mask (B, T) hides tokens from the transformer, as in released training.
 
-        Any S that is a multiple of the tokenizer's stride works. `words` is what `words(images)` returns, where it is
-        known already.
+        Any S that is a multiple of the tokenizer's stride works. `words` as for `read`.
         """
-        tokens, encoding = self.words(images) if words is None else words
-        if self.encoder is not None:
-            encoding = self.encoder(self.vqgan.normalise(images))
+        tokens, encoding = self.read(images, words)
         grid, size = tuple(tokens.shape[1:]), images.shape[-2:]
         features = self.transformer_features(tokens, encoding, token_mask)
         token_logits = self.head(features, grid).float()

@@ -124,13 +124,18 @@ def stages(study: Study) -> pd.DataFrame:
 
 
 def stage_cells(config: Config) -> list[tuple[str, Config, bool]]:
-    """The rows of `stages`: name, configuration, and whether stage 2 goes before."""
-    whole = shortened(config)
+    """The rows of `stages`: name, configuration, and whether stage 2 goes before.
+
+    The encoder is the tokenizer's frozen one until the last row, which a recipe that fine-tunes it has.
+    """
+    last = shortened(config)
+    whole = last.override({"segmentation.encoder": "frozen"})
     pretrained = whole.override({"segmentation.use_deepcut": False})
     transformer = pretrained.override({"segmentation.mlm_weight": 0.0})
     tokenizer = transformer.override({"masked_gpt.n_layer": 0})
     return [("tokenizer", tokenizer, False), ("+ transformer", transformer, False),
-            ("+ masked pretraining", pretrained, True), ("+ graph module", whole, True)]
+            ("+ masked pretraining", pretrained, True), ("+ graph module", whole, True),
+            *([] if last == whole else [("+ fine-tuned encoder", last, True)])]
 
 
 def graph_radius(study: Study) -> pd.DataFrame:
@@ -254,40 +259,48 @@ def deviations(study: Study) -> pd.DataFrame:
 
 def deviation_changes(config: Config, switch: str) -> tuple[Any, dict[str, Any]]:
     """The switch's setting in `config`, and what to set instead: the other recipe's value, with its companions."""
-    other = RECIPES["revised" if config.recipe == "released" else "released"]
-    changes = {name: other[name] for name in (switch, *TOGETHER.get(switch, ()))}
+    changes = switched(config, switch, "revised" if config.recipe == "released" else "released")
     setting = config.value(switch)
     if changes[switch] == setting:
         changes[switch] = ALTERNATIVES[switch]
     return setting, changes
 
 
-def revised_steps(study: Study) -> pd.DataFrame:
-    """The way from `described` to `revised`: each switch of `ablation.steps` is tried on top of those kept before it,
-    and kept if it raises lesion IoU on validation.
+def switched(config: Config, switch: str, recipe: str) -> dict[str, Any]:
+    """What to change in `config` so that `switch` has the setting of `recipe` and means something."""
+    changes = {name: RECIPES[recipe][name] for name in (switch, *TOGETHER.get(switch, ()))}
+    reads = {config.value("segmentation.upsampling"), config.value("masked_gpt.inputs")}
+    if changes.get("segmentation.encoder") == "fine_tuned" and reads == {"bilinear", "tokens"}:
+        changes["segmentation.upsampling"] = "guided"  # nothing else would read the encoder
+    return changes
 
-    The tokenizer is that of `revised` all along; the stages after it train with the short budget. Columns step,
-    setting, instead, also (what came along), kept, the score on validation, and `change`, `change_low`, `change_high`:
-    the paired difference to the best so far with its bootstrap interval over images. The first row is the start.
+
+def revised_steps(study: Study) -> pd.DataFrame:
+    """From `described` to `revised`: each switch of `ablation.steps` is tried on top of those kept before it, and kept
+    if it raises lesion IoU on validation.
+
+    The tokenizer is that of `revised` all along; the stages after it train with the short budget and the study's seed.
+    The first row is the start, the last one `revised` as it stands. Columns step, setting, instead, also (what came
+    along), kept, the score on validation, and `change`, `change_low`, `change_high`: the paired difference to the best
+    so far with its bootstrap interval over images.
     """
     revised, primary = shortened(study.config.under("revised"), "masked_gpt"), study.source.primary
-    groups = {step: (step, *TOGETHER.get(step, ())) for step in study.config.ablation.steps}
-    best = revised.override({name: RECIPES["described"][name] for names in groups.values() for name in names})
-    rows, run = [], study.segmenter(config=best)
+    best = revised.override({name: value for name, value in RECIPES["described"].items() if name[:6] != "vqgan."})
+    run = study.segmenter(config=best)
     records = study.records(run, primary, "validation")
-    rows.append({"step": "described, on the tokenizer of revised", "kept": True, **validation_score(study, run)})
-    for step, names in groups.items():
-        tried = best.override({name: RECIPES["revised"][name] for name in names})
+    rows = [{"step": "described", "kept": True, **validation_score(study, run)}]
+    for step in (*study.config.ablation.steps, "revised"):
+        changes = {} if step == "revised" else switched(best, step, "revised")
+        tried = best.override(changes) if changes else revised
         run = study.segmenter(config=tried)
         found = study.records(run, primary, "validation")
         change = paired_difference(found, records, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
                                    study.config.seed)
-        kept = change.difference > 0
-        rows.append({"step": step, "setting": best.value(step), "instead": tried.value(step),
-                     "also": ", ".join(f"{name} = {tried.value(name)}" for name in names[1:]), "kept": kept,
-                     **validation_score(study, run), "change": change.difference, "change_low": change.low,
-                     "change_high": change.high})
-        if kept:
+        settings = {"setting": best.value(step), "instead": tried.value(step)} if changes else {}
+        rows.append({"step": step, **settings, "kept": change.difference > 0, **validation_score(study, run),
+                     "also": ", ".join(f"{name} = {value}" for name, value in changes.items() if name != step),
+                     "change": change.difference, "change_low": change.low, "change_high": change.high})
+        if change.difference > 0:
             best, records = tried, found
     return pd.DataFrame(rows)
 

@@ -60,11 +60,11 @@ def budgets_markdown(reference: Path = REFERENCE) -> str:
     for path in sorted(reference.glob("*/tables/budgets.csv")):
         rows = ["| method | stage | trained on | training images | images seen | steps | minutes | device |",
                 "|---|---|---|---|---|---|---|---|"]
-        rows += [f"| {row.method} | {row.stage} | {row.train if row.stage in ('segmentation', 'baseline') else 'pool'} "
-                 f"| {row.training_images} | {row.images_seen} | {row.steps} | {row.seconds / 60:.0f} | {row.device} |"
+        rows += [f"| {row.method} | {row.stage} | {row.saw} "
+                 f"| {row.training_images} | {row.images_seen} | {row.steps} | {row.seconds / 60:.1f} | {row.device} |"
                  for row in pd.read_csv(path).itertuples()]
         parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
-    return "\n".join(parts)
+    return "\n".join(parts) if parts else "No committed study has a table of budgets yet.\n"
 
 
 def switches_markdown() -> str:

@@ -1,6 +1,6 @@
 """The run store: one folder per training, named by what decided its outcome.
 
-``runs/<stage>-<hash>/{config.json, environment.json, history.csv, metrics.json, per_image.csv, model.safetensors,
+``runs/<stage>-<hash>/{config.json, environment.json, history.csv, metrics.json, per_image-N.csv, model.safetensors,
 last.ckpt}``. The hash covers the configuration, the data's fingerprints and the runs it builds on. A run is done when
 `metrics.json` has been renamed into place, and never otherwise.
 """
@@ -24,6 +24,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
+from tokencutseg.evaluation.records import COLUMNS_VERSION
 from tokencutseg.model.saved import CONFIG, load, save_weights
 from tokencutseg.training.fit import write_csv
 from tokencutseg.training.processes import leads, wait_until
@@ -92,8 +93,8 @@ class Run:
         return load(self.folder)
 
     def records(self, dataset: str, split: str, score: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """The per-image records on one split, scored once and then read from `per_image.csv`."""
-        path = self.folder / "per_image.csv"
+        """The per-image records on one split, scored once and then read from the run's table."""
+        path = self.folder / f"per_image-{COLUMNS_VERSION}.csv"
         with FileLock(self.folder / ".per_image.lock"):
             known = pd.read_csv(path, dtype={"id": str}) if path.is_file() else pd.DataFrame()
             if len(known):

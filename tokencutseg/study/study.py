@@ -14,20 +14,34 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tokencutseg.config import Config, configure
+from tokencutseg.config import RECIPES, Config, ConfigError, configure
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import DataSource, open_source
 from tokencutseg.evaluation.inference import predict_margins
-from tokencutseg.evaluation.records import COLUMNS_VERSION, contrast, native_scores, score
-from tokencutseg.model.saved import Baseline, build
+from tokencutseg.evaluation.records import contrast, native_scores, score
+from tokencutseg.model.saved import PRETRAINED_PARTS, Baseline, build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
-from tokencutseg.study.names import study_name
+from tokencutseg.study.names import differences, study_name
 from tokencutseg.study.outputs import OUTPUTS
 from tokencutseg.study.store import Run, RunSpec, RunStore, write_json
 from tokencutseg.training.batches import Batches, InOrder
 from tokencutseg.training.fit import Hardware, fit, write_csv
 from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
+
+_LOOP = ("epochs", "images_per_epoch", "class_weighted_dice", "cross_entropy_weight", "augmentation", "schedule",
+         "weight_average", "test_time_flips", "batch_size", "learning_rate", "weight_decay")
+"""What of stage 3's settings a baseline shares; the others are about our own model."""
+
+
+def _check_methods(config: Config) -> None:
+    """Raise ConfigError for a method that the tables are to hold and nobody knows."""
+    from tokencutseg.model.baselines import BASELINES  # segmentation_models_pytorch is slow to import
+
+    for setting, known in (("evaluation.rivals", ["otsu", *BASELINES, *RECIPES]),
+                           ("ablation.baselines", ["otsu", *BASELINES])):
+        if unknown := [name for name in config.value(setting) if name not in known]:
+            raise ConfigError(f"{setting} names {unknown[0]!r}. Known: {', '.join(known)}")
 
 
 class Study:
@@ -51,6 +65,8 @@ class Study:
              results: str = "results", overrides: dict[str, Any] | None = None, notebook: str | None = None) -> Study:
         """Open a study as the notebooks do. Raises ConfigError and DataError, each in one sentence."""
         config = configure(preset, recipe, seed, overrides)
+        if {"evaluation.rivals", "ablation.baselines"} & differences(config).keys():
+            _check_methods(config)
         source = open_source(data, config)
         return cls(config, source, Path(results) / study_name(config, source.name), notebook)
 
@@ -105,7 +121,7 @@ class Study:
             torch.manual_seed(config.seed)
             model = TokenCutSeg(config).start_from(tokenizer.model().state_dict())
             _, facts = self._fit(MaskedGPTModule(config, model), images, validation, config, "masked_gpt", folder)
-            return model.state_dict(), facts
+            return {key: value for key, value in model.state_dict().items() if key.startswith(PRETRAINED_PARTS)}, facts
 
         return self.store.get_or_train(spec, train)
 
@@ -144,8 +160,10 @@ class Study:
         config = config if seed is None else dataclasses.replace(config, seed=seed)
         images, validation = self._labelled(train_set, config)
         config = self._budgeted(config, images)
-        spec = RunSpec("baseline", config, self._supervised_part(config),
-                       {"train": images.fingerprint, "validation": validation.fingerprint}, name)
+        own = {key: value for key, value in dataclasses.asdict(config.segmentation).items() if key in _LOOP}
+        covers = self._supervised_part(config) | {"segmentation": own, "averages": "buffers too"}
+        inputs = {"train": images.fingerprint, "validation": validation.fingerprint}
+        spec = RunSpec("baseline", config, covers, inputs, name)
 
         def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             torch.manual_seed(config.seed)
@@ -169,7 +187,7 @@ class Study:
 
     def otsu_records(self, dataset: str, split: str) -> pd.DataFrame:
         """Per-image records of the Otsu threshold, which learns nothing."""
-        run = Run(self.store.folder / f"otsu-{COLUMNS_VERSION}")
+        run = Run(self.store.folder / "otsu")
         run.folder.mkdir(parents=True, exist_ok=True)
 
         def compute() -> pd.DataFrame:

@@ -20,7 +20,7 @@ from tokencutseg.evaluation.codebook import codebook_table
 from tokencutseg.evaluation.inference import cell_masks, map_batches, predict_masks, tokenize
 from tokencutseg.evaluation.probes import cell_labels, layer_features, linear_probe, probe_scores
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
-from tokencutseg.evaluation.summaries import summarise, summary_table
+from tokencutseg.evaluation.summaries import Summary, summarise, summary_table
 from tokencutseg.model.deepcut import GridGraph, normalised_cut, orthogonality, to_nodes
 from tokencutseg.model.losses import masked_token_loss
 from tokencutseg.model.masked_gpt import draw_mask
@@ -28,6 +28,7 @@ from tokencutseg.model.perceptual import load_lpips
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.claims import PUBLISHED
+from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
 
 SPLITS = ("train", "validation", "test")
@@ -216,8 +217,9 @@ def _rival_records(study: Study, name: str, train: str, test: str) -> pd.DataFra
 def budgets(study: Study) -> pd.DataFrame:
     """What each training behind the main results cost, one row per method and stage.
 
-    Columns train, method, recipe, stage, training_images, images_seen, steps (of the optimizer), seconds, device, run.
-    A stage that serves several training sets stands beside the first.
+    Columns train, method, recipe, stage, saw (the self-supervised pool, or the training set), training_images,
+    images_seen, steps (of the optimizer), seconds, device, run. A stage that serves several training sets stands beside
+    the first.
     """
     rows = []
     for train in dict.fromkeys(train for train, _ in available_rows(study)):
@@ -232,9 +234,16 @@ def budgets(study: Study) -> pd.DataFrame:
                 runs = [study.tokenizer(config, train), study.transformer(config, train),
                         study.segmenter(train, config)]
             rows += [{"train": train, "method": method, "recipe": recipe, "stage": run.about["stage"],
+                      "saw": "pool" if _saw_pool(run) else train,
                       **{key: run.metrics.get(key) for key in ("training_images", "images_seen", "steps", "seconds",
                                                                "device")}, "run": run.id} for run in runs]
     return pd.DataFrame(rows).drop_duplicates(["method", "run"], ignore_index=True)
+
+
+def _saw_pool(run: Run) -> bool:
+    """Whether a training read the whole self-supervised pool."""
+    about = run.about
+    return about["config"].get(about["stage"], {}).get("pool") == "all"
 
 
 def main_results(study: Study) -> pd.DataFrame:
@@ -325,12 +334,12 @@ def worst_first(study: Study, count: int = 12) -> tuple[ImageSet, Tensor, np.nda
 def leakage(study: Study) -> pd.DataFrame:
     """Images that two splits share, and what leaving them out does to the score.
 
-    One row per pair of splits (a split with itself: its own duplicates); then one for the self-supervised pool and each
-    test set of the main results; last the pool against all validation and test splits. Columns set_1, set_2, same_id,
-    same_content, near_duplicate (pairs, see `overlaps`), images (of set_2 that are also in set_1), and where these are
-    what a model of the main results was trained and tested on: train (its training set), iou (image_lesion over all
-    test images), low, high, n_without (images left when the shared ones are left out), iou_without, low_without,
-    high_without.
+    One row per pair of splits (a split with itself: its own duplicates); then, if the recipe uses the self-supervised
+    pool, one for it and each test set of the main results; last the pool against all validation and test splits.
+    Columns set_1, set_2, same_id, same_content, near_duplicate (pairs, see `overlaps`), images (of set_2 that are also
+    in set_1), and where these are what a model of the main results was trained and tested on: train (its training set),
+    n_without (images left when the shared ones are left out), iou (image_lesion over all test images), low, high,
+    iou_without, low_without, high_without.
     """
     source = study.source
     sets = {(dataset, split): source.load(dataset, split)
@@ -346,7 +355,7 @@ def leakage(study: Study) -> pd.DataFrame:
                 row |= _scores_without(study, train[0], test[0], pairs[column])
         rows.append(row)
     pool = _pool_pairs(source, found)
-    for train, test in results:
+    for train, test in results if "all" in (study.config.vqgan.pool, study.config.masked_gpt.pool) else ():
         pairs = pool[(pool["dataset_2"] == test) & (pool["split_2"] == "test")]
         rows.append(_shared("self-supervised pool", f"{test}/test", pairs)
                     | _scores_without(study, train, test, pairs["id_2"]))
@@ -365,10 +374,12 @@ def _scores_without(study: Study, train: str, test: str, shared: pd.Series) -> d
     """The score of the model of `train` on `test`, with and without the images of the ids `shared`."""
     records = study.records(study.segmenter(train), test, "test")
     kept = records[~records["id"].isin(shared)]
-    draws, seed = study.config.evaluation.bootstrap_draws, study.config.seed
-    (all_, without) = (summarise(part, "image_lesion", "iou", draws, seed) for part in (records, kept))
-    return {"train": train, "iou": all_.mean, "low": all_.low, "high": all_.high, "n_without": without.n,
-            "iou_without": without.mean, "low_without": without.low, "high_without": without.high}
+    found = {"train": train, "n_without": len(kept)}
+    for behind, part in (("", records), ("_without", kept)):
+        score = summarise(part, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
+                          study.config.seed) if len(part) else Summary(math.nan, math.nan, math.nan, 0)
+        found |= {f"iou{behind}": score.mean, f"low{behind}": score.low, f"high{behind}": score.high}
+    return found
 
 
 def _pool_pairs(source: DataSource, found: pd.DataFrame) -> pd.DataFrame:

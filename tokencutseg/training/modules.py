@@ -77,7 +77,7 @@ class WordCache:
         self._model, self._known, self._bytes = model, {}, 0
 
     def __call__(self, batch_index: int, images: Tensor) -> tuple[Tensor, Encoding]:
-        """What `words` returns for this batch; without the feature maps and latents where nothing reads them."""
+        """What `words` returns for this batch; without the feature maps where the up-sampler does not read them."""
         if batch_index in self._known:
             return self._known[batch_index]
         tokens, encoding = self._model.words(images)
@@ -229,7 +229,8 @@ class SegmenterModule(StageModule):
         super().__init__(config.seed, config.segmentation.augmentation)
         self.config, self.definition = config.segmentation, config.evaluation.score_definition
         self.model = model
-        self.averaged = (AveragedModel(model, avg_fn=_warming_average) if self.config.weight_average else None)
+        self.averaged = (AveragedModel(model, avg_fn=_warming_average, use_buffers=True)
+                         if self.config.weight_average else None)
         if self.averaged is not None:
             self.averaged.requires_grad_(False)
         self._records: list[pd.DataFrame] = []
@@ -322,7 +323,7 @@ class TokenCutSegModule(SegmenterModule):
         if c.mlm_weight > 0:
             features = out.features
             if c.training_features == "full":
-                features = model.transformer_features(*model.words(images), token_mask)
+                features = model.transformer_features(*model.read(images), token_mask)
             logits = model.masked_gpt.lm_head(features)
             terms["masked_tokens"] = c.mlm_weight * masked_token_loss(logits, out.tokens, token_mask)
         return terms
@@ -343,6 +344,9 @@ def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.
 
 
 def _warming_average(average: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
-    """Exponential moving average whose memory grows from a few steps to 200."""
+    """Exponential moving average whose memory grows from a few steps to 200; a BatchNorm's statistics are averaged with
+    the weights that they belong to, and its counter is not."""
+    if not average.is_floating_point():
+        return new
     decay = min(0.995, (1 + float(n)) / (10 + float(n)))
     return average.lerp(new, 1 - decay)

@@ -18,14 +18,13 @@ from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.figures.style import (
     BLUE,
     GREY,
-    METHODS,
     ORANGE,
-    PALETTE,
     RED,
     SEQUENTIAL,
     canvas,
     code_colours,
     interval_bars,
+    method_colours,
     outline,
     picture,
 )
@@ -72,8 +71,8 @@ def stages(table: pd.DataFrame) -> Figure:
 def revised_steps(table: pd.DataFrame) -> Figure:
     """The score at each step from `described` to `revised`, and what the step changes; `table` from `grids`."""
     steps = table.dropna(subset="change")
-    names = [f"{row.step.split('.')[1]}: {_value(row.setting)} → {_value(row.instead)}" + ("" if row.kept else " ✗")
-             if "." in row.step else row.step for row in table.itertuples()]
+    names = [(f"{row.step.split('.')[1]}: {_value(row.setting)} → {_value(row.instead)}" if "." in row.step
+              else row.step) + ("" if row.kept else " ✗") for row in table.itertuples()]
     return _ladder(table, names, "change to the best so far, paired 95 % interval", "what the step changes",
                    f"{int(steps['kept'].sum())} of {len(steps)} steps kept (✗: not), lesion IoU from "
                    f"{table['mean'].iloc[0]:.3f} to {table.loc[table['kept'], 'mean'].iloc[-1]:.3f}")
@@ -111,8 +110,8 @@ def graph_radius(table: pd.DataFrame) -> Figure:
 def feature_quality(table: pd.DataFrame) -> Figure:
     """Token IoU of two heads on the same frozen features; `table` from `grids`."""
     best = table.loc[table["iou"].idxmax()]
-    figure, axes = canvas(1, 1, 2.6, width=5.6, title=f"Frozen {best['features']} features under the "
-                                                      f"{best['head']} head: {best['iou']:.3f} token IoU")
+    figure, axes = canvas(1, 1, 0.8 + 0.3 * table["features"].nunique(), width=5.6, title=(
+        f"Frozen {best['features']} features under the {best['head']} head: {best['iou']:.3f} token IoU"))
     axis = axes[0, 0]
     names = list(dict.fromkeys(table["features"]))
     for head, colour, shift in (("linear probe", ORANGE, 0.13), ("graph", BLUE, -0.13)):
@@ -131,8 +130,9 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
     figure, axes = canvas(1, 1, 2.8, width=5.2, title=f"With {table['fraction'].min():.0%} of the labels: " + ", ".join(
         f"{method} {mean:.3f}" for method, mean in fewest.items()))
     axis = axes[0, 0]
+    colours = method_colours(table["method"])
     for method, rows in table.sort_values("fraction").groupby("method", sort=False):
-        colour = METHODS[method]
+        colour = colours[method]
         axis.plot(rows["fraction"], rows["mean"], "o-", color=colour, label=method)
         axis.fill_between(rows["fraction"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
         if seeds > 1:
@@ -175,7 +175,7 @@ def efficiency(table: pd.DataFrame) -> Figure:
         f"One image takes tokencutseg {1e3 * ours['latency_seconds']:.0f} ms and "
         f"{1e-9 * ours['flops']:.2f} GFLOP"))
     y = np.arange(len(table))[::-1]
-    colours = _method_colours(table["method"])
+    colours = [method_colours(table["method"])[method] for method in table["method"]]
     for axis, (column, (label, scale)) in zip(axes[0], units.items(), strict=True):
         values = table[column] * scale
         axis.barh(y, values, color=colours, height=0.6)
@@ -192,10 +192,10 @@ def baselines(table: pd.DataFrame, measure: str = "iou") -> Figure:
     rows = table[table["measure"] == measure]
     definitions, methods = list(dict.fromkeys(rows["definition"])), list(dict.fromkeys(rows["method"]))
     ours = rows[rows["method"] == methods[0]]["mean"]
-    figure, axes = canvas(1, 1, 3.0, width=6.2, title=f"The same {methods[0]} masks score {ours.min():.3f} to "
-                                                      f"{ours.max():.3f}, by definition")
+    figure, axes = canvas(1, 1, 2.2 + 0.1 * len(methods) * len(definitions), width=6.2, title=(
+        f"The same {methods[0]} masks score {ours.min():.3f} to {ours.max():.3f}, by definition"))
     axis = axes[0, 0]
-    for method, colour, shift in zip(methods, _method_colours(methods), _shifts(len(methods)), strict=True):
+    for method, colour, shift in zip(methods, method_colours(methods).values(), _shifts(len(methods)), strict=True):
         own = rows[rows["method"] == method].set_index("definition").loc[definitions]
         name = method if own["weights"].iloc[0] == "none" else f"{method} ({own['weights'].iloc[0]})"
         _dodged(axis, own["mean"], own["low"], own["high"], shift, colour, name)
@@ -282,7 +282,7 @@ def _dodged(axis: Axes, mean: pd.Series, low: pd.Series, high: pd.Series, shift:
 
 def _shifts(n: int) -> np.ndarray:
     """Vertical places of n series within a row, the first on top."""
-    return np.linspace(0.12, -0.12, n) * (n - 1) if n > 1 else np.zeros(1)
+    return np.linspace(0.5, -0.5, n) * min(0.24 * (n - 1), 0.7) if n > 1 else np.zeros(1)
 
 
 def _signs(low: pd.Series, high: pd.Series) -> list[str]:
@@ -293,12 +293,6 @@ def _signs(low: pd.Series, high: pd.Series) -> list[str]:
 def _zero(axis: Axes, label: str) -> None:
     axis.axvline(0, color="black", linewidth=0.8, zorder=0)
     axis.set_xlabel(label)
-
-
-def _method_colours(methods: Sequence[str]) -> list[str]:
-    """The family's colour of each method; those without one get the colours that are left."""
-    free = iter(colour for colour in PALETTE if colour not in METHODS.values())
-    return [METHODS[method] if method in METHODS else next(free) for method in methods]
 
 
 def _value(value: object) -> str:

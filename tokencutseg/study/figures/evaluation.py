@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.summaries import DEFINITIONS, IOU_THRESHOLD, summary_table
-from tokencutseg.study.figures.style import GREY, METHODS, PALETTE, canvas, picture
+from tokencutseg.study.figures.style import PALETTE, canvas, method_colours, picture
 
 SPREAD = 0.16
 """Distance between the definitions of one row, as a share of the distance between rows."""
@@ -23,8 +23,9 @@ def per_image_scores(records: pd.DataFrame) -> Figure:
     """Share of images whose lesion IoU is at most x, by method, one panel per (train, test) pair.
 
     `records` has one row per image with columns train, test, method, iou. The shading is the 95 % band of the whole
-    curve (Dvoretzky, Kiefer, Wolfowitz; Massart 1990), wide where images are few.
+    curve (Dvoretzky, Kiefer, Wolfowitz; Massart 1990), wide where images are few; our method's stands for all.
     """
+    colours = method_colours(records["method"])
     pairs = list(records.groupby(["train", "test"], sort=False))
     (train, test), rows = pairs[0]
     ours = rows.loc[rows["method"] == "tokencutseg", "iou"]
@@ -38,15 +39,18 @@ def per_image_scores(records: pd.DataFrame) -> Figure:
         for method, part in rows.groupby("method", sort=False):
             values = np.sort(part["iou"].to_numpy())
             share = np.arange(1, len(values) + 1) / len(values)
-            band = math.sqrt(math.log(2 / 0.05) / (2 * len(values)))
             x, y = np.concatenate([[0], values, [1]]), np.concatenate([[0], share, [1]])
-            axis.fill_between(x, (y - band).clip(0), (y + band).clip(max=1), step="post", alpha=0.15,
-                              color=METHODS[method], linewidth=0)
-            axis.step(x, y, where="post", color=METHODS[method], label=f"{method}, mean {values.mean():.3f}")
+            own = method == "tokencutseg"
+            if own:
+                band = math.sqrt(math.log(2 / 0.05) / (2 * len(values)))
+                axis.fill_between(x, (y - band).clip(0), (y + band).clip(max=1), step="post", alpha=0.2,
+                                  color=colours[method], linewidth=0)
+            axis.step(x, y, where="post", color=colours[method], linewidth=2 if own else 1.2, zorder=3 if own else 2,
+                      label=f"{method} {values.mean():.3f}")
         axis.axvline(IOU_THRESHOLD, color="black", linestyle=":", linewidth=1)
         axis.set(xlabel="lesion IoU of an image", xlim=(0, 1), ylim=(0, 1), title=f"{train} → {test}, n = {len(part)}")
         axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-        axis.legend(loc="upper left", fontsize=7.5)
+        axis.legend(loc="upper left", fontsize=7, title="mean", title_fontsize=7)
     for axis in axes[:, 0]:
         axis.set_ylabel("share of images at or below")
     return figure
@@ -90,7 +94,8 @@ def _cost_of_another_set(table: pd.DataFrame) -> str:
 
 
 def score_by_lesion_size(records: pd.DataFrame, bins: int = 5, draws: int = 2000, seed: int = 0) -> Figure:
-    """Lesion IoU against the lesion's share of the image: every image a dot, the mean of each bin with its band.
+    """Lesion IoU against the lesion's share of the image: the mean of each bin, and for our method every image a dot
+    and the bins' band.
 
     `records` has one row per image with columns method, iou, lesion_fraction; see `size_bins` for the bins.
     """
@@ -100,12 +105,17 @@ def score_by_lesion_size(records: pd.DataFrame, bins: int = 5, draws: int = 2000
         f"Mean lesion IoU {ours['mean'].iloc[0]:.2f} on the smallest and {ours['mean'].iloc[-1]:.2f} on the largest of "
         f"{len(ours)} groups of lesions"))
     axis = axes[0, 0]
+    colours = method_colours(table["method"])
     for method, part in table.groupby("method", sort=False):
-        colour = METHODS.get(method, GREY)
-        dots = records[records["method"] == method]
-        axis.plot(dots["lesion_fraction"], dots["iou"], ".", color=colour, markersize=3, alpha=0.35)
-        axis.fill_between(part["lesion_fraction"], part["low"], part["high"], color=colour, alpha=0.2, linewidth=0)
-        axis.plot(part["lesion_fraction"], part["mean"], "o-", color=colour, markersize=5, label=method)
+        own, colour = method == "tokencutseg", colours[method]
+        if own:
+            dots = records[records["method"] == method]
+            axis.plot(dots["lesion_fraction"], dots["iou"], ".", color=colour, markersize=3, alpha=0.3)
+            axis.fill_between(part["lesion_fraction"], part["low"], part["high"], color=colour, alpha=0.2, linewidth=0)
+        else:
+            axis.vlines(part["lesion_fraction"], part["low"], part["high"], color=colour, linewidth=1)
+        axis.plot(part["lesion_fraction"], part["mean"], "o-", color=colour, markersize=5 if own else 4,
+                  linewidth=2 if own else 1.2, zorder=3 if own else 2.5, label=method)
     axis.set(xscale="log", xlabel="lesion's share of the image", ylabel="lesion IoU", ylim=(0, 1))
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
@@ -120,7 +130,7 @@ def score_by_group(table: pd.DataFrame) -> Figure:
     rows = table[(table["train"] == table["train"].iloc[0]) & ((table["grouping"] == "site")
                                                               | (table["test"] == table["test"].iloc[0]))]
     ours = rows[rows["method"] == "tokencutseg"]
-    worst = ours.loc[ours["mean"].idxmin()]
+    worst, colours = ours.loc[ours["mean"].idxmin()], method_colours(rows["method"])
     figure, axes = canvas(1, len(groupings), height=2.8, sharey=True, title=(
         f"Trained on {worst['train']}, lowest by {worst['grouping']}: {worst['group']}, IoU {worst['mean']:.2f}"))
     for axis, grouping in zip(axes[0], groupings, strict=True):
@@ -129,9 +139,9 @@ def score_by_group(table: pd.DataFrame) -> Figure:
         methods = list(dict.fromkeys(part["method"]))
         for k, method in enumerate(methods):
             own = part[part["method"] == method].set_index("group").loc[names]
-            x = np.arange(len(names)) + 0.16 * (k - (len(methods) - 1) / 2)
-            axis.vlines(x, own["low"], own["high"], color=METHODS.get(method, GREY), linewidth=2)
-            axis.plot(x, own["mean"], "o", color=METHODS.get(method, GREY), markersize=5, label=method)
+            x = np.arange(len(names)) + min(0.16, 0.7 / len(methods)) * (k - (len(methods) - 1) / 2)
+            axis.vlines(x, own["low"], own["high"], color=colours[method], linewidth=2)
+            axis.plot(x, own["mean"], "o", color=colours[method], markersize=5, label=method)
         axis.set_xticks(range(len(names)), [f"{name}\nn = {n}" for name, n in zip(
             names, part.drop_duplicates("group")["n"], strict=True)])
         axis.set(title=grouping, xlim=(-0.5, len(names) - 0.5))

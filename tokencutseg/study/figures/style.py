@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -17,8 +18,11 @@ WIDTH = 7.2
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#6E6E6E"
 """Okabe and Ito's colours, told apart under every kind of colour blindness."""
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, "#56B4E9", "#F0E442", GREY)
-METHODS = {"tokencutseg": BLUE, "unet": ORANGE, "otsu": GREY, "released": RED, "described": PURPLE, "revised": GREEN}
+METHODS = {"tokencutseg": BLUE, "unet": ORANGE, "otsu": GREY, "released": RED, "described": PURPLE, "revised": GREEN,
+           "unetplusplus": "#8C510A", "fpn": "#56B4E9", "deeplabv3plus": "#882255", "segformer": "#44AA99",
+           "upernet": "#999933"}
 """One colour per method, in every figure."""
+_OTHERS = ("#332288", "#DDCC77", "#117733", "#AA4499")
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 
 _STYLE = {
@@ -91,3 +95,9 @@ def interval_bars(axis: Axes, names: Sequence[str], means: Sequence[float], lows
         axis.annotate(f"{value:.3f}", (value, at), (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
     axis.set_yticks(y, names)
     axis.set_ylim(-0.6, len(names) - 0.4)
+
+
+def method_colours(methods: Iterable[str]) -> dict[str, str]:
+    """The family's colour of each method; those without one share a few others, in their order."""
+    others = itertools.cycle(_OTHERS)
+    return {method: METHODS.get(method) or next(others) for method in dict.fromkeys(methods)}
