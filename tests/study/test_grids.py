@@ -195,17 +195,20 @@ def test_every_switch_of_the_large_presets_can_be_turned(switch):
 
 @pytest.mark.parametrize("switch", [name for name in configure("small").ablation.deviations
                                     if name.startswith("segmentation.")])
-def test_a_turned_switch_leaves_nothing_that_nobody_reads(switch):
-    """Each parameter that is to learn gets a gradient from the loss, whatever switch is turned."""
+def test_a_fine_tuned_encoder_is_read_whatever_switch_is_turned(switch):
+    """The mask's loss reaches each of its layers."""
     for recipe in ("released", "revised"):
         config = configure("tiny", recipe)
         config = config.override(grids.deviation_changes(config, switch)[1])
         module = TokenCutSegModule(config, build("segmentation", config))
+        if module.model.upsampler is not None:
+            torch.nn.init.ones_(module.model.upsampler.out.weight)  # which starts at zero
         images = synthetic_images(2, config.data.image_size)
         terms = module.losses(images.images.float() / 255, images.masks.long(), torch.Generator().manual_seed(0))
         sum(terms.values()).backward()
-        encoder = module.model.encoder
-        assert encoder is None or all(p.grad is not None and p.grad.any() for p in encoder.parameters())
+        tuned = module.model.encoder
+        assert (tuned is not None) == (config.segmentation.encoder == "fine_tuned")
+        assert tuned is None or all(p.grad is not None and p.grad.any() for p in tuned.encoder.parameters())
 
 
 def test_the_users_settings_reach_both_recipes_but_not_their_switches():
