@@ -103,7 +103,7 @@ def test_without_any_scored_pair_the_error_says_what_to_add(study, monkeypatch):
         tables.main_results(study)
 
 
-def leaking_source(shared):
+def leaking_source(shared, dataset="skin"):
     """One dataset whose test split repeats `shared` training images, one of them under another id."""
     generator = torch.Generator().manual_seed(0)
 
@@ -111,14 +111,14 @@ def leaking_source(shared):
         images = torch.randint(0, 256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
         masks = torch.zeros(n, 32, 32, dtype=torch.uint8)
         masks[:, 8:20, 8:20] = 1
-        return ImageSet("skin", name, [f"{name}{i}" for i in range(n)], images, masks, n, [(32, 32)] * n)
+        return ImageSet(dataset, name, [f"{name}{i}" for i in range(n)], images, masks, n, [(32, 32)] * n)
 
     train, validation, test = split("train", 8), split("validation", 4), split("test", 6)
     test.images[:shared] = train.images[:shared]
     test.ids[:shared - 1] = train.ids[:shared - 1]
     sets = {"train": train, "validation": validation, "test": test}
-    loaders = {"skin": {name: (lambda part=part: part) for name, part in sets.items()}}
-    return DataSource("skin", "skin", [("skin", "skin")], 32, loaders)
+    loaders = {dataset: {name: (lambda part=part: part) for name, part in sets.items()}}
+    return DataSource(dataset, dataset, [(dataset, dataset)], 32, loaders)
 
 
 def test_leakage_counts_shared_images_and_scores_without_them(study, tmp_path, monkeypatch):
@@ -143,10 +143,10 @@ def test_leakage_counts_shared_images_and_scores_without_them(study, tmp_path, m
 
 
 def test_leakage_of_a_test_set_that_was_trained_on_leaves_no_score(study, tmp_path, monkeypatch):
-    leaking = Study(study.config, leaking_source(shared=6), tmp_path / "leaking")
+    leaking = Study(study.config, leaking_source(shared=6, dataset="known"), tmp_path / "leaking")
     trained = study.segmenter()
     monkeypatch.setattr(leaking, "segmenter", lambda train: trained)
-    row = tables.leakage(leaking).set_index(["set_1", "set_2"]).loc[("skin/train", "skin/test")]
+    row = tables.leakage(leaking).set_index(["set_1", "set_2"]).loc[("known/train", "known/test")]
     assert row["n_without"] == 0 and np.isnan(row["iou_without"]) and not np.isnan(row["iou"])
 
 
