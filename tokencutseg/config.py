@@ -116,6 +116,8 @@ class MaskedGPTConfig:
     """Released: token ids only. Revised: the encoder's vectors at the visible positions too."""
     norm: Literal["post", "pre"] = "pre"
     """Where LayerNorm stands in a block (Xiong et al. 2020)."""
+    start: Literal["normal", "identity"] = "identity"
+    """Blocks before any training. normal: small random weights (released). identity: each block adds nothing yet."""
     positions: Literal["first", "interpolated"] = "interpolated"
     """For an image with fewer tokens than the table has positions. Released: the first ones, whatever the shape."""
     mask_id: Literal["zero", "own"] = "own"
@@ -148,7 +150,9 @@ class SegmentationConfig:
     # switches (recipe)
     use_deepcut: bool = True
     """False replaces the graph module by a linear layer on the same features."""
-    deepcut_loss_weight: float = 0.2
+    deepcut_loss_weight: float = 0.02
+    """Of the unsupervised cut beside the supervised loss (released: 0.2). Its balance term pulls towards halves, which
+    lesions are not."""
     graph_radius: float = math.sqrt(2) / 30
     """Reach of an edge, in `radius_unit`; the released value spans 2.6 cells at 56×56 tokens."""
     radius_unit: Literal["image", "cells"] = "image"
@@ -286,8 +290,8 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """The inverse of `to_dict`. Raises ConfigError for an unknown key."""
-        # models saved before there was a choice have no encoder of their own
-        flat = {"segmentation.encoder": "frozen"} | {
+        # models saved before there was a choice
+        flat = {"segmentation.encoder": "frozen", "masked_gpt.start": "normal"} | {
             f"{stage}.{key}": value for stage in STAGES for key, value in values.get(stage, {}).items()}
         head = {key: values[key] for key in ("preset", "recipe", "seed") if key in values}
         return dataclasses.replace(cls(**head), **_sections(cls(), flat))
@@ -407,7 +411,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
         "ablation.label_recipes": ["released"],
-        "ablation.steps": ["masked_gpt.inputs", "masked_gpt.mask_pattern", "segmentation.graph_radius",
+        "ablation.steps": ["masked_gpt.start", "masked_gpt.inputs", "masked_gpt.mask_pattern",
+                           "segmentation.graph_radius", "segmentation.deepcut_loss_weight",
                            "segmentation.upsampling", "segmentation.encoder", "segmentation.weight_average",
                            "segmentation.batch_size"],
         "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer",
@@ -416,9 +421,10 @@ PRESETS: dict[str, dict[str, Any]] = {
             "vqgan.n_stages", "vqgan.input_normalisation", "vqgan.clamped_reconstruction", "vqgan.edge_weighted",
             "vqgan.perceptual", "vqgan.clamped_adversary", "vqgan.quantizer_start", "vqgan.restart_dead_codes",
             "vqgan.augmented_validation", "vqgan.stepping_schedule", "vqgan.pool",
-            "masked_gpt.inputs", "masked_gpt.norm", "masked_gpt.mask_id", "masked_gpt.mask_pattern",
+            "masked_gpt.inputs", "masked_gpt.norm", "masked_gpt.start", "masked_gpt.mask_id", "masked_gpt.mask_pattern",
             "masked_gpt.pretraining",
             "segmentation.training_features", "segmentation.loss_input", "segmentation.class_weighted_dice",
+            "segmentation.deepcut_loss_weight",
             "segmentation.affinity", "segmentation.graph_radius", "segmentation.upsampling",
             "segmentation.encoder", "segmentation.frozen_codebook", "segmentation.batch_size",
             "evaluation.score_definition",
@@ -465,6 +471,7 @@ _RELEASED: dict[str, Any] = {
     "masked_gpt.dropout": 0.1,
     "masked_gpt.inputs": "tokens",
     "masked_gpt.norm": "post",
+    "masked_gpt.start": "normal",
     "masked_gpt.positions": "first",
     "masked_gpt.mask_id": "zero",
     "masked_gpt.mask_pattern": "iid",
@@ -474,6 +481,7 @@ _RELEASED: dict[str, Any] = {
     "masked_gpt.batch_size": 1,
     "masked_gpt.learning_rate": 1e-4,
     "masked_gpt.weight_decay": 0.1,
+    "segmentation.deepcut_loss_weight": 0.2,
     "segmentation.affinity": "position",
     "segmentation.graph_radius": math.sqrt(2) / 30,
     "segmentation.radius_unit": "image",
