@@ -31,7 +31,7 @@ class DataConfig:
     synthetic_train: int = 320
     """Synthetic lesions in each site's training split; validation and test have the next two fields."""
     synthetic_validation: int = 50
-    synthetic_test: int = 160
+    synthetic_test: int = 128
     synthetic_unlabelled: int = 320
     """Synthetic images without masks, mixed from both sites: the counterpart of HAM10000."""
     label_fraction: float = 1.0
@@ -108,7 +108,7 @@ class MaskedGPTConfig:
     n_embd: int = 128
     """Width of the transformer."""
     epochs: int = 5
-    images_per_epoch: int | None = 400
+    images_per_epoch: int | None = 320
     # switches (recipe)
     dropout: float = 0.0
     """Hiding tokens is regularisation enough for a short training."""
@@ -143,7 +143,7 @@ class SegmentationConfig:
     """Stage 3, the supervised graph module."""
 
     # budget (preset)
-    epochs: int = 6
+    epochs: int = 4
     images_per_epoch: int | None = None
     """Images drawn per epoch; None for each image of the study's largest training set once: smaller sets are repeated,
     so that every row of a table has the same budget."""
@@ -214,7 +214,7 @@ class AblationConfig:
 
     budget: float = 0.25
     """Epochs of a cell, as a share of the main stages'."""
-    images_per_epoch: int = 80
+    images_per_epoch: int = 48
     """Images that a cell's supervised stage draws per epoch, however many labels it has."""
     codebook_sizes: tuple[int, ...] = (16, 64)
     graph_radii: tuple[float, ...] = (0.0, 2.6)
@@ -223,7 +223,7 @@ class AblationConfig:
     label_recipes: tuple[str, ...] = ()
     """Recipes that the table of label shares holds beside the study's own."""
     deviations: tuple[str, ...] = ("segmentation.loss_input",)
-    steps: tuple[str, ...] = ("segmentation.upsampling", "segmentation.encoder")
+    steps: tuple[str, ...] = ("segmentation.encoder",)
     """Switches by which `described` becomes `revised`, in the order in which they are tried."""
     baselines: tuple[str, ...] = ("otsu", "unet")
     full_baselines: bool = False
