@@ -9,9 +9,8 @@ from typing import Any
 __version__ = version("tokencutseg")
 
 
-def load(path: str | Path | None = None) -> Any:
-    """Open a saved model, by default the one that comes with the package; see `tokencutseg.model.saved.load`."""
-    from tokencutseg.model.saved import PRETRAINED
+def load(path: str | Path) -> Any:
+    """Open a saved model; see `tokencutseg.model.saved.load`."""
     from tokencutseg.model.saved import load as load_saved
 
-    return load_saved(PRETRAINED if path is None else path)
+    return load_saved(path)

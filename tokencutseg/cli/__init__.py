@@ -84,8 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
     segment = command("segment", _segment, "Segment images: for each a mask (0 or 255) and an overlay, both PNG.")
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
-    segment.add_argument("--model", type=Path, metavar="RUN",
-                         help="a run's folder or its saved model (default: the one that comes with the package)")
+    segment.add_argument("--model", type=Path, required=True, metavar="RUN", help="a run's folder or its saved model")
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
 
     bench = command("bench", _bench, "Time each part of the method against its plain formulation.")
@@ -230,7 +229,7 @@ def _segment(arguments: argparse.Namespace) -> int:
     from tokencutseg.data.images import DataError, read_image
     from tokencutseg.study.runner import check_writable
 
-    if arguments.model and not arguments.model.exists():
+    if not arguments.model.exists():
         raise UsageError(f"--model {arguments.model} does not exist")
     images, failures = _find_images(arguments.images)
     for image in images:
