@@ -108,7 +108,7 @@ class MaskedGPTConfig:
     n_embd: int = 128
     """Width of the transformer."""
     epochs: int = 5
-    images_per_epoch: int | None = 320
+    images_per_epoch: int | None = 400
     # switches (recipe)
     dropout: float = 0.0
     """Hiding tokens is regularisation enough for a short training."""
@@ -116,8 +116,6 @@ class MaskedGPTConfig:
     """Released: token ids only. Revised: the encoder's vectors at the visible positions too."""
     norm: Literal["post", "pre"] = "pre"
     """Where LayerNorm stands in a block (Xiong et al. 2020)."""
-    start: Literal["normal", "identity"] = "identity"
-    """Blocks before any training. normal: small random weights (released). identity: each block adds nothing yet."""
     positions: Literal["first", "interpolated"] = "interpolated"
     """For an image with fewer tokens than the table has positions. Released: the first ones, whatever the shape."""
     mask_id: Literal["zero", "own"] = "own"
@@ -143,7 +141,7 @@ class SegmentationConfig:
     """Stage 3, the supervised graph module."""
 
     # budget (preset)
-    epochs: int = 4
+    epochs: int = 3
     images_per_epoch: int | None = None
     """Images drawn per epoch; None for each image of the study's largest training set once: smaller sets are repeated,
     so that every row of a table has the same budget."""
@@ -214,7 +212,7 @@ class AblationConfig:
 
     budget: float = 0.25
     """Epochs of a cell, as a share of the main stages'."""
-    images_per_epoch: int = 48
+    images_per_epoch: int = 104
     """Images that a cell's supervised stage draws per epoch, however many labels it has."""
     codebook_sizes: tuple[int, ...] = (16, 64)
     graph_radii: tuple[float, ...] = (0.0, 2.6)
@@ -291,7 +289,7 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """The inverse of `to_dict`. Raises ConfigError for an unknown key."""
         # models saved before there was a choice
-        flat = {"segmentation.encoder": "frozen", "masked_gpt.start": "normal"} | {
+        flat = {"segmentation.encoder": "frozen"} | {
             f"{stage}.{key}": value for stage in STAGES for key, value in values.get(stage, {}).items()}
         head = {key: values[key] for key in ("preset", "recipe", "seed") if key in values}
         return dataclasses.replace(cls(**head), **_sections(cls(), flat))
@@ -411,17 +409,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
         "ablation.label_recipes": ["released"],
-        "ablation.steps": ["masked_gpt.start", "masked_gpt.inputs", "masked_gpt.mask_pattern",
-                           "segmentation.graph_radius", "segmentation.deepcut_loss_weight",
-                           "segmentation.upsampling", "segmentation.encoder", "segmentation.weight_average",
-                           "segmentation.batch_size"],
+        "ablation.steps": ["masked_gpt.inputs", "masked_gpt.mask_pattern", "segmentation.graph_radius",
+                           "segmentation.deepcut_loss_weight", "segmentation.upsampling", "segmentation.encoder",
+                           "segmentation.weight_average", "segmentation.batch_size"],
         "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer",
                                "upernet"],
         "ablation.deviations": [
             "vqgan.n_stages", "vqgan.input_normalisation", "vqgan.clamped_reconstruction", "vqgan.edge_weighted",
             "vqgan.perceptual", "vqgan.clamped_adversary", "vqgan.quantizer_start", "vqgan.restart_dead_codes",
             "vqgan.augmented_validation", "vqgan.stepping_schedule", "vqgan.pool",
-            "masked_gpt.inputs", "masked_gpt.norm", "masked_gpt.start", "masked_gpt.mask_id", "masked_gpt.mask_pattern",
+            "masked_gpt.inputs", "masked_gpt.norm", "masked_gpt.mask_id", "masked_gpt.mask_pattern",
             "masked_gpt.pretraining",
             "segmentation.training_features", "segmentation.loss_input", "segmentation.class_weighted_dice",
             "segmentation.deepcut_loss_weight",
@@ -471,7 +468,6 @@ _RELEASED: dict[str, Any] = {
     "masked_gpt.dropout": 0.1,
     "masked_gpt.inputs": "tokens",
     "masked_gpt.norm": "post",
-    "masked_gpt.start": "normal",
     "masked_gpt.positions": "first",
     "masked_gpt.mask_id": "zero",
     "masked_gpt.mask_pattern": "iid",

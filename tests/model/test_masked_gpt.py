@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokencutseg.config import MaskedGPTConfig, configure
 from tokencutseg.model.masked_gpt import Block, MaskedGPT, draw_mask
 
-SMALL = MaskedGPTConfig(n_layer=2, n_head=2, n_embd=16, start="normal")
+SMALL = MaskedGPTConfig(n_layer=2, n_head=2, n_embd=16)
 
 
 def transformer(**options):
@@ -43,17 +43,6 @@ def test_a_hidden_token_leaves_no_trace(inputs):
     others[:, 7], other_vectors[:, 7] = (tokens[:, 7] + 1) % 10, 0.5
     torch.testing.assert_close(gpt(tokens, vectors, mask), gpt(others, other_vectors, mask))
     assert not torch.allclose(gpt(tokens, vectors), gpt(others, other_vectors))
-
-
-def test_blocks_that_start_as_the_identity_add_nothing_yet_and_learn():
-    config = configure("tiny").masked_gpt
-    assert config.start == "identity"
-    model = MaskedGPT(config, 16, 8, 9)
-    tokens, vectors = torch.randint(16, (2, 9)), torch.randn(2, 9, 8)
-    first, *others, _ = model.hidden_states(tokens, vectors)
-    assert all(torch.equal(state, first) for state in others)
-    model(tokens, vectors).square().sum().backward()
-    assert all(block.out.weight.grad.any() and block.fc2.weight.grad.any() for block in model.blocks)
 
 
 def test_mask_ids():

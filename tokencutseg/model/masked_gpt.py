@@ -91,10 +91,6 @@ class MaskedGPT(nn.Module):
         self.lm_head = nn.Linear(C, n_embed + 1)
         self.tied_head = TiedHead(C, n_embed + 1) if tied_head else None
         self.apply(_initialise)
-        if config.start == "identity":
-            for block in self.blocks:
-                nn.init.zeros_(block.out.weight)
-                nn.init.zeros_(block.fc2.weight)
 
     @property
     def mask_id(self) -> int:
