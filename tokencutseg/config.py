@@ -141,7 +141,7 @@ class SegmentationConfig:
     """Stage 3, the supervised graph module."""
 
     # budget (preset)
-    epochs: int = 3
+    epochs: int = 4
     images_per_epoch: int | None = None
     """Images drawn per epoch; None for each image of the study's largest training set once: smaller sets are repeated,
     so that every row of a table has the same budget."""
@@ -212,7 +212,7 @@ class AblationConfig:
 
     budget: float = 0.25
     """Epochs of a cell, as a share of the main stages'."""
-    images_per_epoch: int = 104
+    images_per_epoch: int = 128
     """Images that a cell's supervised stage draws per epoch, however many labels it has."""
     codebook_sizes: tuple[int, ...] = (16, 64)
     graph_radii: tuple[float, ...] = (0.0, 2.6)
