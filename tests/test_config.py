@@ -19,6 +19,14 @@ def test_a_grid_of_unknown_names_is_refused(setting, words):
         configure(overrides={setting: "segmentation.upsamplin"})
 
 
+@pytest.mark.parametrize(("setting", "value", "least"), [
+    ("vqgan.hidden_channels", "0", 1), ("vqgan.n_stages", "-1", 1), ("masked_gpt.n_head", "0", 1),
+    ("masked_gpt.n_layer", "-1", 0), ("ablation.seeds", "0", 1), ("data.image_size", "-8", 1)])
+def test_sizes_and_counts_have_a_least_value(setting, value, least):
+    with pytest.raises(ConfigError, match=f"{setting} must be {least} or more, not {value}"):
+        configure(overrides={setting: value})
+
+
 def test_a_model_saved_before_there_was_a_choice_has_a_frozen_encoder():
     values = configure().to_dict()
     del values["segmentation"]["encoder"]

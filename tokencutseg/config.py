@@ -244,6 +244,9 @@ class Config:
     ablation: AblationConfig = field(default_factory=AblationConfig)
 
     def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if (value := self.value(name)) < least:
+                raise ConfigError(f"{name} must be {least} or more, not {value}")
         side = 2**self.vqgan.n_stages
         if self.data.image_size % side:
             raise ConfigError(f"data.image_size must be a multiple of the tokenizer's stride {side}, "
@@ -306,6 +309,12 @@ class Config:
         return dataclasses.replace(self, **_sections(self, values))
 
 
+_LEAST = dict.fromkeys((
+    "data.image_size", "vqgan.hidden_channels", "vqgan.norm_groups", "vqgan.embed_dim", "vqgan.n_embed",
+    "vqgan.n_stages", "vqgan.disc_channels", "vqgan.perceptual_size", "vqgan.perceptual_every", "masked_gpt.n_head",
+    "masked_gpt.n_embd", "evaluation.bootstrap_draws", "evaluation.batch_size", "evaluation.lpips_images",
+    "ablation.images_per_epoch", "ablation.seeds"), 1) | {"vqgan.n_res_blocks": 0, "masked_gpt.n_layer": 0}
+"""The smallest value of each size and count."""
 STAGES = {name: typing.get_type_hints(Config)[name] for name in
           ("data", "vqgan", "masked_gpt", "segmentation", "evaluation", "ablation")}
 
