@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokencutseg.config import SegmentationConfig
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.inference import cell_masks
-from tokencutseg.evaluation.records import overlap
+from tokencutseg.evaluation.records import confusion, overlap
 from tokencutseg.model.deepcut import DeepCut
 from tokencutseg.model.losses import dice_loss
 from tokencutseg.model.segmenter import TokenCutSeg
@@ -132,9 +132,7 @@ def iou_ahead(margins: np.ndarray, others: np.ndarray, labels: Tensor, draws: in
 
 def _counts(margins: np.ndarray, labels: Tensor) -> np.ndarray:
     """Tokens of each image that are tp, fp, fn, tn: (M, 4)."""
-    predicted, truth = margins > 0, labels.numpy()
-    return np.stack([hits.sum(1) for hits in (predicted & truth, predicted & ~truth, ~predicted & truth,
-                                              ~predicted & ~truth)], 1)
+    return confusion(margins > 0, labels.numpy(), 1).T
 
 
 def _drawn(images: int, draws: int) -> np.ndarray:

@@ -60,8 +60,7 @@ def score(predictions: torch.Tensor | np.ndarray, targets: torch.Tensor | np.nda
         raise ValueError(f"image id {next(i for i in ids if list(ids).count(i) > 1)!r} occurs twice in one set; "
                          f"score each image once")
     size = target.shape[-1]
-    counts = np.stack([np.count_nonzero(m, axis=(1, 2)) for m in (
-        prediction & target, prediction & ~target, ~prediction & target, ~prediction & ~target)])
+    counts = confusion(prediction, target, (1, 2))
     tp, fp, fn, _ = counts
     records = pd.DataFrame({
         **labels, "id": list(ids), "size": size, **dict(zip(COUNTS, counts, strict=True)),
@@ -97,8 +96,7 @@ def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
         stretched = torch.nn.functional.interpolate(margins[index][None, None].float(), target.shape, mode="bilinear",
                                                     align_corners=False)
         prediction = stretched[0, 0].numpy() > 0
-        counts = [np.count_nonzero(m) for m in (prediction & target, prediction & ~target, ~prediction & target,
-                                                ~prediction & ~target)]
+        counts = confusion(prediction, target)
         scores = dict(zip(COUNTS, counts, strict=True)) | {
             measure: float(overlap(*counts[:3], measure)) for measure in ("iou", "dice")}
         scores |= dict(zip(("nsd", "hd95"), boundary_scores(prediction, target), strict=True))
@@ -107,6 +105,12 @@ def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding lets go of the interpreter
         return pd.DataFrame(list(pool.map(one, range(len(images)))))
+
+
+def confusion(prediction: np.ndarray, target: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
+    """How many entries of two bool arrays are tp, fp, fn, tn, counted over `axis` (None: all): (4, …)."""
+    return np.stack([np.count_nonzero(hits, axis=axis) for hits in (
+        prediction & target, prediction & ~target, ~prediction & target, ~prediction & ~target)])
 
 
 def contrast(images: ImageSet) -> np.ndarray:

@@ -199,10 +199,14 @@ def main_records(study: Study) -> pd.DataFrame:
     parts = []
     for train, test in available_rows(study):
         ours = study.records(study.segmenter(train), test, "test").assign(recipe=study.config.recipe)
-        rivals = [_rival_records(study, name, train, test) for name in study.config.evaluation.rivals
-                  if name != study.config.recipe]
+        rivals = [_rival_records(study, name, train, test) for name in _rivals(study)]
         parts += [frame.assign(train=train, test=test) for frame in (ours, *rivals)]
     return pd.concat(parts, ignore_index=True)
+
+
+def _rivals(study: Study) -> list[str]:
+    """The methods beside the study's own recipe, by name."""
+    return [name for name in study.config.evaluation.rivals if name != study.config.recipe]
 
 
 def _rival_records(study: Study, name: str, train: str, test: str) -> pd.DataFrame:
@@ -223,8 +227,8 @@ def budgets(study: Study) -> pd.DataFrame:
     """
     rows = []
     for train in dict.fromkeys(train for train, _ in available_rows(study)):
-        for method in ("tokencutseg", *study.config.evaluation.rivals):
-            if method in ("otsu", study.config.recipe):
+        for method in ("tokencutseg", *_rivals(study)):
+            if method == "otsu":
                 continue
             recipe = study.config.recipe if method == "tokencutseg" else method if method in RECIPES else "none"
             if recipe == "none":

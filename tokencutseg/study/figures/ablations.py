@@ -175,7 +175,7 @@ def efficiency(table: pd.DataFrame) -> Figure:
         f"One image takes tokencutseg {1e3 * ours['latency_seconds']:.0f} ms and "
         f"{1e-9 * ours['flops']:.2f} GFLOP"))
     y = np.arange(len(table))[::-1]
-    colours = [method_colours(table["method"])[method] for method in table["method"]]
+    colours = list(table["method"].map(method_colours(table["method"])))
     for axis, (column, (label, scale)) in zip(axes[0], units.items(), strict=True):
         values = table[column] * scale
         axis.barh(y, values, color=colours, height=0.6)
