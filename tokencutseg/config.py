@@ -172,6 +172,13 @@ class SegmentationConfig:
     encoder: Literal["frozen", "fine_tuned"] = "fine_tuned"
     """fine_tuned: a copy of the tokenizer's encoder, trained with the mask, feeds transformer and up-sampler. The words
     stay those of the frozen one."""
+    encoder_rate: float = 0.5
+    """Learning rate of the fine-tuned encoder, as a share of `learning_rate`: what was pretrained moves slower."""
+    transformer_rate: float = 0.1
+    """The same for the transformer (released: 1)."""
+    self_training_weight: float = 1.0
+    """Weight of the segmentation loss on unlabelled images beside the labelled ones, against what the averaged weights
+    predict there (Tarvainen and Valpola 2017); 0 leaves them out (released)."""
     frozen_codebook: bool = True
     """Released under Lightning < 2.2: fit() put the tokenizer back in train mode, and its EMA codebook drifted."""
     frozen_transformer: bool = False
@@ -420,7 +427,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ablation.label_recipes": ["released"],
         "ablation.steps": ["masked_gpt.inputs", "masked_gpt.mask_pattern", "segmentation.graph_radius",
                            "segmentation.deepcut_loss_weight", "segmentation.upsampling", "segmentation.encoder",
-                           "segmentation.weight_average", "segmentation.batch_size"],
+                           "segmentation.transformer_rate", "segmentation.weight_average", "segmentation.batch_size",
+                           "segmentation.self_training_weight"],
         "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer",
                                "upernet"],
         "ablation.deviations": [
@@ -432,7 +440,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "segmentation.training_features", "segmentation.loss_input", "segmentation.class_weighted_dice",
             "segmentation.deepcut_loss_weight",
             "segmentation.affinity", "segmentation.graph_radius", "segmentation.upsampling",
-            "segmentation.encoder", "segmentation.frozen_codebook", "segmentation.batch_size",
+            "segmentation.encoder", "segmentation.encoder_rate", "segmentation.transformer_rate",
+            "segmentation.self_training_weight", "segmentation.frozen_codebook", "segmentation.batch_size",
             "evaluation.score_definition",
         ],
     },
@@ -492,6 +501,9 @@ _RELEASED: dict[str, Any] = {
     "segmentation.radius_unit": "image",
     "segmentation.upsampling": "bilinear",
     "segmentation.encoder": "frozen",
+    "segmentation.encoder_rate": 1.0,
+    "segmentation.transformer_rate": 1.0,
+    "segmentation.self_training_weight": 0.0,
     "segmentation.loss_input": "probabilities",
     "segmentation.class_weighted_dice": True,
     "segmentation.cross_entropy_weight": 0.5,

@@ -9,7 +9,7 @@ from skimage.transform import SimilarityTransform, warp
 
 from tokencutseg.config import ConfigError
 from tokencutseg.data import transforms
-from tokencutseg.data.transforms import Augmentation, turn_and_flip
+from tokencutseg.data.transforms import Augmentation, recolour, turn_and_flip
 
 STEPS = list(transforms.STRENGTHS["released"])
 GEOMETRY = {"photometric": 0.0}
@@ -262,3 +262,14 @@ def test_unknown_names_are_errors_that_list_the_known():
 def test_images_must_be_square():
     with pytest.raises(ValueError, match="must be square"):
         Augmentation()(torch.rand(2, 3, 8, 9), None, seeded())
+
+
+def test_recolouring_scales_contrast_brightness_and_channels():
+    images = 0.3 + 0.2 * torch.rand(3, 3, 16, 16, generator=seeded(1))
+    torch.testing.assert_close(recolour(images, seeded(0), strength=0.0), images)
+    recoloured = recolour(images, seeded(0), strength=0.2)
+    assert recoloured.min() >= 0 and recoloured.max() <= 1 and not torch.equal(recoloured, images)
+    for before, after in zip(images.flatten(0, 1), recoloured.flatten(0, 1), strict=True):  # each channel: affine
+        slope, offset = np.polyfit(before.flatten().numpy(), after.flatten().numpy(), 1)
+        np.testing.assert_allclose(slope * before + offset, after, atol=1e-5)
+        assert 0.8 * 0.8 * 0.9 <= slope <= 1.2 * 1.2 * 1.1

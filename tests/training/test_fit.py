@@ -1,5 +1,7 @@
 """Trainings of a few steps: they resume exactly, keep frozen parts frozen, and choose on validation."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
@@ -7,6 +9,8 @@ from torch import nn
 
 from tokencutseg.config import configure
 from tokencutseg.data.source import open_source
+from tokencutseg.data.transforms import Augmentation, recolour
+from tokencutseg.model.losses import dice_loss
 from tokencutseg.model.saved import build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.training.batches import Batches, InOrder
@@ -171,3 +175,60 @@ def test_the_running_mean_of_weights_takes_their_batch_statistics_along():
         assert averaged.weight.mean().item() == pytest.approx(expected)
         assert averaged.running_mean.mean().item() == pytest.approx(2 * expected)
         assert averaged.num_batches_tracked.item() == step
+
+
+def test_self_training_learns_from_unlabelled_images_what_the_averaged_weights_see(tmp_path):
+    module, batches, validation, section = made("segmentation", **{"segmentation.epochs": 5})
+    module.unlabelled = open_source("", configure("tiny")).pool()
+    fit(module, batches, validation, section.epochs, tmp_path / "with", "segmentation")
+    history = pd.read_csv(tmp_path / "with" / "history.csv")
+    assert (history["train_self_training"] > 0).any()
+    alone = train("segmentation", tmp_path / "without", section.epochs, **{"segmentation.epochs": 5})[0]
+    assert not torch.equal(module.model.upsampler.out.weight, alone.model.upsampler.out.weight)
+    assert "train_self_training" not in pd.read_csv(tmp_path / "without" / "history.csv")
+
+
+def test_the_self_training_loss_is_the_supervised_one_against_the_averaged_weights_masks():
+    module, *_ = made("segmentation")
+    module.unlabelled = open_source("", configure("tiny")).pool()
+    module.trainer = SimpleNamespace(world_size=1)
+    module.augment = Augmentation.none()
+    module.eval()  # the graph module has dropout
+    with torch.no_grad():
+        for p in module.averaged.parameters():
+            p += 0.1 * torch.randn_like(p)
+    loss = module.self_training_loss(8, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    images = module.unlabelled.images[torch.randint(len(module.unlabelled), (4,), generator=generator)] / 255
+    masks = module.scored(images).mask
+    module.augment(images, masks, generator)  # which draws, though it changes nothing
+    out = module.model(recolour(images, generator))
+    chosen = out.logits.log_softmax(1).gather(1, masks[:, None]).mean()
+    dice = dice_loss(out.probabilities, masks, False)
+    torch.testing.assert_close(loss, -chosen + dice + module.config.deepcut_loss_weight * out.deepcut_loss)
+    loss.backward()
+    assert all(p.grad is None for p in module.averaged.parameters())
+
+
+def test_self_training_waits_for_weights_worth_averaging():
+    module, *_ = made("segmentation", **{"segmentation.self_training_weight": 0.5})
+    module.total_steps = lambda: 100
+    assert module.self_training_weight(99) == 0  # nothing unlabelled
+    module.unlabelled = object()
+    weights = [module.self_training_weight(step) for step in range(100)]
+    assert weights[10] == 0 < weights[11] and weights == sorted(weights)
+    assert weights[25] == pytest.approx(0.25) and weights[40:] == [pytest.approx(0.5)] * 60
+
+
+def test_what_was_pretrained_learns_at_its_own_rate():
+    module, batches, *_ = made("segmentation", **{"segmentation.encoder_rate": 0.5,
+                                                  "segmentation.transformer_rate": 0.1})
+    module.trainer, module.steps_per_epoch = SimpleNamespace(max_epochs=2), len(batches)
+    optimizer = module.configure_optimizers()[0][0]
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    learning = {name: p for name, p in module.model.named_parameters() if p.requires_grad}
+    assert len(rate) == len(learning)
+    peak = max(rate.values())
+    for name, p in learning.items():
+        share = {"encoder": 0.5, "masked_gpt": 0.1}.get(name.split(".")[0], 1.0)
+        assert rate[id(p)] == pytest.approx(share * peak)

@@ -215,3 +215,14 @@ def _brightness_contrast(images: Tensor, generator: torch.Generator) -> Tensor:
 def _gamma(images: Tensor, generator: torch.Generator) -> Tensor:
     exponent = 1 + _uniform(GAMMA, (len(images), 1, 1, 1), generator)
     return images ** exponent.to(images.device)
+
+
+def recolour(images: Tensor, generator: torch.Generator, strength: float = 0.3) -> Tensor:
+    """Contrast, brightness and the balance of channels of each image (B, 3, S, S) in [0, 1], drawn anew: contrast and
+    brightness by up to `strength`, each channel by up to half of that. `generator` is a CPU one."""
+    def factor(limit: float, channels: int) -> Tensor:
+        return (1 + _uniform(limit, (len(images), channels, 1, 1), generator)).to(images.device)
+
+    mean = images.mean((1, 2, 3), keepdim=True)
+    contrasted = (images - mean) * factor(strength, 1) + mean
+    return (contrasted * factor(strength, 1) * factor(strength / 2, 3)).clamp(0, 1)

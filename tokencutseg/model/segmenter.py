@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tokencutseg.config import Config, VQGANConfig
 from tokencutseg.data.images import read_image
 from tokencutseg.model.deepcut import DeepCut, to_grid
 from tokencutseg.model.masked_gpt import MaskedGPT
-from tokencutseg.model.vqgan import VQGAN, Encoder, Encoding
+from tokencutseg.model.vqgan import VQGAN, Encoder, Encoding, ResidualBlock
 
 
 @dataclass
@@ -70,36 +71,53 @@ class FineTunedEncoder(nn.Module):
 
 
 class GuidedUpsampler(nn.Module):
-    """Token features and logits → pixel logits, guided on the way up by the encoder's feature maps and by the pixels.
+    """Token features and logits → pixel logits, guided by the encoder's feature maps and by the pixels.
 
-    It starts from the coarsest feature map beside the tokens'. Each step doubles the side, joins what is known at that
-    side, and mixes with one 3×3 convolution. The result is a correction to the bilinearly up-sampled token logits and
-    starts at zero.
+    Two levels coarser than the token grid gather context. From the coarsest one, each step doubles the side, joins what
+    is known at that side, and mixes with one 3×3 convolution. What the tokens say joins at their grid, through a
+    projection that starts at zero. The result is a correction to the bilinearly up-sampled token logits and starts at
+    zero, too.
     """
+
+    CONTEXT = (192, 256)
+    """Channels of the levels below the token grid."""
 
     def __init__(self, config: VQGANConfig, n_features: int, n_classes: int, width: int = 32) -> None:
         super().__init__()
-        coarsest, *finer = [config.hidden_channels * 2 ** (i + 1) for i in reversed(range(config.n_stages))]
-        self.lift = nn.Conv2d(n_features + n_classes + coarsest, width, 1)
-        self.skips = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in finer)
-        self.mixes = nn.ModuleList(_mix(2 * width, width) for _ in finer)
+        channels = [config.hidden_channels * 2 ** (i + 1) for i in range(config.n_stages)] + list(self.CONTEXT)
+        self.context = nn.ModuleList(_coarser(a, b) for a, b in itertools.pairwise(channels[-3:]))
+        self.lift = nn.Conv2d(channels[-1], width, 1)
+        self.skips = nn.ModuleList(nn.Conv2d(c, width, 1) for c in reversed(channels[:-1]))
+        self.mixes = nn.ModuleList(_mix(2 * width, width) for _ in self.skips)
+        self.tokens = nn.Conv2d(n_features + n_classes, width, 1)
         self.narrow = nn.Conv2d(width, width // 2, 1)
         self.pixels = _mix(3, width // 2)
         self.last = _mix(width, width // 2)
         self.out = nn.Conv2d(width // 2, n_classes, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for layer in (self.tokens, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor, logits: Tensor, stages: list[Tensor], pixels: Tensor) -> Tensor:
         """features (B, E, H, W), logits (B, C, H, W), stages finest first, pixels (B, 3, S, S) → (B, C, S, S)."""
-        size = pixels.shape[-2:]
-        x = self.lift(torch.cat([features, logits, stages[-1]], 1))
-        for skip, mix, stage in zip(self.skips, self.mixes, reversed(stages[:-1]), strict=True):
-            x = upsample(x, stage.shape[-2:])
-            x = x + mix(torch.cat([x, skip(stage)], 1))
+        size, levels = pixels.shape[-2:], list(stages)
+        for level in self.context:
+            levels.append(level(levels[-1]))
+        x = self.lift(levels.pop())
+        for skip, mix, level in zip(self.skips, self.mixes, reversed(levels), strict=True):
+            known = skip(level)
+            if level is stages[-1]:
+                known = known + self.tokens(torch.cat([features, logits], 1))
+            x = upsample(x, level.shape[-2:])
+            x = x + mix(torch.cat([x, known], 1))
         x = upsample(self.narrow(x), size)
         x = x + self.last(torch.cat([x, self.pixels(pixels)], 1))
         return upsample(logits, size) + self.out(x)
+
+
+def _coarser(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU(),
+                         ResidualBlock(outputs, 8))
 
 
 def _mix(inputs: int, outputs: int) -> nn.Sequential:

@@ -126,16 +126,19 @@ def stages(study: Study) -> pd.DataFrame:
 def stage_cells(config: Config) -> list[tuple[str, Config, bool]]:
     """The rows of `stages`: name, configuration, and whether stage 2 goes before.
 
-    The encoder is the tokenizer's frozen one until the last row, which a recipe that fine-tunes it has.
+    The encoder is the tokenizer's frozen one, and only labelled images teach, until the last rows of a recipe that has
+    it otherwise.
     """
     last = shortened(config)
-    whole = last.override({"segmentation.encoder": "frozen"})
+    tuned = last.override({"segmentation.self_training_weight": 0.0})
+    whole = tuned.override({"segmentation.encoder": "frozen"})
     pretrained = whole.override({"segmentation.use_deepcut": False})
     transformer = pretrained.override({"segmentation.mlm_weight": 0.0})
     tokenizer = transformer.override({"masked_gpt.n_layer": 0})
     return [("tokenizer", tokenizer, False), ("+ transformer", transformer, False),
             ("+ masked pretraining", pretrained, True), ("+ graph module", whole, True),
-            *([] if last == whole else [("+ fine-tuned encoder", last, True)])]
+            *([] if tuned == whole else [("+ fine-tuned encoder", tuned, True)]),
+            *([] if last == tuned else [("+ self-training", last, True)])]
 
 
 def graph_radius(study: Study) -> pd.DataFrame:

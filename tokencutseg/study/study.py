@@ -129,13 +129,18 @@ class Study:
                   seed: int | None = None) -> Run:
         """Stage 3, trained on the (labelled share of the) training split of `train_set`, by default the primary one.
 
-        pretrained=False leaves the transformer untrained, to measure what stage 2 is worth. `seed` replaces the
+        pretrained=False leaves the transformer untrained (and it then learns at the full rate), to measure what stage 2
+        is worth. `seed` replaces the
         study's for this stage alone.
         """
         config, train_set = config or self.config, train_set or self.source.primary
         own = config if seed is None else dataclasses.replace(config, seed=seed)
         images, validation = self._labelled(train_set, own)
         own = self._budgeted(own, images)
+        if not pretrained:
+            own = own.override({"segmentation.transformer_rate": 1.0})
+        unlabelled = (self._pool(config.masked_gpt.pool, train_set)
+                      if own.segmentation.self_training_weight > 0 else None)
         tokenizer = self.tokenizer(config, train_set)
         separate = config.masked_gpt.pretraining == "separate" and pretrained
         inputs = {"tokenizer": tokenizer.id, "train": images.fingerprint, "validation": validation.fingerprint}
@@ -143,13 +148,16 @@ class Study:
         transformer = self.transformer(config, train_set) if separate else None
         if transformer is not None:
             inputs["transformer"] = transformer.id
+        if unlabelled is not None:
+            inputs["unlabelled"] = unlabelled.fingerprint
         spec = RunSpec("segmentation", own, covers, inputs)
 
         def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             torch.manual_seed(own.seed)
             model = TokenCutSeg(own).start_from(
                 tokenizer.model().state_dict(), transformer and transformer.model().masked_gpt.state_dict())
-            return self._fit(TokenCutSegModule(own, model), images, validation, own, "segmentation", folder)
+            module = TokenCutSegModule(own, model, unlabelled)
+            return self._fit(module, images, validation, own, "segmentation", folder)
 
         return self.store.get_or_train(spec, train)
 

@@ -83,10 +83,10 @@ class History(Callback):
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         epoch = trainer.current_epoch + 1
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         self.rows.append({"epoch": epoch, "images": epoch * trainer.train_dataloader.images_per_epoch,
                           "steps": epoch * len(trainer.train_dataloader),
-                          "seconds": round(seconds, 3), "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-                          **metrics})
+                          "seconds": round(seconds, 3), "learning_rate": rate, **metrics})
         if not trainer.is_global_zero:
             return
         write_csv(pd.DataFrame(self.rows), self.folder / "history.csv")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from tokencutseg.config import Config, SegmentationConfig
-from tokencutseg.data.transforms import Augmentation
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.transforms import Augmentation, recolour
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.records import score
 from tokencutseg.evaluation.summaries import summarise
@@ -29,7 +30,7 @@ from tokencutseg.model.masked_gpt import draw_mask
 from tokencutseg.model.parallel import batch_mean, own_rows, shared_batch
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN, Discriminator, Encoding
-from tokencutseg.training.batches import mix
+from tokencutseg.training.batches import load, mix
 
 
 class StageModule(pl.LightningModule):
@@ -222,11 +223,14 @@ class MaskedGPTModule(StageModule):
 class SegmenterModule(StageModule):
     """Stage 3 and the baselines: any model with `probabilities(images)`, under one loop, one loss and one score.
 
-    `scored` is the model that counts: the running mean of the weights where the recipe asks for it.
+    `scored` is the model that counts: the running mean of the weights where the recipe asks for it. It also says what
+    is on `unlabelled` images, for the model to learn from their augmented versions (Tarvainen and Valpola, "Mean
+    teachers are better role models", NeurIPS 2017).
     """
 
-    def __init__(self, config: Config, model: nn.Module) -> None:
+    def __init__(self, config: Config, model: nn.Module, unlabelled: ImageSet | None = None) -> None:
         super().__init__(config.seed, config.segmentation.augmentation)
+        self.unlabelled = unlabelled
         self.config, self.definition = config.segmentation, config.evaluation.score_definition
         self.model = model
         self.averaged = (AveragedModel(model, avg_fn=_warming_average, use_buffers=True)
@@ -242,8 +246,30 @@ class SegmenterModule(StageModule):
     def learn(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         images, masks = self.augment(batch["images"], batch["masks"], generator)
         terms = self.losses(images, masks, generator)
+        weight = self.self_training_weight(self.trainer.global_step)
+        if weight > 0:
+            terms["self_training"] = weight * self.self_training_loss(len(images), generator)
         self.note(**{f"train_{name}": value for name, value in terms.items()})
         return sum(terms.values())
+
+    def self_training_weight(self, step: int) -> float:
+        """Zero for the first tenth of the training, when there is nothing to learn from the averaged weights yet; then
+        it rises over three tenths."""
+        if self.unlabelled is None:
+            return 0.0
+        return self.config.self_training_weight * min(1.0, max(0.0, (step / self.total_steps() - 0.1) / 0.3))
+
+    def self_training_loss(self, labelled: int, generator: torch.Generator) -> Tensor:
+        """The loss on half as many unlabelled images as there are `labelled` ones in the batch, moved, warped and
+        recoloured, against the mask that `scored` gives them as they are."""
+        count = max(self.trainer.world_size, labelled // 2)
+        chosen = torch.randint(len(self.unlabelled), (count,), generator=generator)
+        images = load(self.unlabelled, chosen)["images"].to(self.device)
+        self.scored.eval()
+        with torch.no_grad():
+            masks = self.scored.probabilities(images).argmax(1)
+        images, masks = self.augment(images, masks, generator)
+        return sum(self.losses(recolour(images, generator), masks, generator).values())
 
     def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The weighted terms of the training loss on a whole batch, by name."""
@@ -254,6 +280,10 @@ class SegmenterModule(StageModule):
         cross_entropy, dice = segmentation_loss(logits, probabilities, masks, kind, self.config.class_weighted_dice,
                                                 self.config.cross_entropy_weight)
         return {"cross_entropy": cross_entropy, "dice": dice}
+
+    def rate(self, parameter: str) -> float:
+        """The learning rate of a parameter of `model`, by its name, as a share of the configured one."""
+        return 1.0
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.averaged is not None:
@@ -286,12 +316,14 @@ class SegmenterModule(StageModule):
 
     def configure_optimizers(self) -> Any:
         c: SegmentationConfig = self.config
-        decay, rest = [], []
-        for p in self.model.parameters():
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, p in self.model.named_parameters():
             if p.requires_grad:
-                (decay if p.ndim > 1 or c.schedule == "cosine" else rest).append(p)
-        optimizer = torch.optim.AdamW([{"params": decay}, {"params": rest, "weight_decay": 0.0}], c.learning_rate,
-                                      betas=(0.9, 0.95), weight_decay=c.weight_decay, fused=True)
+                decays = p.ndim > 1 or c.schedule == "cosine"
+                groups.setdefault((self.rate(name), decays), []).append(p)
+        optimizer = torch.optim.AdamW(
+            [{"params": group, "lr": rate * c.learning_rate, "weight_decay": c.weight_decay * decays}
+             for (rate, decays), group in groups.items()], c.learning_rate, betas=(0.9, 0.95), fused=True)
         if c.schedule == "cosine":  # released: once an epoch, down to a tenth
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs,
                                                                   eta_min=0.1 * c.learning_rate)
@@ -302,9 +334,13 @@ class SegmenterModule(StageModule):
 class TokenCutSegModule(SegmenterModule):
     """Stage 3 proper: supervised loss, graph-cut loss, and the masked-token loss where the recipe trains jointly."""
 
-    def __init__(self, config: Config, model: TokenCutSeg) -> None:
-        super().__init__(config, model)
+    def __init__(self, config: Config, model: TokenCutSeg, unlabelled: ImageSet | None = None) -> None:
+        super().__init__(config, model, unlabelled)
         self._validation_words = WordCache(model) if config.segmentation.frozen_codebook else None
+
+    def rate(self, parameter: str) -> float:
+        shares = {"encoder": self.config.encoder_rate, "masked_gpt": self.config.transformer_rate}
+        return shares.get(parameter.partition(".")[0], 1.0)
 
     def look(self, images: Tensor, batch_index: int) -> Tensor:
         if self._validation_words is None:
