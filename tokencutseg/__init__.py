@@ -9,8 +9,9 @@ from typing import Any
 __version__ = version("tokencutseg")
 
 
-def load(path: str | Path) -> Any:
-    """Open a saved model; see `tokencutseg.model.saved.load`."""
+def load(path: str | Path | None = None) -> Any:
+    """Open a saved model, by default the one that comes with the package; see `tokencutseg.model.saved.load`."""
+    from tokencutseg.model.saved import PRETRAINED
     from tokencutseg.model.saved import load as load_saved
 
-    return load_saved(path)
+    return load_saved(PRETRAINED if path is None else path)

@@ -211,6 +211,8 @@ class EvaluationConfig:
     """The definition that checkpoints are chosen by. Released: `pooled_two_class`."""
     rivals: tuple[str, ...] = ("otsu",)
     """What the main results hold beside the study's own recipe: baselines and other recipes, by name."""
+    train_sets: tuple[str, ...] = ()
+    """Which training sets the main results have rows for; none named: every one that the data hold."""
 
 
 @dataclass(frozen=True)
@@ -440,8 +442,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "segmentation.training_features", "segmentation.loss_input", "segmentation.class_weighted_dice",
             "segmentation.deepcut_loss_weight",
             "segmentation.affinity", "segmentation.graph_radius", "segmentation.upsampling",
-            "segmentation.encoder", "segmentation.encoder_rate", "segmentation.transformer_rate",
-            "segmentation.self_training_weight", "segmentation.frozen_codebook", "segmentation.batch_size",
+            "segmentation.encoder", "segmentation.self_training_weight", "segmentation.frozen_codebook",
+            "segmentation.batch_size",
             "evaluation.score_definition",
         ],
     },

@@ -103,6 +103,18 @@ def test_without_any_scored_pair_the_error_says_what_to_add(study, monkeypatch):
         tables.main_results(study)
 
 
+def test_the_main_results_can_be_of_one_training_set(study, monkeypatch):
+    def about(*names):
+        monkeypatch.setattr(study, "config", study.config.override({"evaluation.train_sets": names}))
+        return study
+
+    assert tables.wanted_rows(about()) == study.source.rows
+    rows = tables.available_rows(about("site_b"))
+    assert rows == [(train, test) for train, test in study.source.rows if train == "site_b"] != []
+    with pytest.raises(DataError, match=r"'site_c'.*site_a, site_b"):
+        tables.available_rows(about("site_c"))
+
+
 def leaking_source(shared, dataset="skin"):
     """One dataset whose test split repeats `shared` training images, one of them under another id."""
     generator = torch.Generator().manual_seed(0)

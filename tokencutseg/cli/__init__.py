@@ -1,7 +1,7 @@
 """The command line. Handlers import what they need, so that help is instant.
 
-`run`, `fetch`, `audit`, `bench` and `segment` are here, `train` is in `tokencutseg.cli.training`, and what the authors'
-README has in `tokencutseg.cli.authors`.
+`run`, `fetch`, `audit`, `explore`, `report`, `bench` and `segment` are here, `train` is in `tokencutseg.cli.training`,
+and what the authors' README has in `tokencutseg.cli.authors`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import glob
 import json
 import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -84,8 +85,23 @@ def _parser() -> argparse.ArgumentParser:
 
     segment = command("segment", _segment, "Segment images: for each a mask (0 or 255) and an overlay, both PNG.")
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
-    segment.add_argument("--model", type=Path, required=True, metavar="RUN", help="a run's folder or its saved model")
+    segment.add_argument("--model", type=Path, metavar="RUN",
+                         help="a run's folder or its saved model (default: the one that comes with the package)")
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
+
+    explore = command("explore", _explore, "Open the explorer in JupyterLab: words, attention and cuts to touch.")
+    explore.add_argument("--model", type=Path, metavar="RUN",
+                         help="a segmenter's folder (default: the one trained last "
+                         "under results, else the one that comes with the package)")
+    explore.add_argument("--data", type=Path, metavar="DIR", help="folder with datasets (default: synthetic lesions)")
+    explore.add_argument("--port", type=positive, default=8888, metavar="N",
+                         help="(default: %(default)s, or the next free one)")
+    explore.add_argument("--no-browser", action="store_true", help="only print the address")
+
+    report = command("report", _report, "Write one self-contained page about a study, or two side by side.")
+    report.add_argument("studies", nargs="+", type=Path, metavar="STUDY", help="a study's folder, such as "
+                        "results/quick-synthetic; or two of them")
+    report.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the first study's folder)")
 
     bench = command("bench", _bench, "Time each part of the method against its plain formulation.")
     bench.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
@@ -229,7 +245,7 @@ def _segment(arguments: argparse.Namespace) -> int:
     from tokencutseg.data.images import DataError, read_image
     from tokencutseg.study.runner import check_writable
 
-    if not arguments.model.exists():
+    if arguments.model and not arguments.model.exists():
         raise UsageError(f"--model {arguments.model} does not exist")
     images, failures = _find_images(arguments.images)
     for image in images:
@@ -250,6 +266,32 @@ def _segment(arguments: argparse.Namespace) -> int:
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return FAILED if failures else OK
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    from tokencutseg.study.runner import ROOT
+
+    for option in ("model", "data"):
+        path = getattr(arguments, option)
+        if path is not None and not path.exists():
+            raise UsageError(f"--{option} {path} does not exist")
+    environment = os.environ | {f"TOKENCUTSEG_EXPLORE_{option.upper()}": str(getattr(arguments, option).absolute())
+                                for option in ("model", "data") if getattr(arguments, option) is not None}
+    # JupyterLab asks for the token that it prints, and listens to this machine alone
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT / 'notebooks'}",
+               "--LabApp.default_url=/lab/tree/explorer.ipynb", "--ip=127.0.0.1", f"--port={arguments.port}",
+               *(["--no-browser"] if arguments.no_browser else []),
+               *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])]  # as in a container
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from tokencutseg.study.report import write_report
+
+    if len(arguments.studies) > 2:
+        raise UsageError(f"report takes one study or two, not {len(arguments.studies)}")
+    print(write_report(arguments.studies, arguments.out))
+    return OK
 
 
 def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -118,5 +118,5 @@ def _trained(study: Study, stage: str) -> list[Run]:
         return [getattr(study, stage)()]
     if stage == "segmenter":
         return [study.segmenter(train) for train in dict.fromkeys(train for train, _ in available_rows(study))]
-    return [grids.segment_with(study, name, grids.shortened(study.config), study.config.seed)
+    return [grids.segment_with(study, name, grids.baselines_budget(study.config), study.config.seed)
             for name in study.config.ablation.baselines if name != "otsu"]

@@ -15,6 +15,9 @@ from tokencutseg.model.segmenter import TokenCutSeg, predict_mask, predict_proba
 from tokencutseg.model.vqgan import VQGAN
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+"""The model that comes with the package: a revised segmenter with its tokenizer; `README.md` beside it is its card."""
+
 PRETRAINED_PARTS = ("vqgan.", "masked_gpt.")
 """What a masked-token run holds of a `TokenCutSeg`: the parts that the first two stages train."""
 
@@ -80,8 +83,9 @@ def save_half(run: str | Path, folder: Path) -> int:
     return (folder / WEIGHTS).stat().st_size
 
 
-def load(path: str | Path) -> nn.Module:
-    """Open a saved model in evaluation mode: a run's folder, or the `model.safetensors` in it.
+def load(path: str | Path = PRETRAINED) -> nn.Module:
+    """Open a saved model in evaluation mode: a run's folder, the `model.safetensors` in it, or by default the trained
+    segmenter that comes with the package.
 
     Gives a `TokenCutSeg` for a segmentation or masked-token run, a `Baseline` or a `VQGAN` for theirs. Raises DataError
     when there is no model.

@@ -50,9 +50,10 @@ TOGETHER = {
     "vqgan.perceptual": ("vqgan.perceptual_weight",),
     "vqgan.clamped_adversary": ("vqgan.disc_weight",),
     "vqgan.pool": ("masked_gpt.pool",),
-    "masked_gpt.pretraining": ("segmentation.mlm_weight",),
+    "masked_gpt.pretraining": ("segmentation.mlm_weight", "segmentation.transformer_rate"),
     "masked_gpt.mask_pattern": ("masked_gpt.mask_ratio",),
     "segmentation.graph_radius": ("segmentation.radius_unit",),
+    "segmentation.encoder": ("segmentation.encoder_rate",),
     "segmentation.batch_size": ("segmentation.learning_rate",),
 }
 """Switches that mean something only with others: joint training is its masked-token loss, a rate has its batch."""
@@ -326,7 +327,7 @@ def baselines(study: Study) -> pd.DataFrame:
     over the methods of one definition and measure.
     """
     primary, parts, scored = study.source.primary, [], {}
-    config = study.config if study.config.ablation.full_baselines else shortened(study.config)
+    config = baselines_budget(study.config)
     for name in ("tokencutseg", *study.config.ablation.baselines):
         run = None if name == "otsu" else segment_with(study, name, config, config.seed)
         records = study.otsu_records(primary, "test") if run is None else study.records(run, primary, "test")
@@ -341,6 +342,11 @@ def baselines(study: Study) -> pd.DataFrame:
     table = table.join(differences)
     table["p_holm"] = table.groupby(["definition", "measure"])["p"].transform(_holm)
     return table
+
+
+def baselines_budget(config: Config) -> Config:
+    """`config` with the supervised budget that the table of baselines has."""
+    return config if config.ablation.full_baselines else shortened(config)
 
 
 def _ahead(row: Any, scored: dict[str, pd.DataFrame], config: Config) -> dict[str, float]:

@@ -15,7 +15,7 @@ MAX_ROWS = 60
 """Rows of a table that the page shows; the CSV file has them all."""
 _SPELLING = {"vqgan": "VQGAN", "gpt": "GPT", "deepcut": "DeepCut"}
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1e21; --quiet: #5f6670; --line: #d8dce2; --card: #f6f7f9;
         --link: #0b5cad; --good: #1b6e3c; --bad: #a3340f; }
 @media (prefers-color-scheme: dark) {
@@ -55,7 +55,7 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
                  for kind, suffix in (("tables", ".csv"), ("figures", ".png"))}
     sections = []
     for name in sorted(titles):
-        record = _record(study, name)
+        record = done_record(study, name)
         for kind, left in unclaimed.items():
             unclaimed[kind] = [item for item in left if item not in record.get(kind, ())]
         sections.append(f'<h2 id="{escape(name)}">{escape(titles[name])}</h2>'
@@ -66,7 +66,7 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
     title = escape(study.resolve().name)
     page = (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<nav>{contents}</nav>\n"
+            f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<nav>{contents}</nav>\n"
             + "\n".join(sections) + "\n</body>\n</html>\n")
     target = study / "index.html"
     unfinished = target.with_suffix(".html.new")
@@ -80,14 +80,15 @@ def table_html(frame: pd.DataFrame) -> str:
               for column in frame}
     kind = {column: ' class="number"' if number[column] else "" for column in frame}
     head = "".join(f"<th{kind[column]}>{escape(str(column))}</th>" for column in frame)
-    rows = ["<tr>" + "".join(f"<td{kind[column]}>{_shown(value)}</td>" for column, value in row.items()) + "</tr>"
+    rows = ["<tr>" + "".join(f"<td{kind[column]}>{shown(value)}</td>" for column, value in row.items()) + "</tr>"
             for row in frame.head(MAX_ROWS).to_dict("records")]
     more = f"<p>The first {MAX_ROWS} of {len(frame)} rows.</p>" if len(frame) > MAX_ROWS else ""
     return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
             f"{more}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A table's value for reading, escaped."""
     if pd.isna(value):
         return "–"
     if isinstance(value, bool):
@@ -98,10 +99,10 @@ def _shown(value: Any) -> str:
 
 
 def _contents(study: Path, names: dict[str, list[str]]) -> str:
-    tables = [f'<h3>{_words(name)}</h3>{_table(study / "tables" / f"{name}.csv")}'
+    tables = [f'<h3>{words(name)}</h3>{_table(study / "tables" / f"{name}.csv")}'
               f'<p><a href="tables/{quote(name)}.csv">{escape(name)}.csv</a></p>' for name in names.get("tables", ())]
-    figures = [f'<figure><figcaption>{_words(name)}</figcaption><a href="figures/{quote(name)}.png">'
-               f'<img loading="lazy" src="figures/{quote(name)}.png" alt="{_words(name)}"></a></figure>'
+    figures = [f'<figure><figcaption>{words(name)}</figcaption><a href="figures/{quote(name)}.png">'
+               f'<img loading="lazy" src="figures/{quote(name)}.png" alt="{words(name)}"></a></figure>'
                for name in names.get("figures", ())]
     return "".join(tables) + (f'<h3>Figures</h3><div class="figures">{"".join(figures)}</div>' if figures else "")
 
@@ -123,7 +124,8 @@ def _status(name: str, was_executed: bool, record: dict[str, Any]) -> str:
             f'<a href="{file}.log">log</a></p>')
 
 
-def _record(study: Path, name: str) -> dict[str, Any]:
+def done_record(study: Path, name: str) -> dict[str, Any]:
+    """What a finished notebook left about itself (seconds, tables, figures); empty for one that has not finished."""
     path = study / "notebooks" / f"{name}.done.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -142,7 +144,7 @@ def _title(notebook: Path) -> str:
     return notebook.stem
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
     """A file's name as words: ``vqgan_curves`` is "VQGAN curves"."""
-    words = [_SPELLING.get(word, word) for word in name.split("_")]
-    return escape(" ".join([words[0][:1].upper() + words[0][1:], *words[1:]]))
+    first, *rest = (_SPELLING.get(word, word) for word in name.split("_"))
+    return escape(" ".join([first[:1].upper() + first[1:], *rest]))

@@ -7,13 +7,16 @@ from pathlib import Path
 import pandas as pd
 
 from tokencutseg.config import RECIPES
+from tokencutseg.model.saved import PRETRAINED
 from tokencutseg.study.claims import RULE
 from tokencutseg.study.grids import recipe_table
 from tokencutseg.study.runner import ROOT
 
 REFERENCE = ROOT / "results" / "reference"
 """Committed results: one folder per study, with its tables and the command that made them."""
-DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md")
+MODEL_STUDY = "small-isic2017"
+"""The committed study that the model beside the package is from."""
+DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md", PRETRAINED / "README.md")
 NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Otsu threshold", "unet": "U-Net"}
 
 
@@ -24,6 +27,11 @@ def results_markdown(reference: Path = REFERENCE) -> str:
         table = _table(pd.read_csv(study / "tables/main_results.csv"))
         parts += [(study / "about.md").read_text().strip(), "", table, ""]
     return "\n".join(parts)
+
+
+def model_markdown(reference: Path = REFERENCE) -> str:
+    """The scores of the model that comes with the package."""
+    return f"{_table(pd.read_csv(reference / MODEL_STUDY / 'tables/main_results.csv'))}\n"
 
 
 def claims_markdown(reference: Path = REFERENCE) -> str:
@@ -81,7 +89,8 @@ def switches_markdown() -> str:
 def with_results(text: str, reference: Path = REFERENCE) -> str:
     """A document with the tables between its marks brought up to date."""
     for mark, table in (("results", results_markdown), ("budgets", budgets_markdown), ("claims", claims_markdown),
-                        ("bench", bench_markdown), ("switches", lambda _: switches_markdown())):
+                        ("bench", bench_markdown), ("model", model_markdown),
+                        ("switches", lambda _: switches_markdown())):
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
         before, found, rest = text.partition(start)
         if found:

@@ -137,10 +137,21 @@ def linear_probes(study: Study) -> pd.DataFrame:
 
 # ---- notebook 03 ----------------------------------------
 
+def wanted_rows(study: Study) -> list[tuple[str, str]]:
+    """The (train, test) pairs that the main results are about. Raises DataError for a training set that is in none."""
+    wanted, rows = study.config.evaluation.train_sets, study.source.rows
+    known = dict.fromkeys(train for train, _ in rows)
+    if unknown := [name for name in wanted if name not in known]:
+        raise DataError(f"evaluation.train_sets names {unknown[0]!r}; the {study.source.name} data have "
+                        f"{', '.join(known)}")
+    return [(train, test) for train, test in rows if not wanted or train in wanted]
+
+
 def available_rows(study: Study) -> list[tuple[str, str]]:
-    """The (train, test) pairs of the main results whose images are there. Raises DataError when there is none."""
+    """Those of `wanted_rows` whose images are there. Raises DataError when there is none."""
     source = study.source
-    rows = [(train, test) for train, test in source.rows if source.has(train, "train") and source.has(test, "test")]
+    rows = [(train, test) for train, test in wanted_rows(study)
+            if source.has(train, "train") and source.has(test, "test")]
     if not rows:
         raise DataError(f"the {source.name} data hold no training split with a test split to score it on; add both for "
                         f"{source.primary}")
@@ -264,7 +275,7 @@ def main_results(study: Study) -> pd.DataFrame:
     missing = [{"train": train, "test": test, "method": "tokencutseg", "recipe": study.config.recipe,
                 "definition": "pooled_two_class", "measure": measure, "n": 0, "published": published,
                 "complete": False, "note": "data not available"}
-               for train, test in study.source.rows if (train, test) not in there
+               for train, test in wanted_rows(study) if (train, test) not in there
                for measure, published in PUBLISHED.get((train, test), {}).items()]
     return pd.concat([table, pd.DataFrame(missing)], ignore_index=True) if missing else table
 

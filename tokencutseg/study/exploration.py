@@ -1,0 +1,206 @@
+"""What the explorer asks of a model: where codes fire, what they paint, and what changes when they change."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.source import open_source
+from tokencutseg.model.deepcut import DeepCut, to_grid
+from tokencutseg.model.saved import PRETRAINED
+from tokencutseg.model.segmenter import TokenCutSeg, upsample
+from tokencutseg.model.vqgan import VQGAN
+from tokencutseg.study.runner import ROOT
+
+PLACES = ("skin", "border", "lesion")
+"""Where a cell lies: less than a tenth of it lesion, in between, more than nine tenths."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of N images on a grid of H × W cells of f × f pixels."""
+
+    images: Tensor
+    """uint8 (N, 3, S, S)."""
+    tokens: Tensor
+    """(N, H, W) int64."""
+    distances: Tensor
+    """(N, H, W), Euclidean, from what the encoder says of a cell to the code that stands for it."""
+    places: Tensor | None
+    """(N, H, W) int64, index into `PLACES`; None for images without masks."""
+
+    @property
+    def cell(self) -> int:
+        """f, in pixels."""
+        return self.images.shape[-1] // self.tokens.shape[-1]
+
+
+@torch.no_grad()
+def read_words(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Words:
+    """The words of all images of a set."""
+    tokens, distances = [], []
+    for chunk in images.images.split(batch_size):
+        latents = vqgan.encode(vqgan.normalise(chunk.float() / 255)).latents
+        flat = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        nearest = vqgan.quantize.nearest(flat)
+        shape = (len(chunk), *latents.shape[2:])
+        tokens.append(nearest.view(shape))
+        distances.append((flat - vqgan.quantize.embedding.weight[nearest]).norm(dim=1).view(shape))
+    tokens = torch.cat(tokens)
+    places = None if images.masks is None else places_of(images.masks, tuple(tokens.shape[1:]))
+    return Words(images.images, tokens, torch.cat(distances), places)
+
+
+def places_of(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Masks (N, S, S) → where each cell lies, (N, H, W) int64 index into `PLACES`."""
+    share = F.adaptive_avg_pool2d(masks[:, None].float(), grid)[:, 0]
+    return (share >= 0.1).long() + (share > 0.9).long()
+
+
+def where_codes_fire(words: Words, n_embed: int) -> pd.DataFrame:
+    """One row per code that fires: code, fires (cells), and the share of them on skin, border and lesion.
+
+    Raises ValueError for images without masks.
+    """
+    if words.places is None:
+        raise ValueError("where codes fire can be told only of images with masks")
+    counts = torch.bincount((words.tokens * 3 + words.places).flatten(), minlength=3 * n_embed).view(n_embed, 3)
+    fires = counts.sum(1)
+    shares = (counts / fires[:, None].clamp(min=1)).numpy()
+    table = pd.DataFrame({"code": range(n_embed), "fires": fires.numpy(),
+                          **{place: shares[:, i] for i, place in enumerate(PLACES)}})
+    return table[table["fires"] > 0].reset_index(drop=True)
+
+
+def patches_of(words: Words, code: int, count: int = 24, around: int = 1) -> tuple[Tensor, Tensor]:
+    """The cells that a code stands for, nearest to it first, with `around` cells on each side.
+
+    Returns uint8 (n, 3, (2·around + 1)·f, …) with n ≤ `count`, and their distances (n,).
+    """
+    where = (words.tokens == code).nonzero()  # (n, 3): image, row, column
+    distances = words.distances[tuple(where.T)]
+    order = distances.argsort(stable=True)[:count]
+    f, margin = words.cell, around * words.cell
+    patches = []
+    for n, y, x in where[order].tolist():
+        padded = F.pad(words.images[n].float()[None], (margin,) * 4, mode="replicate")[0]
+        patches.append(padded[:, y * f: y * f + f + 2 * margin, x * f: x * f + f + 2 * margin])
+    empty = torch.zeros(0, 3, f + 2 * margin, f + 2 * margin)
+    return (torch.stack(patches) if patches else empty).byte(), distances[order]
+
+
+@torch.no_grad()
+def painted_alone(vqgan: VQGAN, code: int, cells: int = 5) -> Tensor:
+    """What a code decodes to among its likes: the middle cell of a square of it, (3, f, f) in [0, 1]."""
+    back = vqgan.detokenize(torch.full((1, cells, cells), code))[0]
+    f = back.shape[-1] // cells
+    middle = slice(cells // 2 * f, cells // 2 * f + f)
+    return back[:, middle, middle]
+
+
+@torch.no_grad()
+def repainted(vqgan: VQGAN, tokens: Tensor, where: Tensor, code: int) -> Tensor:
+    """The image (3, S, S) in [0, 1] that words (H, W) decode to when those at `where` (H, W) bool become `code`."""
+    return vqgan.detokenize(tokens.masked_fill(where, code)[None])[0]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One image with some words hidden, and what the transformer puts in their place."""
+
+    tokens: Tensor
+    """(H, W) int64: the truth where it is seen, the likeliest code where it is hidden."""
+    image: Tensor
+    """(3, S, S) in [0, 1], decoded from them."""
+    probabilities: Tensor
+    """(H, W, K)."""
+
+    @property
+    def entropy(self) -> Tensor:
+        """(H, W), in nats."""
+        return torch.special.entr(self.probabilities).sum(-1)
+
+    def candidates(self, row: int, column: int, count: int = 5) -> list[tuple[int, float]]:
+        """The likeliest codes of a cell with their probabilities."""
+        top = self.probabilities[row, column].topk(min(count, self.probabilities.shape[-1]))
+        return [(int(code), float(p)) for p, code in zip(top.values, top.indices, strict=True)]
+
+
+@torch.no_grad()
+def fill(model: TokenCutSeg, image: Tensor, hidden: Tensor) -> Filled:
+    """Hide words (H, W) bool of an image (3, S, S) in [0, 1] and let the transformer fill them in at once."""
+    tokens, encoding = model.words(image[None])
+    features = model.transformer_features(tokens, encoding, hidden.flatten()[None])
+    logits = model.masked_gpt.lm_head(features)[0, :, : model.masked_gpt.n_embed]  # without the slot of the mask
+    probabilities = logits.softmax(-1).unflatten(0, tuple(hidden.shape))
+    filled = torch.where(hidden, probabilities.argmax(-1), tokens[0])
+    return Filled(filled, model.vqgan.detokenize(filled[None])[0], probabilities)
+
+
+@torch.no_grad()
+def attention_from(model: TokenCutSeg, image: Tensor, row: int, column: int) -> Tensor:
+    """How much a word of an image (3, S, S) looks at each other: (n_layer, n_head, H, W), each map adding up to 1."""
+    tokens, encoding = model.read(image[None])
+    grid = tuple(tokens.shape[1:])
+    query = torch.tensor([row * grid[1] + column])
+    states = model.masked_gpt.hidden_states(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), grid=grid)
+    weights = [block.attention_weights(state, query)[0, :, 0]
+               for block, state in zip(model.masked_gpt.blocks, states, strict=False)]
+    return torch.stack(weights).unflatten(2, grid)
+
+
+@torch.no_grad()
+def cut(model: TokenCutSeg, image: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """The lesion's probability at the tokens (H, W) and at the pixels (S, S), with edges up to `radius` cells.
+
+    A model without the graph module is the same at any radius.
+    """
+    tokens, encoding = model.read(image[None])
+    grid = tuple(tokens.shape[1:])
+    features = model.transformer_features(tokens, encoding)
+    head = model.head
+    if isinstance(head, DeepCut):
+        config = dataclasses.replace(head.config, graph_radius=radius, radius_unit="cells")
+        weights, head = head.state_dict(), DeepCut(config, features.shape[-1])
+        head.load_state_dict(weights)
+        head.eval()
+    token_logits = to_grid(head(features, grid), grid)
+    if model.upsampler is None:
+        logits = upsample(token_logits, tuple(image.shape[-2:]))
+    else:
+        pixels = model.vqgan.normalise(image[None])
+        logits = model.upsampler(to_grid(features, grid), token_logits, encoding.stages, pixels)
+    return token_logits.softmax(1)[0, 1], logits.softmax(1)[0, 1]
+
+
+def find_model(path: str | Path = "", results: Path = ROOT / "results") -> tuple[Path, str]:
+    """The model to explore, and a sentence that says which it is and how to get a better one.
+
+    It is the one at `path`; where none is named, the segmenter under `results` that was trained last; where there is
+    none, the one that comes with the package.
+    """
+    if path:
+        return Path(path), f"The model is {path}."
+    trained = sorted(results.glob("*/runs/segmentation-*/metrics.json"), key=lambda file: file.stat().st_mtime)
+    if trained:
+        folder = trained[-1].parent
+        return folder, (f"The model is the segmenter trained last, {folder.relative_to(results.parent)}; `tokencutseg "
+                        f"explore --model RUN` takes another one.")
+    return PRETRAINED, ("The model is the one that comes with the package. A better one takes more training: "
+                        "`./run_all.sh --preset full --data DIR` on a GPU; then `tokencutseg explore --model RUN`.")
+
+
+def images_for(model: TokenCutSeg, data: str = "", most: int = 200) -> ImageSet:
+    """Images of the model's size to look at: a test split of the folder `data` (else the first split with masks), or of
+    the synthetic lesions where none is named. Raises DataError as `open_source` does."""
+    source = open_source(data, model.config)
+    splits = [(source.primary, split) for split in ("test", "validation", "train")]
+    images = source.load(*next(pair for pair in splits if source.has(*pair)))
+    return images.subset(range(min(most, len(images))))
