@@ -13,6 +13,7 @@ from PIL import Image
 
 import tokencutseg
 from tokencutseg.cli import main
+from tokencutseg.model.saved import PRETRAINED
 from tokencutseg.study import runner
 
 PARAMETERS = 'preset: str = "quick"\nrecipe: str = "revised"\nseed: int = 0\ndata: str = ""\nresults: str = ""\n' \
@@ -232,6 +233,22 @@ def test_segment_writes_masks_and_overlays(model, tmp_path, capsys):
     inside[11:29, 16:49] = True
     assert np.array_equal(changed, lesion & ~inside), "the outline, one pixel wide, and nothing else"
     assert f"{tmp_path / 'a.png'} -> {tmp_path / 'out' / 'a_mask.png'}" in capsys.readouterr().out
+
+
+def test_segment_without_a_model_takes_the_one_that_comes_with_the_package(tmp_path, capsys):
+    y, x = np.mgrid[:90, :120]
+    skin = np.full((90, 120, 3), (222, 176, 155), np.uint8)
+    lesion = ((y - 45) / 22) ** 2 + ((x - 60) / 30) ** 2 < 1
+    skin[lesion] = (98, 58, 44)
+    Image.fromarray(skin).resize((480, 360)).save(tmp_path / "a.png")
+    assert run("segment", tmp_path / "a.png", "--out", tmp_path / "out") == 0
+    mask = np.array(Image.open(tmp_path / "out" / "a_mask.png").resize((120, 90))) > 0
+    assert (mask & lesion).sum() / (mask | lesion).sum() > 0.7, "a dark ellipse on light skin is an easy lesion"
+    files = list(PRETRAINED.iterdir())
+    assert sum(file.stat().st_size for file in files) < 8 * 2**20
+    assert {"README.md", "config.json", "model.safetensors"} == {file.name for file in files}
+    config = tokencutseg.load().config
+    assert config.recipe == "revised" and config.data.image_size == 128
 
 
 def test_segment_takes_folders_and_patterns_each_image_once(model, tmp_path, monkeypatch):

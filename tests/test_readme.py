@@ -45,8 +45,9 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
     assert "| mIoU is 81.37% | 0.8137 | 0.7012 [0.690, 0.710] image_lesion | **not supported** | above |" in shown
     assert "| robust |  |  | **not testable here** | no measure |" in shown and RULE in shown
     pd.DataFrame([{"method": "unet", "stage": "baseline", "saw": "skin", "training_images": 20, "images_seen": 400,
-                   "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(tables / "budgets.csv", index=False)
-    assert "| unet | baseline | skin | 20 | 400 | 50 | 1.5 | cpu |" in budgets_markdown(tmp_path)
+                   "unlabelled_seen": 30, "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(
+                       tables / "budgets.csv", index=False)
+    assert "| unet | baseline | skin | 20 | 400 | 30 | 50 | 1.5 | cpu |" in budgets_markdown(tmp_path)
 
 
 def test_every_output_is_listed():

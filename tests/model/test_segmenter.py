@@ -57,22 +57,28 @@ def test_released_drift_is_a_switch():
 
 
 def test_the_fine_tuned_encoder_starts_as_the_tokenizers_and_leaves_the_words_alone():
+    frozen = {"segmentation.frozen_transformer": True}
     trained, images = model_of(**{"segmentation.encoder": "frozen"}), torch.rand(2, 3, 32, 32)
     torch.manual_seed(1)
     weights = trained.vqgan.state_dict(), trained.masked_gpt.state_dict()
-    model = TokenCutSeg(configure("tiny")).eval().start_from(*weights)
+    model = TokenCutSeg(configure("tiny", overrides=frozen)).eval().start_from(*weights)
     for part in ("head", "upsampler"):
         getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
     one, two = trained(images), model(images)
     assert torch.equal(one.features, two.features) and torch.equal(one.probabilities, two.probabilities)
-    two.logits[:, 1].sum().backward()
-    assert all(p.grad is None for p in model.vqgan.parameters())
-    # the up-sampler's correction starts at zero: at first the gradient comes through the transformer alone
-    assert all(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+    with torch.no_grad():
+        model.upsampler.out.weight.normal_()  # the correction starts at zero
+    model(images).logits[:, 1].sum().backward()
+    assert all(p.grad is None for part in (model.vqgan, model.masked_gpt) for p in part.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in model.encoder.encoder.parameters())
     with torch.no_grad():
         for p in model.encoder.parameters():
             p += 0.1 * torch.randn_like(p)
-    assert torch.equal(model(images).tokens, one.tokens) and not torch.equal(model(images).features, one.features)
+    three = model(images)
+    assert torch.equal(three.tokens, one.tokens) and not torch.equal(three.logits, one.logits)
+    assert torch.equal(three.features, one.features), "a frozen transformer reads the tokenizer's own vectors"
+    model.config = configure("tiny")
+    assert not torch.equal(model(images).features, one.features)
 
 
 def test_flips_at_test_time_make_the_prediction_equivariant():

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from datetime import UTC, datetime
 
 import numpy as np
@@ -126,6 +127,16 @@ def test_the_model_to_explore(tmp_path):
     run.mkdir(parents=True)
     (run / "metrics.json").touch()
     assert exploration.find_model("", tmp_path)[0] == run
+
+
+@pytest.mark.parametrize(("stage", "setting", "forgot"), [
+    ("segmentation", {}, True), ("segmentation", {"segmentation.frozen_transformer": True}, False),
+    ("segmentation", {"segmentation.mlm_weight": 1.0}, False), ("masked_gpt", {}, False)])
+def test_a_transformer_that_was_trained_on_is_said_to_be(tmp_path, stage, setting, forgot):
+    config = configure("tiny", overrides=setting).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps({"stage": stage, "config": config}))
+    (tmp_path / "model.safetensors").touch()
+    assert ("forgotten" in exploration.remark(tmp_path)) == forgot
 
 
 def shown(panel):

@@ -219,7 +219,7 @@ def test_a_small_training_set_takes_as_many_steps_as_the_largest(study, tmp_path
     loaders = {name: {"train": (lambda part=part: part), "validation": lambda: large.load("skin", "validation"),
                       "test": lambda: large.load("skin", "test")} for name, part in sets.items()}
     source = DataSource("skins", "large", [("large", "large"), ("small", "small")], 32, loaders)
-    config = study.config.override({"segmentation.images_per_epoch": None})
+    config = study.config.override({"segmentation.images_per_epoch": None, "segmentation.self_training_weight": 0.0})
     both = Study(config, source, tmp_path)
     monkeypatch.setattr(both, "tokenizer", lambda *_: study.tokenizer())
     monkeypatch.setattr(both, "transformer", lambda *_: study.transformer())

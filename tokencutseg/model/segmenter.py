@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +41,17 @@ class Segmentation:
     def mask(self) -> Tensor:
         """(B, S, S) int64, the likeliest class."""
         return self.probabilities.argmax(1)
+
+
+class Reading(NamedTuple):
+    """What the parts after the tokenizer read of an image."""
+
+    tokens: Tensor
+    """(B, H, W) int64."""
+    encoding: Encoding
+    """For the transformer, whose vectors it may read."""
+    guide: Encoding
+    """For the up-sampler, which reads its feature maps: the fine-tuned encoder's, where there is one."""
 
 
 class LinearHead(nn.Module):
@@ -173,11 +185,12 @@ class TokenCutSeg(nn.Module):
         encoding = self.vqgan.encode(self.vqgan.normalise(images))
         return self.vqgan.quantize(encoding.latents).tokens, encoding
 
-    def read(self, images: Tensor, words: tuple[Tensor, Encoding] | None = None) -> tuple[Tensor, Encoding]:
-        """What transformer and up-sampler read of RGB in [0, 1] (B, 3, S, S): the tokens, and the encoding of the
-        fine-tuned encoder where there is one. `words` is what `words(images)` returns, where it is known already."""
-        tokens, encoding = self.words(images) if words is None else words
-        return tokens, encoding if self.encoder is None else self.encoder(self.vqgan.normalise(images))
+    def read(self, images: Tensor, words: tuple[Tensor, Encoding] | None = None) -> Reading:
+        """What is read of RGB in [0, 1] (B, 3, S, S). `words` is what `words(images)` returns, where it is known."""
+        tokens, own = self.words(images) if words is None else words
+        tuned = own if self.encoder is None else self.encoder(self.vqgan.normalise(images))
+        # a frozen transformer reads what it was pretrained on
+        return Reading(tokens, own if self.config.segmentation.frozen_transformer else tuned, tuned)
 
     def transformer_features(self, tokens: Tensor, encoding: Encoding, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, H, W) and their encoding → (B, T, E); mask (B, T) True where a token is hidden."""
@@ -190,13 +203,13 @@ class TokenCutSeg(nn.Module):
 
         Any S that is a multiple of the tokenizer's stride works. `words` as for `read`.
         """
-        tokens, encoding = self.read(images, words)
+        tokens, encoding, guide = self.read(images, words)
         grid, size = tuple(tokens.shape[1:]), images.shape[-2:]
         features = self.transformer_features(tokens, encoding, token_mask)
         token_logits = self.head(features, grid).float()
         assignments = token_logits.softmax(-1)
         if self.upsampler is not None:
-            logits = self.upsampler(to_grid(features, grid), to_grid(token_logits, grid), encoding.stages,
+            logits = self.upsampler(to_grid(features, grid), to_grid(token_logits, grid), guide.stages,
                                     self.vqgan.normalise(images))
         else:
             logits = upsample(to_grid(token_logits, grid), size)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import open_source
 from tokencutseg.model.deepcut import DeepCut, to_grid
-from tokencutseg.model.saved import PRETRAINED
+from tokencutseg.model.saved import PRETRAINED, saved_config, saved_stage
 from tokencutseg.model.segmenter import TokenCutSeg, upsample
 from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.runner import ROOT
@@ -147,7 +147,7 @@ def fill(model: TokenCutSeg, image: Tensor, hidden: Tensor) -> Filled:
 @torch.no_grad()
 def attention_from(model: TokenCutSeg, image: Tensor, row: int, column: int) -> Tensor:
     """How much a word of an image (3, S, S) looks at each other: (n_layer, n_head, H, W), each map adding up to 1."""
-    tokens, encoding = model.read(image[None])
+    tokens, encoding, _ = model.read(image[None])
     grid = tuple(tokens.shape[1:])
     query = torch.tensor([row * grid[1] + column])
     states = model.masked_gpt.hidden_states(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), grid=grid)
@@ -162,7 +162,7 @@ def cut(model: TokenCutSeg, image: Tensor, radius: float) -> tuple[Tensor, Tenso
 
     A model without the graph module is the same at any radius.
     """
-    tokens, encoding = model.read(image[None])
+    tokens, encoding, guide = model.read(image[None])
     grid = tuple(tokens.shape[1:])
     features = model.transformer_features(tokens, encoding)
     head = model.head
@@ -176,7 +176,7 @@ def cut(model: TokenCutSeg, image: Tensor, radius: float) -> tuple[Tensor, Tenso
         logits = upsample(token_logits, tuple(image.shape[-2:]))
     else:
         pixels = model.vqgan.normalise(image[None])
-        logits = model.upsampler(to_grid(features, grid), token_logits, encoding.stages, pixels)
+        logits = model.upsampler(to_grid(features, grid), token_logits, guide.stages, pixels)
     return token_logits.softmax(1)[0, 1], logits.softmax(1)[0, 1]
 
 
@@ -195,6 +195,15 @@ def find_model(path: str | Path = "", results: Path = ROOT / "results") -> tuple
                         f"explore --model RUN` takes another one.")
     return PRETRAINED, ("The model is the one that comes with the package. A better one takes more training: "
                         "`./run_all.sh --preset full --data DIR` on a GPU; then `tokencutseg explore --model RUN`.")
+
+
+def remark(path: Path) -> str:
+    """What to know of the model at `path` when looking at it; empty where there is nothing."""
+    config = saved_config(path).segmentation
+    if saved_stage(path) != "segmentation" or config.frozen_transformer or config.mlm_weight > 0:
+        return ""
+    return ("Its transformer was trained on with lesion masks and has mostly forgotten how to fill in words; the panel "
+            "Filling in shows more with --model results/STUDY/runs/masked_gpt-….")
 
 
 def images_for(model: TokenCutSeg, data: str = "", most: int = 200) -> ImageSet:

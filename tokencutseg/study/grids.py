@@ -273,9 +273,12 @@ def deviation_changes(config: Config, switch: str) -> tuple[Any, dict[str, Any]]
 def switched(config: Config, switch: str, recipe: str) -> dict[str, Any]:
     """What to change in `config` so that `switch` has the setting of `recipe` and means something."""
     changes = {name: RECIPES[recipe][name] for name in (switch, *TOGETHER.get(switch, ()))}
-    reads = {config.value("segmentation.upsampling"), config.value("masked_gpt.inputs")}
-    if changes.get("segmentation.encoder") == "fine_tuned" and reads == {"bilinear", "tokens"}:
-        changes["segmentation.upsampling"] = "guided"  # nothing else would read the encoder
+    after = config.override(changes)
+    seg = after.segmentation
+    bypassed = after.masked_gpt.inputs == "tokens" or seg.frozen_transformer
+    if seg.encoder == "fine_tuned" and seg.upsampling == "bilinear" and bypassed:  # nothing would read the encoder
+        changes |= ({"segmentation.frozen_transformer": False} if switch == "segmentation.upsampling"
+                    else {"segmentation.upsampling": "guided"})
     return changes
 
 

@@ -66,11 +66,11 @@ def budgets_markdown(reference: Path = REFERENCE) -> str:
     """What the trainings behind every committed study cost."""
     parts = []
     for path in sorted(reference.glob("*/tables/budgets.csv")):
-        rows = ["| method | stage | trained on | training images | images seen | steps | minutes | device |",
-                "|---|---|---|---|---|---|---|---|"]
-        rows += [f"| {row.method} | {row.stage} | {row.saw} "
-                 f"| {row.training_images} | {row.images_seen} | {row.steps} | {row.seconds / 60:.1f} | {row.device} |"
-                 for row in pd.read_csv(path).itertuples()]
+        rows = ["| method | stage | trained on | training images | images seen | unlabelled beside | steps | minutes "
+                "| device |", "|---|---|---|---|---|---|---|---|---|"]
+        rows += [f"| {row.method} | {row.stage} | {row.saw} | {row.training_images} | {row.images_seen} "
+                 f"| {'' if pd.isna(row.unlabelled_seen) else int(row.unlabelled_seen)} | {row.steps} "
+                 f"| {row.seconds / 60:.1f} | {row.device} |" for row in pd.read_csv(path).itertuples()]
         parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
     return "\n".join(parts) if parts else "No committed study has a table of budgets yet.\n"
 
@@ -117,7 +117,7 @@ def _table(results: pd.DataFrame) -> str:
              "| IoU as the released code scores | published |", "|---|---|---|---|---|---|---|---|"]
     for (train, test, method, recipe), rows in results.groupby(["train", "test", "method", "recipe"], sort=False):
         cells = rows.set_index(["definition", "measure"])
-        n, note = rows["n"].iloc[0], rows["note"].fillna("").iloc[0]
+        n, note = rows["n"].iloc[0], rows["note"].astype(object).fillna("").iloc[0]
         published = cells["published"].get(("pooled_two_class", "iou"))
         shown = [_interval(cells, *key) for key in (("image_lesion", "iou"), ("image_lesion", "dice"),
                                                     ("pooled_two_class", "iou"))]

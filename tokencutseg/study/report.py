@@ -151,7 +151,7 @@ def _data(studies: Sequence[Path]) -> str:
         if results is None:
             return ""
         lines = [f"<li>{escape(train)} → {escape(test)}: "
-                 f"{escape(note) if (note := part['note'].fillna('').iloc[0]) else 'complete'}</li>"
+                 f"{escape(note) if (note := part['note'].astype(object).fillna('').iloc[0]) else 'complete'}</li>"
                  for (train, test), part in results.groupby(["train", "test"], sort=False)]
         shared = ("" if leaks is None
                   else _heading("Images that two sets share", studies) + _table(leaks, "Shared images"))

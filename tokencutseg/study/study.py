@@ -138,7 +138,7 @@ class Study:
         images, validation = self._labelled(train_set, own)
         own = self._budgeted(own, images)
         if not pretrained:
-            own = own.override({"segmentation.transformer_rate": 1.0})
+            own = own.override({"segmentation.frozen_transformer": False, "segmentation.transformer_rate": 1.0})
         unlabelled = (self._pool(config.masked_gpt.pool, train_set)
                       if own.segmentation.self_training_weight > 0 else None)
         tokenizer = self.tokenizer(config, train_set)
@@ -157,7 +157,8 @@ class Study:
             model = TokenCutSeg(own).start_from(
                 tokenizer.model().state_dict(), transformer and transformer.model().masked_gpt.state_dict())
             module = TokenCutSegModule(own, model, unlabelled)
-            return self._fit(module, images, validation, own, "segmentation", folder)
+            state, facts = self._fit(module, images, validation, own, "segmentation", folder)
+            return state, facts | ({} if unlabelled is None else {"unlabelled_seen": int(module.unlabelled_seen)})
 
         return self.store.get_or_train(spec, train)
 

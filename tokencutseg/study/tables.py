@@ -233,8 +233,8 @@ def budgets(study: Study) -> pd.DataFrame:
     """What each training behind the main results cost, one row per method and stage.
 
     Columns train, method, recipe, stage, saw (the self-supervised pool, or the training set), training_images,
-    images_seen, steps (of the optimizer), seconds, device, run. A stage that serves several training sets stands beside
-    the first.
+    images_seen, unlabelled_seen (in self-training), steps (of the optimizer), seconds, device, run. A stage that serves
+    several training sets stands beside the first.
     """
     rows = []
     for train in dict.fromkeys(train for train, _ in available_rows(study)):
@@ -250,8 +250,9 @@ def budgets(study: Study) -> pd.DataFrame:
                         study.segmenter(train, config)]
             rows += [{"train": train, "method": method, "recipe": recipe, "stage": run.about["stage"],
                       "saw": "pool" if _saw_pool(run) else train,
-                      **{key: run.metrics.get(key) for key in ("training_images", "images_seen", "steps", "seconds",
-                                                               "device")}, "run": run.id} for run in runs]
+                      **{key: run.metrics.get(key) for key in ("training_images", "images_seen", "unlabelled_seen",
+                                                               "steps", "seconds", "device")},
+                      "run": run.id} for run in runs]
     return pd.DataFrame(rows).drop_duplicates(["method", "run"], ignore_index=True)
 
 

@@ -231,6 +231,8 @@ class SegmenterModule(StageModule):
     def __init__(self, config: Config, model: nn.Module, unlabelled: ImageSet | None = None) -> None:
         super().__init__(config.seed, config.segmentation.augmentation)
         self.unlabelled = unlabelled
+        if unlabelled is not None:
+            self.register_buffer("unlabelled_seen", torch.zeros((), dtype=torch.int64))
         self.config, self.definition = config.segmentation, config.evaluation.score_definition
         self.model = model
         self.averaged = (AveragedModel(model, avg_fn=_warming_average, use_buffers=True)
@@ -265,6 +267,7 @@ class SegmenterModule(StageModule):
         count = max(self.trainer.world_size, labelled // 2)
         chosen = torch.randint(len(self.unlabelled), (count,), generator=generator)
         images = load(self.unlabelled, chosen)["images"].to(self.device)
+        self.unlabelled_seen += count
         self.scored.eval()
         with torch.no_grad():
             masks = self.scored.probabilities(images).argmax(1)
@@ -359,7 +362,7 @@ class TokenCutSegModule(SegmenterModule):
         if c.mlm_weight > 0:
             features = out.features
             if c.training_features == "full":
-                features = model.transformer_features(*model.read(images), token_mask)
+                features = model.transformer_features(*model.read(images)[:2], token_mask)
             logits = model.masked_gpt.lm_head(features)
             terms["masked_tokens"] = c.mlm_weight * masked_token_loss(logits, out.tokens, token_mask)
         return terms
