@@ -10,7 +10,8 @@ import pytest
 from tokencutseg.cli import main
 from tokencutseg.study.outputs import OUTPUTS
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
+EXPLORER = NOTEBOOKS[0].with_name("explorer.ipynb")
 
 
 def test_there_is_one_notebook_for_each_list_of_outputs():
@@ -53,6 +54,22 @@ def test_every_output_is_there_and_none_is_empty(study, name):
                    for output in cell.outputs)
     assert pictures >= len(OUTPUTS[name].figures)
     assert (study / "notebooks" / f"{name}.html").stat().st_size > 10_000
+
+
+def test_the_explorer_runs_on_a_trained_model(study, monkeypatch, capsys):
+    notebook = nbformat.read(EXPLORER, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    model = next((study / "runs").glob("segmentation-*/metrics.json")).parent
+    monkeypatch.setenv("TOKENCUTSEG_EXPLORE_MODEL", str(model))
+    names = {}
+    for cell in code:
+        exec(cell.source, names)
+    assert f"The model is {model}." in capsys.readouterr().out
+    table = names["table"]
+    assert table["fires"].sum() == names["words"].tokens.numel() and set(table) > {"code", "border", "times_average"}
+    assert list(names["often"]["border"]) == sorted(names["often"]["border"], reverse=True)
 
 
 def test_the_index_links_everything(study):

@@ -209,7 +209,7 @@ def remark(path: Path) -> str:
 def images_for(model: TokenCutSeg, data: str = "", most: int = 200) -> ImageSet:
     """Images of the model's size to look at: a test split of the folder `data` (else the first split with masks), or of
     the synthetic lesions where none is named. Raises DataError as `open_source` does."""
-    source = open_source(data, model.config)
+    source = open_source(data, model.config.override({"data.synthetic_test": most}))
     splits = [(source.primary, split) for split in ("test", "validation", "train")]
     images = source.load(*next(pair for pair in splits if source.has(*pair)))
     return images.subset(range(min(most, len(images))))
