@@ -315,10 +315,23 @@ def _set_environment(job: _Job, private: Path) -> None:
     os.environ[PROGRESS_FILE] = str(job.file(".progress.jsonl"))
 
 
+_FOLDING = """{%- extends 'lab/index.html.j2' -%}
+{% block codecell %}
+{%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
+<details class="jp-Cell"><summary style="cursor: pointer">Solution, run here</summary>
+{{ super() }}
+</details>
+{%- else -%}
+{{ super() }}
+{%- endif -%}
+{% endblock codecell %}"""
+"""nbconvert shows the cells that JupyterLab folds; the page folds them too, with what they have put out."""
+
+
 def _export_html(executed: Path) -> None:
     from nbconvert import HTMLExporter
 
-    html, _ = HTMLExporter().from_filename(str(executed))
+    html, _ = HTMLExporter(raw_template=_FOLDING).from_filename(str(executed))
     executed.with_suffix(".html").write_text(html, encoding="utf-8")
 
 

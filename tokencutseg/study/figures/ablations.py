@@ -219,24 +219,24 @@ def pipeline(model: TokenCutSeg, image: Tensor, seed: int = 0) -> Figure:
     size, n_embed, n_embd = image.shape[-1], model.config.vqgan.n_embed, out.features.shape[-1]
     hidden = draw_mask((1, H, W), model.config.masked_gpt, torch.Generator().manual_seed(seed))[0].view(H, W)
     seen = words[0].float().masked_fill(hidden, torch.nan)
-    figure, axes = canvas(2, 6, 2.35, title=f"{size} × {size} pixels become {H * W} words, and the words a mask",
-                          width_ratios=[0.34, 1] * 3)
+    figure, axes = canvas(2, 6, 2.2, title=f"{size} × {size} pixels become {H * W} words, and the words a mask",
+                          width_ratios=[0.42, 1] * 3)
     colours = {"cmap": code_colours(n_embed).with_extremes(bad="#DDDDDD"), "vmin": 0, "vmax": n_embed - 1}
     axes[0, 0].set_axis_off()
-    picture(axes[0, 1], image, f"image\n3 × {size} × {size}")
+    _step(axes[0, 1], image, f"image\n3 × S × S, S = {size}")
     _arrow(axes[0, 2], "tokenizer")
-    picture(axes[0, 3], words[0], f"token map, K = {n_embed}\n{H} × {W}", **colours)
+    _step(axes[0, 3], words[0], f"words of K = {n_embed} codes\nH × W = {H} × {W}", **colours)
     _arrow(axes[0, 4], "hide")
-    picture(axes[0, 5], seen, f"{hidden.float().mean():.0%} hidden (grey), to guess;\nin training only", **colours)
-    _arrow(axes[1, 0], "trans-\nformer", "all tokens")
-    picture(axes[1, 1], principal_colours(out.features[0]).view(H, W, 3),
-            f"features, main 3 axes as RGB\n{H} × {W} × {n_embd}")
+    _step(axes[0, 5], seen, f"{hidden.float().mean():.0%} hidden:\nonly in training", **colours)
+    _arrow(axes[1, 0], "trans-\nformer", "of all\nwords")
+    _step(axes[1, 1], principal_colours(out.features[0]).view(H, W, 3),
+          f"features as colours\nT × E = {H * W} × {n_embd}")
     _arrow(axes[1, 2], "graph")
-    picture(axes[1, 3], out.assignments[0, :, 1].view(H, W), f"lesion assignment, edges of one node\n{H} × {W} × 2",
-            cmap=SEQUENTIAL, vmin=0, vmax=1)
+    _step(axes[1, 3], out.assignments[0, :, 1].view(H, W), f"lesion or skin\nT × C = {H * W} × 2",
+          cmap=SEQUENTIAL, vmin=0, vmax=1)
     _edges(axes[1, 3], model, H, W)
     _arrow(axes[1, 4], "up-\nsample")
-    picture(axes[1, 5], image, f"mask, {out.mask[0].float().mean():.0%} of the image\n{size} × {size}")
+    _step(axes[1, 5], image, f"mask, {out.mask[0].float().mean():.0%} lesion\nS × S = {size} × {size}")
     outline(axes[1, 5], out.mask[0], ORANGE)
     return figure
 
@@ -248,6 +248,12 @@ def principal_colours(features: Tensor) -> Tensor:
     shown = centred @ axes[:3].T
     low, high = shown.quantile(torch.tensor([0.02, 0.98]), dim=0)
     return ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+
+def _step(axis: Axes, shown: Tensor, title: str, **options: object) -> None:
+    """One picture of the pipeline; its title is larger than elsewhere, since this figure is shown small, too."""
+    picture(axis, shown, **options)
+    axis.set_title(title, fontsize=10)
 
 
 def _edges(axis: Axes, model: TokenCutSeg, H: int, W: int) -> None:
@@ -262,8 +268,8 @@ def _arrow(axis: Axes, label: str, below: str = "") -> None:
     axis.set_axis_off()
     axis.set(xlim=(0, 1), ylim=(0, 1))
     axis.annotate("", (1, 0.5), (0, 0.5), arrowprops={"arrowstyle": "-|>", "color": GREY, "linewidth": 1.6})
-    axis.text(0.5, 0.54, label, ha="center", va="bottom", fontsize=7.5)
-    axis.text(0.5, 0.46, below, ha="center", va="top", fontsize=7, color=GREY)
+    axis.text(0.5, 0.54, label, ha="center", va="bottom", fontsize=9)
+    axis.text(0.5, 0.46, below, ha="center", va="top", fontsize=8.5, color=GREY)
 
 
 def _points(axis: Axes, x: Sequence[float], mean: pd.Series, low: pd.Series, high: pd.Series) -> None:
