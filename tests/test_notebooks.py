@@ -1,6 +1,11 @@
 """The notebooks as files, and the whole study at preset tiny as a user runs it."""
 
+import ast
+import itertools
 import json
+import re
+import shlex
+import statistics
 from pathlib import Path
 
 import nbformat
@@ -8,10 +13,23 @@ import pandas as pd
 import pytest
 
 from tokencutseg.cli import main
+from tokencutseg.model.saved import PRETRAINED
 from tokencutseg.study.outputs import OUTPUTS
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
-EXPLORER = NOTEBOOKS[0].with_name("explorer.ipynb")
+EXPLORER, METHOD, TEACHING = (NOTEBOOKS[0].with_name(name) for name in ("explorer.ipynb", "METHOD.md", "TEACHING.md"))
+ASK, READ = "**What do you expect?** ", "**What to see.** "
+
+
+def is_solution(cell):
+    return "solution" in cell.metadata.get("tags", [])
+
+
+def symbols_of(notebook):
+    """The first column of the notebook's table of symbols, one entry per symbol."""
+    (text,) = (cell.source for cell in notebook.cells if "| symbol | meaning | in the code |" in cell.source)
+    rows = text.partition("| symbol |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [symbol for row in rows for symbol in re.findall(r"\$(.+?)\$", row.split(" | ")[0])]
 
 
 def test_there_is_one_notebook_for_each_list_of_outputs():
@@ -29,8 +47,82 @@ def test_notebooks_are_stripped_and_take_their_parameters(path):
     assert names == ["preset", "recipe", "seed", "data", "results", "overrides"]
     assert notebook.cells[0].cell_type == "markdown"
     first = notebook.cells[0].source
-    assert "claim" in first.lower() and f"./run_all.sh --only {path.stem[:2]}" in first
+    assert "claim" in first.lower() and f"| command | `./run_all.sh --only {path.stem[:2]}` |" in first
+    assert "| time on two cores |" in first and "| number to expect |" in first
+    assert "**Before you start.** You need" in first
     assert code[-1].source.strip() == "study.finish()"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_question_stands_before_each_picture_and_how_to_read_it_after(path):
+    cells = nbformat.read(path, as_version=4).cells
+    at = [i for i, cell in enumerate(cells) if cell.cell_type == "code" and re.search(
+        r"study\.figure\(|^code_explorer\(|^pipeline\(", cell.source, re.MULTILINE)]
+    assert len(at) >= len(OUTPUTS[path.stem].figures)
+    for before, picture, after in zip([0, *at[:-1]], at, [*at[1:], len(cells)], strict=True):
+        asked = [ASK in cell.source and "?" in cell.source.partition(ASK)[2] for cell in cells[before + 1:picture]]
+        assert any(asked), f"no question before {cells[picture].source!r}"
+        if "code_explorer" not in cells[picture].source:  # what to see in that one stands before it
+            assert any(READ in cell.source for cell in cells[picture + 1:after]), cells[picture].source
+    small = [len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code" and not is_solution(cell)]
+    assert statistics.median(small) <= 5
+
+
+def test_each_symbol_is_defined_once():
+    tables = [symbols_of(nbformat.read(path, as_version=4)) for path in NOTEBOOKS]
+    every = list(itertools.chain(*tables))
+    assert all(tables) and len(every) == len(set(every)) > 20
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_exercises_have_folded_solutions_that_show_their_answer(path):
+    cells = nbformat.read(path, as_version=4).cells
+    exercises = [i for i, cell in enumerate(cells) if f"### Exercise {int(path.stem[:2])}." in cell.source]
+    assert len(exercises) in (2, 3)
+    assert [i for i, cell in enumerate(cells) if is_solution(cell)] == [i + 1 for i in exercises]
+    for i in exercises:
+        solution = cells[i + 1]
+        assert cells[i].cell_type == "markdown" and "?" in cells[i].source.partition("### Exercise")[2]
+        assert solution.metadata["jupyter"] == {"source_hidden": True, "outputs_hidden": True}
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(solution.source)))
+        assert not re.search(r"study\.(tokenizer|transformer|baseline|table|figure)\(", solution.source)
+
+
+def written_in(picture):
+    """The lines of text in an SVG by matplotlib, which draws letters as paths and names them in comments."""
+    return set(re.findall(r"<!-- (.+?) -->", picture.read_text()))
+
+
+def test_the_picture_of_the_method_is_what_its_page_draws(tmp_path, monkeypatch):
+    page = METHOD.read_text()
+    (drawing,) = re.findall(r"```python\n(.+?)```", page, re.DOTALL)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    exec(drawing, {})
+    (name,) = re.findall(r"!\[.+?\]\((.+?)\)", page)
+    drawn, committed = written_in(tmp_path / "notebooks" / name), written_in(METHOD.with_name(name))
+    assert len(drawn) > 15
+    assert drawn == committed, f"the model in {PRETRAINED} draws another picture now; run the code of {METHOD}"
+    (lesion,) = re.findall(r"^lesion = .+$", drawing, re.MULTILINE)
+    assert any(lesion in cell.source for cell in nbformat.read(NOTEBOOKS[0], as_version=4).cells)  # the same picture
+
+
+def test_the_teachers_page_names_what_is_there(tmp_path, capsys):
+    page = TEACHING.read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", page):
+        assert (TEACHING.parent / target).exists(), target
+    every = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
+    text = {name: "\n".join(cell.source for cell in notebook.cells) for name, notebook in every.items()}
+    assert all(f"`{name}`" in page for name in every)
+    for number in re.findall(r"\b[1-5]\.[1-3]\b", page):
+        assert f"### Exercise {number} ·" in text[list(every)[int(number[0]) - 1]]
+    for lesson, section in re.findall(r"notebook 0([1-5]), section (\d+)", page):
+        assert f"\n## {section} · " in text[list(every)[int(lesson) - 1]]
+    commands = [shlex.split(line) for line in re.findall(r"\./run_all\.sh([^`#\n]*)", page)]
+    for words in commands:
+        if "--data" not in words:
+            assert main(["run", *words, "--dry-run", "--results", str(tmp_path)]) == 0, words
+    assert len(commands) >= 7 and "study      " in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +145,10 @@ def test_every_output_is_there_and_none_is_empty(study, name):
     pictures = sum("image/png" in output.get("data", {}) for cell in executed.cells if cell.cell_type == "code"
                    for output in cell.outputs)
     assert pictures >= len(OUTPUTS[name].figures)
-    assert (study / "notebooks" / f"{name}.html").stat().st_size > 10_000
+    solutions = [cell for cell in executed.cells if is_solution(cell)]
+    assert all(cell.outputs for cell in solutions)
+    page = (study / "notebooks" / f"{name}.html").read_text()
+    assert len(page) > 10_000 and len(re.findall(r"Solution</summary>\s*<div[^>]*jp-CodeCell", page)) == len(solutions)
 
 
 def test_the_explorer_runs_on_a_trained_model(study, monkeypatch, capsys):

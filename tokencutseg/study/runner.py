@@ -318,7 +318,8 @@ def _set_environment(job: _Job, private: Path) -> None:
 _FOLDING = """{%- extends 'lab/index.html.j2' -%}
 {% block codecell %}
 {%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
-<details class="jp-Cell"><summary style="cursor: pointer">Solution, run here</summary>
+<details><summary style="cursor: pointer; font: var(--jp-content-font-size1) var(--jp-content-font-family);
+margin: 8px 0 8px calc(var(--jp-cell-prompt-width) + 17px)">Solution</summary>
 {{ super() }}
 </details>
 {%- else -%}
