@@ -84,6 +84,7 @@ def test_exercises_have_folded_solutions_that_show_their_answer(path):
         solution = cells[i + 1]
         assert cells[i].cell_type == "markdown" and "?" in cells[i].source.partition("### Exercise")[2]
         assert solution.metadata["jupyter"] == {"source_hidden": True, "outputs_hidden": True}
+        assert solution.source.startswith("# Solution\n")  # JupyterLab shows the first line of a folded cell
         assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(solution.source)))
         assert not re.search(r"study\.(tokenizer|transformer|baseline|table|figure)\(", solution.source)
 
@@ -148,7 +149,8 @@ def test_every_output_is_there_and_none_is_empty(study, name):
     solutions = [cell for cell in executed.cells if is_solution(cell)]
     assert all(cell.outputs for cell in solutions)
     page = (study / "notebooks" / f"{name}.html").read_text()
-    assert len(page) > 10_000 and len(re.findall(r"Solution</summary>\s*<div[^>]*jp-CodeCell", page)) == len(solutions)
+    folded = re.findall(r"<details><summary [^>]*>Solution, computed</summary>\s*<div[^>]*jp-CodeCell", page)
+    assert len(page) > 10_000 and len(folded) == len(solutions)
 
 
 def test_the_explorer_runs_on_a_trained_model(study, monkeypatch, capsys):

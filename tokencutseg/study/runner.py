@@ -319,7 +319,7 @@ _FOLDING = """{%- extends 'lab/index.html.j2' -%}
 {% block codecell %}
 {%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
 <details><summary style="cursor: pointer; font: var(--jp-content-font-size1) var(--jp-content-font-family);
-margin: 8px 0 8px calc(var(--jp-cell-prompt-width) + 17px)">Solution</summary>
+margin: 8px 0 8px calc(var(--jp-cell-prompt-width) + 17px)">Solution, computed</summary>
 {{ super() }}
 </details>
 {%- else -%}
