@@ -43,7 +43,7 @@ from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.claims import DEMONSTRATIONS
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
-from tokencutseg.study.tables import written
+from tokencutseg.study.tables import budgets, leakage, main_results, written
 
 CHAIN = ("vqgan", "masked_gpt", "segmentation")
 TOGETHER = {
@@ -374,6 +374,12 @@ def _pretraining(study: Study) -> float:
     before = {run.id: run.metrics["seconds"] for run in (study.tokenizer(), study.transformer())}
     joint = study.config.masked_gpt.pretraining == "joint"
     return sum(seconds for run, seconds in before.items() if not (joint and run == study.transformer().id))
+
+
+TABLES = {table.__name__: table for table in (
+    main_results, budgets, leakage, codebook_size, stages, graph_radius, feature_quality, label_efficiency, deviations,
+    revised_steps, efficiency, baselines)}
+"""The tables that rest on trainings, by name; each is made alone from a study."""
 
 
 def evidence(study: Study) -> dict[str, pd.DataFrame | None]:
