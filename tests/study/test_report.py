@@ -80,6 +80,13 @@ def test_two_studies_side_by_side(tmp_path):
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
 
 
+def test_an_empty_table_is_said_to_be_empty(tmp_path):
+    study = study_of(tmp_path / "one")
+    (study / "tables" / "leftover.csv").write_text("")
+    text = Page(write_report([study]).read_text()).text
+    assert text[text.index("Leftover") + 1] == "This table is empty."
+
+
 def test_every_figure_has_a_caption():
     assert set(CAPTIONS) == {name for outputs in OUTPUTS.values() for name in outputs.figures}
 

@@ -100,6 +100,14 @@ def write_page(target: Path, title: str, header: str, sections: Mapping[str, tup
     return unfinished.replace(target)
 
 
+def table_file(path: Path) -> str:
+    """A CSV file as `table_html`, called by its name."""
+    try:
+        return table_html(pd.read_csv(path), words(path.stem))
+    except pd.errors.EmptyDataError:
+        return "<p>This table is empty.</p>"
+
+
 def table_html(frame: pd.DataFrame, label: str) -> str:
     """`frame` as an HTML table for reading: four significant digits, a dash for missing values, `MAX_ROWS` rows."""
     rows = [{column: Cell(value) for column, value in row.items()}
@@ -116,18 +124,15 @@ def table_of(rows: Collection[Mapping[str, Cell]], label: str, columns: Sequence
     """
     columns = columns or list(dict.fromkeys(column for row in rows for column in row))
     texts = {column for row in rows for column, cell in row.items() if cell.is_text}
+    kinds = {column: "text" if column in texts else "number" for column in columns}
 
-    def marked(column: str, kind: str = "") -> str:
-        kind = kind or ("" if column in texts else "number")
-        return f' class="{kind}"' if kind else ""
-
-    def entry(column: str, cell: Cell) -> str:
+    def entry(cell: Cell, kind: str) -> str:
         text, exact = cell.text or shown(cell.value), "" if pd.isna(cell.value) else str(cell.value)
         data = "" if cell.is_text or exact == text else f' data-value="{exact}"'
-        return f"<td{marked(column, cell.kind)}{data}>{text}</td>"
+        return f'<td class="{cell.kind or kind}"{data}>{text}</td>'
 
-    head = "".join(f'<th scope="col"{marked(column)}>{escape(column)}</th>' for column in columns)
-    body = "".join("<tr>" + "".join(entry(column, row.get(column, Cell())) for column in columns) + "</tr>"
+    head = "".join(f'<th scope="col" class="{kind}">{escape(column)}</th>' for column, kind in kinds.items())
+    body = "".join("<tr>" + "".join(entry(row.get(column, Cell()), kind) for column, kind in kinds.items()) + "</tr>"
                    for row in rows)
     return (f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{label}"><table>'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
@@ -145,19 +150,12 @@ def shown(value: Any) -> str:
 
 
 def _contents(study: Path, names: dict[str, list[str]]) -> str:
-    tables = [f'<h3>{words(name)}</h3>{_table(study, name)}'
+    tables = [f'<h3>{words(name)}</h3>{table_file(study / "tables" / f"{name}.csv")}'
               f'<p><a href="tables/{quote(name)}.csv">{escape(name)}.csv</a></p>' for name in names.get("tables", ())]
     figures = [f'<figure><figcaption>{words(name)}</figcaption><a href="figures/{quote(name)}.png">'
                f'<img loading="lazy" src="figures/{quote(name)}.png" alt="{words(name)}"></a></figure>'
                for name in names.get("figures", ())]
     return "".join(tables) + (f'<h3>Figures</h3><div class="figures">{"".join(figures)}</div>' if figures else "")
-
-
-def _table(study: Path, name: str) -> str:
-    try:
-        return table_html(pd.read_csv(study / "tables" / f"{name}.csv"), words(name))
-    except pd.errors.EmptyDataError:
-        return "<p>This table is empty.</p>"
 
 
 def _status(name: str, was_executed: bool, record: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 from tokencutseg.data.images import DataError
 from tokencutseg.study.claims import RULE
 from tokencutseg.study.outputs import CAPTIONS, OUTPUTS
-from tokencutseg.study.pages import Cell, done_record, table_html, table_of, words, write_page
+from tokencutseg.study.pages import Cell, done_record, table_file, table_html, table_of, words, write_page
 
 FIGURE_ORDER = [name for notebook in sorted(OUTPUTS, key=lambda name: (name < "04", name))
                 for name in OUTPUTS[notebook].figures]
@@ -180,10 +180,8 @@ def _image(path: Path, alt: str) -> str:
 
 def _tables(studies: Sequence[Path]) -> str:
     def about(study: Path) -> str:
-        frames = {words(path.stem): pd.read_csv(path) for path in sorted((study / "tables").glob("*.csv"))
-                  if path.stat().st_size > 1}
-        return "".join(f"<details><summary>{name}</summary>{table_html(frame, name)}</details>"
-                       for name, frame in frames.items())
+        return "".join(f"<details><summary>{words(path.stem)}</summary>{table_file(path)}</details>"
+                       for path in sorted((study / "tables").glob("*.csv")))
 
     return _per_study(studies, about)
 
