@@ -16,6 +16,7 @@ from tokencutseg.cli import main
 from tokencutseg.cli.training import hardware
 from tokencutseg.config import configure
 from tokencutseg.study.study import Study
+from tokencutseg.study.tables import main_results
 from tokencutseg.training import fit
 from tokencutseg.training.modules import VQGANModule
 
@@ -60,6 +61,25 @@ def test_the_notebooks_find_what_train_has_trained(alone):
     assert study.segmenter("site_b").done
     assert study.tokenizer().done
     assert {path: path.stat().st_mtime_ns for path in alone.glob("*/runs/*/metrics.json")} == before
+
+
+def test_a_single_table(alone, capsys):
+    """Made of the runs that are there, and the same as the study's own."""
+    settings = dict(setting.split("=") for setting in SETTINGS)
+    study = Study.open("tiny", "released", results=str(alone), overrides=settings)
+    trained = sorted(alone.glob("*/runs/*/metrics.json"))
+    assert main(["tables", "main_results", "--preset", "tiny", "--recipe", "released", "--results", str(alone),
+                 "--set", *SETTINGS]) == 0
+    path = study.folder / "tables" / "main_results.csv"
+    assert f"main_results: {path}" in capsys.readouterr().out
+    assert sorted(alone.glob("*/runs/*/metrics.json")) == trained
+    pd.testing.assert_frame_equal(pd.read_csv(path).fillna(""), main_results(study).fillna(""), check_dtype=False)
+
+
+def test_an_unknown_table_is_refused_before_anything_is_trained(tmp_path, capsys):
+    assert main(["tables", "stages,stage", "--preset", "tiny", "--results", str(tmp_path)]) == 2
+    assert "unknown table stage. Known: main_results, " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

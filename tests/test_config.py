@@ -33,6 +33,12 @@ def test_a_model_saved_before_there_was_a_choice_has_a_frozen_encoder():
     assert Config.from_dict(values).segmentation.encoder == "frozen"
 
 
+def test_a_saved_model_opens_although_its_grids_named_a_switch_that_is_gone():
+    values = configure().to_dict()
+    values["ablation"]["steps"] = ["segmentation.gone"]
+    assert Config.from_dict(values).ablation.steps == ("segmentation.gone",)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_dictionary_round_trip(preset, recipe):

@@ -9,7 +9,7 @@ import tokencutseg
 from tokencutseg.config import configure
 from tokencutseg.data.images import DataError
 from tokencutseg.model.saved import CONFIG, Baseline, build, save_weights
-from tokencutseg.model.segmenter import TokenCutSeg, image_array
+from tokencutseg.model.segmenter import TokenCutSeg, image_array, resized
 from tokencutseg.study.store import write_json
 
 
@@ -112,6 +112,15 @@ def test_predict_takes_any_size_and_kind_alike(tmp_path, size):
                                         str(tmp_path / "image.png"))]
     assert masks[0].shape == size and masks[0].dtype == bool
     assert all(np.array_equal(masks[0], mask) for mask in masks)
+
+
+def test_what_a_model_looks_at_is_the_same_from_any_kind(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    assert torch.equal(resized(pixels, 32), torch.from_numpy(pixels).permute(2, 0, 1))
+    small = [resized(x, 8) for x in (pixels, Image.fromarray(pixels), tmp_path / "image.png")]
+    assert small[0].shape == (3, 8, 8) and small[0].dtype == torch.uint8
+    assert all(torch.equal(small[0], other) for other in small)
 
 
 def test_arrays_of_another_kind_are_refused():

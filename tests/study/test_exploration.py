@@ -17,6 +17,7 @@ from tokencutseg.data.source import open_source
 from tokencutseg.model.saved import PRETRAINED
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study import exploration, panels
+from tokencutseg.study.figures.transformer import inpaint
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +95,15 @@ def test_replacing_a_word_by_itself_changes_nothing(model, words):
 def test_filling_in(model, images, words):
     image, hidden = images.images[0].float() / 255, torch.zeros(4, 4, dtype=torch.bool)
     hidden[1:3, 1:3] = True
-    filled = exploration.fill(model, image, hidden)
-    assert torch.equal(filled.tokens[~hidden], words.tokens[0][~hidden])
-    torch.testing.assert_close(filled.probabilities.sum(-1), torch.ones(4, 4))
-    assert torch.equal(filled.tokens[hidden], filled.probabilities.argmax(-1)[hidden])
-    p = filled.probabilities.double().numpy()
-    np.testing.assert_allclose(filled.entropy, -(p * np.log(p)).sum(-1), atol=1e-5)
-    (code, most), *rest = filled.candidates(1, 1, 3)
-    assert code == filled.tokens[1, 1] and most >= rest[0][1] >= rest[1][1]
+    result = inpaint(model, image[None], hidden[None])
+    filled, probabilities = result.filled[0], result.probabilities[0]
+    assert torch.equal(filled[~hidden], words.tokens[0][~hidden])
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(4, 4))
+    assert torch.equal(filled[hidden], probabilities.argmax(-1)[hidden])
+    p = probabilities.double().numpy()
+    np.testing.assert_allclose(result.entropy[0], -(p * np.log(p)).sum(-1), atol=1e-5)
+    (code, most), *rest = exploration.likeliest(probabilities[1, 1], 3)
+    assert code == filled[1, 1] and most >= rest[0][1] >= rest[1][1]
 
 
 def test_attention_is_a_distribution_per_head(model, images):
@@ -110,13 +112,18 @@ def test_attention_is_a_distribution_per_head(model, images):
     torch.testing.assert_close(maps.sum((-2, -1)), torch.ones(2, 2))
 
 
-def test_the_cut_at_the_models_own_radius_is_the_models_prediction(model, images):
-    image = images.images[0].float() / 255
+@pytest.mark.parametrize("recipe", ["revised", "released"])
+def test_the_cut_at_the_models_own_radius_is_the_models_prediction(recipe, model, images):
+    if recipe == "released":
+        reach = {"segmentation.radius_unit": "cells", "segmentation.graph_radius": 1.5}
+        model = TokenCutSeg(configure("tiny", recipe, overrides=reach)).eval()
+    image, own = images.images[0].float() / 255, model.head
     at_tokens, at_pixels = exploration.cut(model, image, model.config.segmentation.graph_radius)
     out = model(image[None])
     torch.testing.assert_close(at_pixels, out.probabilities[0, 1])
     torch.testing.assert_close(at_tokens.flatten(), out.assignments[0, :, 1])
     assert not torch.equal(exploration.cut(model, image, 0.0)[0], at_tokens)
+    assert model.head is own, "the model is left as it was"
 
 
 def test_the_model_to_explore(tmp_path):
@@ -186,6 +193,14 @@ def test_every_control_changes_what_is_shown(model, images):
         assert shown(panel) != before, name
         pictures, _ = shown(panel)
         assert all(Image.open(io.BytesIO(picture)).size[0] >= 8 for picture in pictures)
+
+
+def test_the_mask_panel_says_how_good_the_mask_is(model, images):
+    box = panels.build_explorer(model, images, ["mask"])
+    mask = model.predict_probabilities(images.images[:1].float() / 255)[0].argmax(0).bool()
+    both, either = ((mask & images.masks[0].bool()).sum(), (mask | images.masks[0].bool()).sum())
+    text = f"Lesion IoU {both / either:.3f}, Dice {2 * both / (both + either):.3f}."
+    assert text in shown(box.children[1])[1][0]
 
 
 def test_a_click_on_a_word_chooses_its_code(model, images, words):

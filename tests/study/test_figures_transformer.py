@@ -110,7 +110,7 @@ def test_token_inpainting_counts_the_right_words(images):
     filled = tokens.clone()
     filled[1, 0] = 0  # three of eight hidden words wrong: code 0 was right
     entropy = torch.where(filled == tokens, 0.5, 2.0)
-    figure = figures.token_inpainting(figures.Inpainting(images, tokens, hidden, filled, images, entropy), K)
+    figure = figures.token_inpainting(figures.Inpainting(images, tokens, hidden, filled, images, entropy, None), K)
     assert title(figure) == "62% of 8 hidden words guessed; mean entropy 0.50 nats where right, 2.00 where wrong"
     seen = figure.axes[2].images[0].get_array()
     np.testing.assert_array_equal(np.ma.getmaskarray(seen), hidden[0])
@@ -126,7 +126,7 @@ def test_inpainting_explorer_is_one_row(model, images):
 
 
 def test_attention_is_a_distribution_over_the_words(model, images):
-    weights = figures.attention(model, images[0], torch.tensor([0, 7, 15]))
+    weights = figures.attention(model, images[0], torch.tensor([0, 7, 15])).mean(1)
     assert weights.shape == (2, 3, *GRID)
     torch.testing.assert_close(weights.sum((2, 3)), torch.ones(2, 3))
 
@@ -142,7 +142,7 @@ def test_attention_maps_state_the_share_on_the_lesion(model, images):
     mask[:, :16] = 1
     query = torch.tensor([4, 7])
     figure = figures.attention_maps(model, images[0], mask, query)
-    weights = figures.attention(model, images[0], query)
+    weights = figures.attention(model, images[0], query).mean(1)
     paid = [f"{weights[-1, q, :, :2].sum():.0%}" for q in (0, 1)]
     assert title(figure).startswith(f"The last block pays {paid[0]} and {paid[1]} of its attention to the lesion, 50% ")
     assert len(figure.axes) == 2 * 3

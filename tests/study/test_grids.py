@@ -21,7 +21,7 @@ SMALL = {
     "data.synthetic_unlabelled": 8, "vqgan.perceptual": "none", "vqgan.images_per_epoch": 16, "vqgan.epochs": 2,
     "masked_gpt.images_per_epoch": 16, "masked_gpt.batch_size": 16, "segmentation.images_per_epoch": 16,
     "segmentation.batch_size": 16, "segmentation.learning_rate": 1e-2,
-    "ablation.images_per_epoch": 16, "ablation.seeds": 2,
+    "ablation.images_per_epoch": 16, "ablation.seeds": 2, "ablation.deviation_seeds": 2,
     "ablation.deviations": ["segmentation.loss_input", "segmentation.affinity"],
 }
 SCORE = {"definition", "measure", "n", "mean", "low", "high"}
@@ -180,7 +180,7 @@ def test_deviations_turn_one_switch_each_in_both_recipes(study, deviations):
     assert deviations["reference"].iloc[-1] == pytest.approx(np.mean(scores))
 
 
-@pytest.mark.parametrize("switch", configure("small").ablation.deviations)
+@pytest.mark.parametrize("switch", configure("full").ablation.deviations)
 def test_every_switch_of_the_large_presets_can_be_turned(switch):
     for recipe, other in (("released", "revised"), ("revised", "released")):
         base = grids.shortened(configure("small").under(recipe), "vqgan")
@@ -193,7 +193,7 @@ def test_every_switch_of_the_large_presets_can_be_turned(switch):
         assert changes[switch] == (grids.ALTERNATIVES[switch] if wanted == setting else wanted)
 
 
-@pytest.mark.parametrize("switch", [name for name in configure("small").ablation.deviations
+@pytest.mark.parametrize("switch", [name for name in configure("full").ablation.deviations
                                     if name.startswith("segmentation.")])
 def test_a_fine_tuned_encoder_is_read_whatever_switch_is_turned(switch):
     """The mask's loss reaches each of its layers."""

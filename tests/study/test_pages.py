@@ -1,42 +1,15 @@
 """The index page, read back with a parser."""
 
 import json
-from html.parser import HTMLParser
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from page import Page
 from PIL import Image
 
 from tokencutseg.study.pages import MAX_ROWS, table_html, write_index
-
-
-class Page(HTMLParser):
-    """Links, image sources, and the text in document order."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.links, self.images, self.text, self._open = [], [], [], []
-        self.feed(html)
-        assert not self._open, f"unclosed: {self._open}"
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        if tag == "a":
-            self.links.append(values["href"])
-        if tag == "img":
-            assert values["alt"]
-            self.images.append(values["src"])
-        if tag not in ("meta", "img"):
-            self._open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if self._open and self._open[-1] != "style" and data.strip():
-            self.text.append(data.strip())
 
 
 @pytest.fixture
@@ -63,8 +36,9 @@ def test_every_link_leads_somewhere(study):
     files = [link for link in page.links if not link.startswith("#")]
     assert anchors == ["#01_vqgan_pretrain", "#02_masked_gpt"]
     assert set(files) >= {"notebooks/01_vqgan_pretrain.html", "tables/reconstruction.csv", "tables/leftover.csv"}
-    assert page.images == ["figures/vqgan_curves.png"]
-    assert all((study / link).is_file() for link in files + page.images)
+    images = [source for source, _ in page.images]
+    assert images == ["figures/vqgan_curves.png"]
+    assert all((study / link).is_file() for link in files + images)
 
 
 def test_page_needs_no_network(study):
@@ -92,10 +66,18 @@ def test_a_notebook_cut_short_and_an_empty_table_do_not_stop_the_page(study):
     assert "02_masked_gpt" in text and "This table is empty." in text
 
 
+def test_tables_are_named_and_their_heads_stand_over_their_columns(study):
+    page = Page(write_index(study).read_text())
+    assert page.tables["Reconstruction"] == [["method", "mean"], ["a<b>", "0.1235"]]
+    html = table_html(pd.DataFrame({"mean": [0.54321, np.nan], "recipe": [None, "released"], "mixed": [1, "x"]}), "")
+    assert html.count("number") == 3, "the head of the numbers, the number, and the dash in its column"
+    assert html.count("data-value") == 3 and 'data-value="0.54321"' in html, "a rounded number and two missing values"
+
+
 def test_numbers_are_rounded_and_missing_ones_are_dashes():
     frame = pd.DataFrame({"n": [600, 2000], "mean": [0.8123456, np.nan], "large": [1234567.8, -0.00012345],
                           "complete": [True, False], "recipe": ["released", None]})
-    assert Page(table_html(frame)).text == [
+    assert Page(table_html(frame, "scores")).text == [
         "n", "mean", "large", "complete", "recipe",
         "600", "0.8123", "1,234,568", "yes", "released",
         "2000", "–", "-0.0001234", "no", "–",
@@ -103,5 +85,5 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes():
 
 
 def test_long_tables_say_that_they_are_cut():
-    text = Page(table_html(pd.DataFrame({"epoch": range(MAX_ROWS + 40)}))).text
+    text = Page(table_html(pd.DataFrame({"epoch": range(MAX_ROWS + 40)}), "history")).text
     assert text[-2:] == [str(MAX_ROWS - 1), f"The first {MAX_ROWS} of {MAX_ROWS + 40} rows."]

@@ -4,11 +4,11 @@ import base64
 import io
 import itertools
 import json
-from html.parser import HTMLParser
 
 import nbformat
 import pandas as pd
 import pytest
+from page import Page
 from PIL import Image
 
 from tokencutseg.cli import main
@@ -16,42 +16,6 @@ from tokencutseg.data.images import DataError
 from tokencutseg.study.claims import RULE
 from tokencutseg.study.outputs import CAPTIONS, OUTPUTS
 from tokencutseg.study.report import write_report
-
-VOID = ("meta", "img", "br")
-
-
-class Page(HTMLParser):
-    """Links, pictures, headings, and the cells of each table by its label."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.links, self.images, self.headings, self.tables, self._open = [], [], [], {}, []
-        self.feed(html)
-        assert not self._open, f"unclosed: {self._open}"
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        if tag == "a":
-            self.links.append(values["href"])
-        if tag == "img":
-            self.images.append((values["src"], values["alt"]))
-        if "aria-label" in values and values.get("role") == "region":
-            self.rows = self.tables.setdefault(values["aria-label"], [])
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if "td" in self._open or "th" in self._open:
-            self.rows[-1][-1] += data
-        elif self._open and self._open[-1] in ("h1", "h2", "h3", "h4"):
-            self.headings.append((int(self._open[-1][1]), data))
 
 
 def study_of(folder, iou=0.75, verdict="not supported"):
@@ -114,6 +78,13 @@ def test_two_studies_side_by_side(tmp_path):
     assert "../one/notebooks/04_eval_cross_dataset.html" in page.links
     levels = [level for level, _ in page.headings]
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+
+
+def test_an_empty_table_is_said_to_be_empty(tmp_path):
+    study = study_of(tmp_path / "one")
+    (study / "tables" / "leftover.csv").write_text("")
+    text = Page(write_report([study]).read_text()).text
+    assert text[text.index("Leftover") + 1] == "This table is empty."
 
 
 def test_every_figure_has_a_caption():

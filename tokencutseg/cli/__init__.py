@@ -1,7 +1,7 @@
 """The command line. Handlers import what they need, so that help is instant.
 
-`run`, `fetch`, `audit`, `explore`, `report`, `bench` and `segment` are here, `train` is in `tokencutseg.cli.training`,
-and what the authors' README has in `tokencutseg.cli.authors`.
+`run`, `fetch`, `audit`, `explore`, `report`, `bench` and `segment` are here, `train` and `tables` in
+`tokencutseg.cli.training`, and what the authors' README has in `tokencutseg.cli.authors`.
 """
 
 from __future__ import annotations

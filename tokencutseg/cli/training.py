@@ -1,4 +1,4 @@
-"""`train`, which trains a study's models before its notebooks need them, and what all training commands share."""
+"""`train` and `tables`, which do a study's work before its notebooks need it, and what all training commands share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRECISIONS = {"16": "16-mixed", "32": "32-true", "bf16": "bf16-mixed", "auto": "
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add this module's command; `command(name, handler, text)` makes one parser."""
+    """Add this module's commands; `command(name, handler, text)` makes one parser."""
     train = command("train", _train, "Train a study's models, on several GPUs or machines too; `run` then finds them.")
     add_study(train)
     train.add_argument("--stages", type=lambda text: text.split(","), default=list(STAGES), metavar="STAGE[,STAGE]",
@@ -31,6 +31,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     train.add_argument("--precision", choices=PRECISIONS, default="auto",
                        help="16 and bf16 are mixed precision; auto is bf16 on a GPU that has it, else 32")
     add_processes(train)
+
+    tables = command("tables", _tables, "Make single tables of a study, training what they need; what broke off "
+                     "goes on where it stopped, and `run` then finds all of it.")
+    tables.add_argument("names", metavar="TABLE[,TABLE]", type=lambda text: text.split(","),
+                        help="such as stages,label_efficiency; an unknown one lists them all")
+    add_study(tables)
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +112,25 @@ def _train(arguments: argparse.Namespace) -> int:
         for stage in arguments.stages:
             for run in _trained(study, stage):
                 print(f"{stage}: {run.folder}", flush=True)
+    return OK
+
+
+def _tables(arguments: argparse.Namespace) -> int:
+    config = configure(arguments.preset, arguments.recipe, arguments.seed, read_overrides(arguments.overrides))
+
+    from tokencutseg.study.grids import TABLES
+    from tokencutseg.study.runner import check_writable
+    from tokencutseg.study.study import Study
+
+    if unknown := [name for name in arguments.names if name not in TABLES]:
+        raise UsageError(f"unknown table {', '.join(unknown)}. Known: {', '.join(TABLES)}")
+    check_writable(arguments.results, "--results")
+    study = Study.open(config.preset, config.recipe, config.seed, str(arguments.data or ""), str(arguments.results),
+                       read_overrides(arguments.overrides))
+    with terminable():
+        for name in arguments.names:
+            study.table(name, TABLES[name](study))
+            print(f"{name}: {study.folder / 'tables' / f'{name}.csv'}", flush=True)
     return OK
 
 

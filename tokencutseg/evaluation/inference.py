@@ -40,3 +40,9 @@ def tokenize(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Tensor:
 def cell_masks(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     """How much of each token's cell is lesion: masks (N, S, S) of {0, 1} → (N, H, W) float in [0, 1]."""
     return torch.nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid)[:, 0]
+
+
+def enlarged(cells: Tensor, size: int) -> Tensor:
+    """Values of token cells (…, H, W) at the pixels that they stand for, (…, S, S) with S = `size`."""
+    side = size // cells.shape[-1]
+    return cells.repeat_interleave(side, -2).repeat_interleave(side, -1)

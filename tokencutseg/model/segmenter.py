@@ -252,13 +252,10 @@ def predict_probabilities(model: nn.Module, images: Tensor, flips: bool) -> Tens
 def predict_mask(model: nn.Module, image: str | Path | Image.Image | np.ndarray, size: int) -> np.ndarray:
     """The mask (H, W) bool of one image of any size, by any model that has `predict_probabilities`."""
     pixels = image_array(image)
-    H, W = pixels.shape[:2]
-    resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
-    device = next(model.parameters()).device
-    x = torch.from_numpy(np.array(resized)).to(device).permute(2, 0, 1)[None] / 255
+    x = resized(pixels, size).to(next(model.parameters()).device)[None] / 255
     was_training = model.training
     model.eval()
-    probabilities = upsample(model.predict_probabilities(x), (H, W))
+    probabilities = upsample(model.predict_probabilities(x), pixels.shape[:2])
     model.train(was_training)
     return probabilities.argmax(1)[0].bool().cpu().numpy()
 
@@ -273,6 +270,12 @@ def image_array(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise ValueError(f"an image array must be uint8 of shape (H, W, 3) or (H, W), not {array.dtype} {array.shape}")
     return array if array.ndim == 3 else np.repeat(array[..., None], 3, 2)
+
+
+def resized(image: str | Path | Image.Image | np.ndarray, size: int) -> Tensor:
+    """What a model looks at: a path, PIL image or array of any size → RGB uint8 (3, size, size), bilinearly."""
+    square = Image.fromarray(image_array(image)).resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import open_source
-from tokencutseg.model.deepcut import DeepCut, to_grid
+from tokencutseg.evaluation.inference import cell_masks
+from tokencutseg.model.deepcut import DeepCut
 from tokencutseg.model.saved import PRETRAINED, saved_config, saved_stage
-from tokencutseg.model.segmenter import TokenCutSeg, upsample
+from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
+from tokencutseg.study.figures.transformer import attention
 from tokencutseg.study.runner import ROOT
 
 PLACES = ("skin", "border", "lesion")
@@ -44,23 +47,20 @@ class Words:
 
 @torch.no_grad()
 def read_words(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Words:
-    """The words of all images of a set."""
-    tokens, distances = [], []
+    """The words of all images of a set. The tokenizer is in evaluation mode, as `tokencutseg.load` gives it."""
+    parts, distances = [], []
     for chunk in images.images.split(batch_size):
         latents = vqgan.encode(vqgan.normalise(chunk.float() / 255)).latents
-        flat = latents.permute(0, 2, 3, 1).flatten(0, 2)
-        nearest = vqgan.quantize.nearest(flat)
-        shape = (len(chunk), *latents.shape[2:])
-        tokens.append(nearest.view(shape))
-        distances.append((flat - vqgan.quantize.embedding.weight[nearest]).norm(dim=1).view(shape))
-    tokens = torch.cat(tokens)
+        parts.append(vqgan.quantize(latents).tokens)
+        distances.append((latents - vqgan.quantize.lookup(parts[-1])).norm(dim=1))
+    tokens = torch.cat(parts)
     places = None if images.masks is None else places_of(images.masks, tuple(tokens.shape[1:]))
     return Words(images.images, tokens, torch.cat(distances), places)
 
 
 def places_of(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     """Masks (N, S, S) → where each cell lies, (N, H, W) int64 index into `PLACES`."""
-    share = F.adaptive_avg_pool2d(masks[:, None].float(), grid)[:, 0]
+    share = cell_masks(masks, grid)
     return (share >= 0.1).long() + (share > 0.9).long()
 
 
@@ -111,49 +111,15 @@ def repainted(vqgan: VQGAN, tokens: Tensor, where: Tensor, code: int) -> Tensor:
     return vqgan.detokenize(tokens.masked_fill(where, code)[None])[0]
 
 
-@dataclass(frozen=True)
-class Filled:
-    """One image with some words hidden, and what the transformer puts in their place."""
-
-    tokens: Tensor
-    """(H, W) int64: the truth where it is seen, the likeliest code where it is hidden."""
-    image: Tensor
-    """(3, S, S) in [0, 1], decoded from them."""
-    probabilities: Tensor
-    """(H, W, K)."""
-
-    @property
-    def entropy(self) -> Tensor:
-        """(H, W), in nats."""
-        return torch.special.entr(self.probabilities).sum(-1)
-
-    def candidates(self, row: int, column: int, count: int = 5) -> list[tuple[int, float]]:
-        """The likeliest codes of a cell with their probabilities."""
-        top = self.probabilities[row, column].topk(min(count, self.probabilities.shape[-1]))
-        return [(int(code), float(p)) for p, code in zip(top.values, top.indices, strict=True)]
+def likeliest(probabilities: Tensor, count: int = 5) -> list[tuple[int, float]]:
+    """The likeliest codes of a word with their probabilities, from those of all codes (K,)."""
+    top = probabilities.topk(min(count, len(probabilities)))
+    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
-@torch.no_grad()
-def fill(model: TokenCutSeg, image: Tensor, hidden: Tensor) -> Filled:
-    """Hide words (H, W) bool of an image (3, S, S) in [0, 1] and let the transformer fill them in at once."""
-    tokens, encoding = model.words(image[None])
-    features = model.transformer_features(tokens, encoding, hidden.flatten()[None])
-    logits = model.masked_gpt.lm_head(features)[0, :, : model.masked_gpt.n_embed]  # without the slot of the mask
-    probabilities = logits.softmax(-1).unflatten(0, tuple(hidden.shape))
-    filled = torch.where(hidden, probabilities.argmax(-1), tokens[0])
-    return Filled(filled, model.vqgan.detokenize(filled[None])[0], probabilities)
-
-
-@torch.no_grad()
 def attention_from(model: TokenCutSeg, image: Tensor, row: int, column: int) -> Tensor:
     """How much a word of an image (3, S, S) looks at each other: (n_layer, n_head, H, W), each map adding up to 1."""
-    tokens, encoding, _ = model.read(image[None])
-    grid = tuple(tokens.shape[1:])
-    query = torch.tensor([row * grid[1] + column])
-    states = model.masked_gpt.hidden_states(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), grid=grid)
-    weights = [block.attention_weights(state, query)[0, :, 0]
-               for block, state in zip(model.masked_gpt.blocks, states, strict=False)]
-    return torch.stack(weights).unflatten(2, grid)
+    return attention(model, image, torch.tensor([row * model.grid(image)[1] + column]))[:, :, 0]
 
 
 @torch.no_grad()
@@ -162,22 +128,15 @@ def cut(model: TokenCutSeg, image: Tensor, radius: float) -> tuple[Tensor, Tenso
 
     A model without the graph module is the same at any radius.
     """
-    tokens, encoding, guide = model.read(image[None])
-    grid = tuple(tokens.shape[1:])
-    features = model.transformer_features(tokens, encoding)
-    head = model.head
-    if isinstance(head, DeepCut):
-        config = dataclasses.replace(head.config, graph_radius=radius, radius_unit="cells")
-        weights, head = head.state_dict(), DeepCut(config, features.shape[-1])
-        head.load_state_dict(weights)
-        head.eval()
-    token_logits = to_grid(head(features, grid), grid)
-    if model.upsampler is None:
-        logits = upsample(token_logits, tuple(image.shape[-2:]))
-    else:
-        pixels = model.vqgan.normalise(image[None])
-        logits = model.upsampler(to_grid(features, grid), token_logits, guide.stages, pixels)
-    return token_logits.softmax(1)[0, 1], logits.softmax(1)[0, 1]
+    own = model.head
+    if isinstance(own, DeepCut):
+        model.head = copy.copy(own)  # of the same weights
+        model.head.config = dataclasses.replace(own.config, graph_radius=radius, radius_unit="cells")
+    try:
+        out = model(image[None])
+    finally:
+        model.head = own
+    return out.assignments[0, :, 1].view(model.grid(image)), out.probabilities[0, 1]
 
 
 def find_model(path: str | Path = "", results: Path = ROOT / "results") -> tuple[Path, str]:

@@ -43,7 +43,7 @@ from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.claims import DEMONSTRATIONS
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
-from tokencutseg.study.tables import written
+from tokencutseg.study.tables import budgets, leakage, main_results, written
 
 CHAIN = ("vqgan", "masked_gpt", "segmentation")
 TOGETHER = {
@@ -230,17 +230,17 @@ def segment_with(study: Study, method: str, config: Config, seed: int) -> Run:
 def deviations(study: Study) -> pd.DataFrame:
     """`released` with one switch corrected, and `revised` with one set back, for each switch of the study's list.
 
-    Every cell trains the whole chain of stages with the shortened budget, under the study's settings and seeds. A
-    switch that means something only with others takes them along. Columns switch, recipe, setting, instead, also (what
-    came along), definition, measure, n, seeds, reference, mean, difference, low, high, p, p_holm: the change in lesion
-    IoU on validation with its paired bootstrap interval over images and seeds, Wilcoxon's p, and p after Holm over the
-    table.
+    Every cell trains the whole chain of stages with the shortened budget, under the study's settings with
+    `ablation.deviation_seeds` seeds. A switch that means something only with others takes them along. Columns switch,
+    recipe, setting, instead, also (what came along), definition, measure, n, seeds, reference, mean, difference, low,
+    high, p, p_holm: the change in lesion IoU on validation with its paired bootstrap interval over images and seeds,
+    Wilcoxon's p, and p after Holm over the table.
     """
     ablation, primary, first = study.config.ablation, study.source.primary, study.config.seed
 
     def scored(config: Config) -> list[pd.DataFrame]:
         runs = [study.segmenter(config=dataclasses.replace(config, seed=seed))
-                for seed in range(first, first + ablation.seeds)]
+                for seed in range(first, first + ablation.deviation_seeds)]
         return [study.records(run, primary, "validation") for run in runs]
 
     rows = []
@@ -255,7 +255,7 @@ def deviations(study: Study) -> pd.DataFrame:
             before, after = (np.mean([records["iou"].mean() for records in group]) for group in (reference, changed))
             rows.append({"switch": switch, "recipe": recipe, "setting": setting, "instead": changes[switch],
                          "also": also, "definition": "image_lesion", "measure": "iou", "n": result.n,
-                         "seeds": ablation.seeds, "reference": before, "mean": after,
+                         "seeds": ablation.deviation_seeds, "reference": before, "mean": after,
                          "difference": result.difference, "low": result.low, "high": result.high, "p": result.p})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"]))
@@ -374,6 +374,12 @@ def _pretraining(study: Study) -> float:
     before = {run.id: run.metrics["seconds"] for run in (study.tokenizer(), study.transformer())}
     joint = study.config.masked_gpt.pretraining == "joint"
     return sum(seconds for run, seconds in before.items() if not (joint and run == study.transformer().id))
+
+
+TABLES = {table.__name__: table for table in (
+    main_results, budgets, leakage, codebook_size, stages, graph_radius, feature_quality, label_efficiency, deviations,
+    revised_steps, efficiency, baselines)}
+"""The tables that rest on trainings, by name; each is made alone from a study."""
 
 
 def evidence(study: Study) -> dict[str, pd.DataFrame | None]:

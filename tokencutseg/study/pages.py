@@ -1,12 +1,13 @@
-"""The study's front page: `index.html`, which shows every table and figure and links the executed notebooks."""
+"""The study's front page, `index.html`, which shows every table and figure and links the executed notebooks; and what
+any page of a study is made of."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
@@ -38,7 +39,20 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .35rem .75rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: var(--card); } tr:last-child td { border-bottom: 0; }
 th.number, td.number { text-align: right; }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 """
+
+
+class Cell(NamedTuple):
+    """Of a table: a value, and where `shown` does not say it all, its markup and a class."""
+
+    value: Any = None
+    text: str = ""
+    kind: str = ""
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.value, bool) or not isinstance(self.value, int | float | None)
 
 
 def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
@@ -53,38 +67,75 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
     titles = {name: _title(path) for name, path in (executed | sources).items()}
     unclaimed = {kind: sorted(path.stem for path in (study / kind).glob(f"*{suffix}"))
                  for kind, suffix in (("tables", ".csv"), ("figures", ".png"))}
-    sections = []
+    sections = {}
     for name in sorted(titles):
         record = done_record(study, name)
         for kind, left in unclaimed.items():
             unclaimed[kind] = [item for item in left if item not in record.get(kind, ())]
-        sections.append(f'<h2 id="{escape(name)}">{escape(titles[name])}</h2>'
-                        + _status(name, name in executed, record) + _contents(study, record))
-    if any(unclaimed.values()):
-        sections.append("<h2>From earlier or unfinished executions</h2>" + _contents(study, unclaimed))
-    contents = "".join(f'<a href="#{quote(name)}">{escape(titles[name])}</a>' for name in sorted(titles))
+        sections[quote(name)] = (escape(titles[name]),
+                                 _status(name, name in executed, record) + _contents(study, record))
+    end = f"<h2>From earlier or unfinished executions</h2>{_contents(study, unclaimed)}" if any(
+        unclaimed.values()) else ""
     title = escape(study.resolve().name)
+    return write_page(study / "index.html", title, f"<h1>{title}</h1>", sections, end)
+
+
+def write_page(target: Path, title: str, header: str, sections: Mapping[str, tuple[str, str]], end: str = "",
+               style: str = "") -> Path:
+    """Write a page that needs nothing from outside, so that nobody ever sees half of it, and return its path.
+
+    All parts are markup: `sections` are (heading, content) by their anchor and have a list of contents before them,
+    `end` follows them, and `style` is added to `STYLE`.
+    """
+    contents = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, (heading, _) in sections.items())
+    body = "\n".join(f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{heading}</h2>{content}</section>'
+                     for anchor, (heading, content) in sections.items())
     page = (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-            f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<nav>{contents}</nav>\n"
-            + "\n".join(sections) + "\n</body>\n</html>\n")
-    target = study / "index.html"
+            f"<style>{STYLE}{style}</style>\n</head>\n<body>\n<header>{header}</header>\n"
+            f'<nav aria-label="Sections">{contents}</nav>\n<main>{body}{end}</main>\n</body>\n</html>\n')
+    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".html.new")
     unfinished.write_text(page, encoding="utf-8")
     return unfinished.replace(target)
 
 
-def table_html(frame: pd.DataFrame) -> str:
+def table_file(path: Path) -> str:
+    """A CSV file as `table_html`, called by its name."""
+    try:
+        return table_html(pd.read_csv(path), words(path.stem))
+    except pd.errors.EmptyDataError:
+        return "<p>This table is empty.</p>"
+
+
+def table_html(frame: pd.DataFrame, label: str) -> str:
     """`frame` as an HTML table for reading: four significant digits, a dash for missing values, `MAX_ROWS` rows."""
-    number = {column: pd.api.types.is_numeric_dtype(frame[column]) and not pd.api.types.is_bool_dtype(frame[column])
-              for column in frame}
-    kind = {column: ' class="number"' if number[column] else "" for column in frame}
-    head = "".join(f"<th{kind[column]}>{escape(str(column))}</th>" for column in frame)
-    rows = ["<tr>" + "".join(f"<td{kind[column]}>{shown(value)}</td>" for column, value in row.items()) + "</tr>"
+    rows = [{column: Cell(value) for column, value in row.items()}
             for row in frame.head(MAX_ROWS).to_dict("records")]
     more = f"<p>The first {MAX_ROWS} of {len(frame)} rows.</p>" if len(frame) > MAX_ROWS else ""
-    return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-            f"{more}")
+    return table_of(rows, label, list(frame)) + more
+
+
+def table_of(rows: Collection[Mapping[str, Cell]], label: str, columns: Sequence[str] = (), kind: str = "") -> str:
+    """A table from its rows' cells by column; a row may lack some.
+
+    It scrolls in a box of class `kind`, which a screen reader calls by its `label` (markup). A number that is rounded,
+    and the lack of one, stand in `data-value` too, for a script that sorts.
+    """
+    columns = columns or list(dict.fromkeys(column for row in rows for column in row))
+    texts = {column for row in rows for column, cell in row.items() if cell.is_text}
+    kinds = {column: "text" if column in texts else "number" for column in columns}
+
+    def entry(cell: Cell, kind: str) -> str:
+        text, exact = cell.text or shown(cell.value), "" if pd.isna(cell.value) else str(cell.value)
+        data = "" if cell.is_text or exact == text else f' data-value="{exact}"'
+        return f'<td class="{cell.kind or kind}"{data}>{text}</td>'
+
+    head = "".join(f'<th scope="col" class="{kind}">{escape(column)}</th>' for column, kind in kinds.items())
+    body = "".join("<tr>" + "".join(entry(row.get(column, Cell()), kind) for column, kind in kinds.items()) + "</tr>"
+                   for row in rows)
+    return (f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{label}"><table>'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
 
 
 def shown(value: Any) -> str:
@@ -99,19 +150,12 @@ def shown(value: Any) -> str:
 
 
 def _contents(study: Path, names: dict[str, list[str]]) -> str:
-    tables = [f'<h3>{words(name)}</h3>{_table(study / "tables" / f"{name}.csv")}'
+    tables = [f'<h3>{words(name)}</h3>{table_file(study / "tables" / f"{name}.csv")}'
               f'<p><a href="tables/{quote(name)}.csv">{escape(name)}.csv</a></p>' for name in names.get("tables", ())]
     figures = [f'<figure><figcaption>{words(name)}</figcaption><a href="figures/{quote(name)}.png">'
                f'<img loading="lazy" src="figures/{quote(name)}.png" alt="{words(name)}"></a></figure>'
                for name in names.get("figures", ())]
     return "".join(tables) + (f'<h3>Figures</h3><div class="figures">{"".join(figures)}</div>' if figures else "")
-
-
-def _table(path: Path) -> str:
-    try:
-        return table_html(pd.read_csv(path))
-    except pd.errors.EmptyDataError:
-        return "<p>This table is empty.</p>"
 
 
 def _status(name: str, was_executed: bool, record: dict[str, Any]) -> str:

@@ -34,10 +34,13 @@ from PIL import Image as Pictures
 from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.evaluation.inference import enlarged
+from tokencutseg.evaluation.records import score
+from tokencutseg.model.segmenter import TokenCutSeg, resized
 from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study import exploration
 from tokencutseg.study.figures.style import SEQUENTIAL, code_colours
+from tokencutseg.study.figures.transformer import inpaint
 from tokencutseg.study.widgets import headless
 
 SIDE = 232
@@ -115,15 +118,14 @@ def _image_chooser(images: ImageSet, choice: Choice) -> Widget:
 
     def take(change: dict[str, Any]) -> None:
         for file in change["new"]:
-            side = images.images.shape[-1]
             try:
-                pixels = Pictures.open(io.BytesIO(bytes(file["content"]))).convert("RGB").resize((side, side))
+                pixels = resized(Pictures.open(io.BytesIO(file["content"])), images.images.shape[-1])
             except OSError:
                 name.value = escape(f"{file['name']} is no image that can be read; choose a JPEG or PNG")
                 continue
             name.value = escape(file["name"])
             choice.mask = None
-            choice.image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
+            choice.image = pixels.float() / 255
 
     which.observe(show, "value")
     upload.observe(take, "value")
@@ -162,15 +164,16 @@ def _words_panel(model: TokenCutSeg | VQGAN, words: exploration.Words, choice: C
     for button in buttons:
         button.on_click(clicked)
 
+    table = None if words.places is None else exploration.where_codes_fire(words, K).set_index("code")
+
     def rank(_: Any = None) -> None:
-        if words.places is None:
+        if table is None:
             return
-        table = exploration.where_codes_fire(words, K)
-        table = table[table["fires"] >= max(5, table["fires"].median() / 4)]  # shares of a handful say nothing
-        table = table.sort_values(place.value, ascending=False, kind="stable")
+        often = table[table["fires"] >= max(5, table["fires"].median() / 4)]  # shares of a handful say nothing
+        often = often.sort_values(place.value, ascending=False, kind="stable")
         with ranking.hold_trait_notifications():
-            ranking.options = [(f"{row.code}: {getattr(row, place.value):.0%} on {place.value}, {row.fires} cells",
-                                row.code) for row in table.itertuples()]
+            ranking.options = [(f"{row.Index}: {getattr(row, place.value):.0%} on {place.value}, {row.fires} cells",
+                                row.Index) for row in often.itertuples()]
             ranking.value = None
 
     def chosen(change: dict[str, Any]) -> None:
@@ -196,8 +199,8 @@ def _words_panel(model: TokenCutSeg | VQGAN, words: exploration.Words, choice: C
         fresh, tokens = buttons[0].tooltip is None or not torch.equal(now, tokens), now
         fires = words.tokens == choice.code
         count, here = int(fires.sum()), tokens == choice.code
-        shares = "" if words.places is None or not count else "; " + ", ".join(
-            f"{(words.places[fires] == i).float().mean():.0%} on {name}" for i, name in enumerate(exploration.PLACES))
+        shares = "" if table is None or not count else "; " + ", ".join(
+            f"{table.loc[choice.code, name]:.0%} on {name}" for name in exploration.PLACES)
         about.value = (f"<b>Code {choice.code}</b> stands for {count:,} of {fires.numel():,} cells{shares}. Here it "
                        f"fires {int(here.sum())} times.")
         lit.show(_lit(choice.image, here))
@@ -229,17 +232,17 @@ def _filling_panel(model: TokenCutSeg, words: exploration.Words, choice: Choice)
     def draw(_: Any = None) -> None:
         hidden = torch.zeros(H, W, dtype=torch.bool)
         hidden[rows.value[0]:rows.value[1] + 1, columns.value[0]:columns.value[1] + 1] = True
-        result = exploration.fill(model, choice.image, hidden)
-        truth = model.vqgan.tokenize(choice.image[None])[0]
-        seen.show(choice.image * ~_enlarged(hidden, choice.image) + 0.5 * _enlarged(hidden, choice.image))
-        filled.show(result.image)
-        most = np.log(result.probabilities.shape[-1])
-        entropy.show(_mapped(result.entropy / most))
-        guesses = ", ".join(f"{code} ({p:.0%})" for code, p in result.candidates(*choice.cell))
-        right = (result.tokens == truth)[hidden].float().mean()
+        result = inpaint(model, choice.image[None], hidden[None])
+        truth, unsure, probabilities = result.tokens[0], result.entropy[0], result.probabilities[0]
+        seen.show(choice.image.masked_fill(enlarged(hidden, choice.image.shape[-1]), 0.5))
+        filled.show(result.decoded[0])
+        most = np.log(probabilities.shape[-1])
+        entropy.show(_mapped(unsure / most))
+        guesses = ", ".join(f"{code} ({p:.0%})" for code, p in exploration.likeliest(probabilities[choice.cell]))
+        right = (result.filled[0] == truth)[hidden].float().mean()
         about.value = (f"{int(hidden.sum())} words hidden, {right:.0%} of them guessed exactly. Row {choice.cell[0]}, "
                        f"column {choice.cell[1]}, {'hidden' if hidden[choice.cell] else 'seen'}, truly code "
-                       f"{int(truth[choice.cell])}: likeliest {guesses}; {result.entropy[choice.cell]:.2f} nats of at "
+                       f"{int(truth[choice.cell])}: likeliest {guesses}; {unsure[choice.cell]:.2f} nats of at "
                        f"most {most:.2f}.")
 
     for control in (rows, columns):
@@ -366,15 +369,9 @@ class Picture(HTML):
                       "</figure>")
 
 
-def _enlarged(cells: Tensor, image: Tensor) -> Tensor:
-    """Cells (H, W) at the image's size (S, S)."""
-    f = image.shape[-1] // cells.shape[-1]
-    return cells.repeat_interleave(f, 0).repeat_interleave(f, 1)
-
-
 def _lit(image: Tensor, cells: Tensor) -> Tensor:
     """The image, dark outside some cells (H, W)."""
-    return image * torch.where(_enlarged(cells, image), 1.0, 0.3)
+    return image * torch.where(enlarged(cells, image.shape[-1]), 1.0, 0.3)
 
 
 def _mapped(values: Tensor) -> Tensor:
@@ -406,7 +403,5 @@ def _scores(mask: Tensor, reference: Tensor | None) -> str:
     share = f"{mask.float().mean():.0%} of the image is taken for lesion."
     if reference is None:
         return f"{share} There is no reference mask."
-    reference = reference.bool()
-    union = int((mask | reference).sum())
-    iou = 1.0 if union == 0 else int((mask & reference).sum()) / union
-    return f"{share} Lesion IoU {iou:.3f}, Dice {2 * iou / (1 + iou):.3f}."
+    record = score(mask[None], reference[None], ["shown"], boundary=False).iloc[0]
+    return f"{share} Lesion IoU {record.iou:.3f}, Dice {record.dice:.3f}."

@@ -18,14 +18,14 @@ from PIL import Image
 from tokencutseg.data.images import DataError
 from tokencutseg.study.claims import RULE
 from tokencutseg.study.outputs import CAPTIONS, OUTPUTS
-from tokencutseg.study.pages import MAX_ROWS, STYLE, done_record, shown, words
+from tokencutseg.study.pages import Cell, done_record, table_file, table_html, table_of, words, write_page
 
 FIGURE_ORDER = [name for notebook in sorted(OUTPUTS, key=lambda name: (name < "04", name))
                 for name in OUTPUTS[notebook].figures]
 """Results first (notebooks 04 and 05), then how they came about."""
 _VERDICTS = {"supported": "good", "not supported": "bad"}
 
-_REPORT_STYLE = STYLE + """
+_STYLE = """
 .summary { font-size: 1.05rem; } .side { display: grid; gap: 1.25rem; } .side > * { min-width: 0; }
 th { white-space: normal; vertical-align: bottom; } .whole { max-height: none; }
 @media (min-width: 60rem) { .two { grid-template-columns: 1fr 1fr; } }
@@ -37,7 +37,6 @@ th button::after { content: "\\00a0↕"; color: var(--quiet); }
 th[aria-sort=ascending] button::after { content: "\\00a0↑"; }
 th[aria-sort=descending] button::after { content: "\\00a0↓"; }
 td.wide { white-space: normal; min-width: 16rem; } .note { max-width: 46rem; }
-:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 @media print { :root { --paper: #fff; --ink: #000; --quiet: #333; --line: #bbb; --card: #fff; --link: #000;
                        --good: #1b6e3c; --bad: #a3340f; }
   body { max-width: none; padding: 0; font-size: 10pt; } .scroll { max-height: none; overflow: visible; border: 0; }
@@ -47,19 +46,24 @@ td.wide { white-space: normal; min-width: 16rem; } .note { max-width: 46rem; }
 _SORT = """
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    for (const other of heads) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const rows = [...table.tBodies[0].rows].sort((a, b) => {
-      const [x, y] = [key(a), key(b)];
-      if (x === "" || y === "") return (x === "") - (y === "");
-      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-      return down ? -order : order;
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const [x, y] = [key(a), key(b)];
+        if (x === "" || y === "") return (x === "") - (y === "");
+        const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
+        return down ? -order : order;
+      });
+      table.tBodies[0].append(...rows);
     });
-    table.tBodies[0].append(...rows);
-  }));
+  });
 }
 """
 
@@ -75,31 +79,24 @@ def write_report(studies: Sequence[Path], target: Path | None = None) -> Path:
             raise DataError(f"{study} holds no tables of a study; run its notebooks first, or name a folder such as "
                             f"results/quick-synthetic")
     target = target or studies[0] / "report.html"
-    names = [study.resolve().name for study in studies]
+    parameters = {study: _parameters(study) for study in studies}
     sections = {"Claims": _claims(studies), "Results": _results(studies), "Data": _data(studies),
-                "Figures": _figures(studies), "Tables": _tables(studies), "How it was made": _making(studies, target)}
-    sections = {heading: content for heading, content in sections.items() if content}
-    contents = "".join(f'<a href="#{_anchor(heading)}">{heading}</a>' for heading in sections)
-    title = escape(" and ".join(names))
-    body = "".join(f'<section aria-labelledby="{_anchor(heading)}"><h2 id="{_anchor(heading)}">{heading}</h2>'
-                   f"{content}</section>" for heading, content in sections.items())
-    page = (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Report: {title}</title>\n'
-            f"<style>{_REPORT_STYLE}</style>\n</head>\n<body>\n<header><h1>TokenCutSeg: {title}</h1>"
-            f'<p class="summary">{_summary(studies)}</p></header>\n<nav aria-label="Sections">{contents}</nav>\n'
-            f"<main>{body}</main>\n<script>{_SORT}</script>\n</body>\n</html>\n")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_suffix(".html.new")
-    unfinished.write_text(page, encoding="utf-8")
-    return unfinished.replace(target)
+                "Figures": _figures(studies), "Tables": _tables(studies),
+                "How it was made": _making(studies, parameters, target)}
+    title = escape(" and ".join(study.resolve().name for study in studies))
+    return write_page(
+        target, f"Report: {title}",
+        f'<h1>TokenCutSeg: {title}</h1><p class="summary">{_summary(studies, parameters)}</p>',
+        {heading.lower().replace(" ", "-"): (heading, content) for heading, content in sections.items() if content},
+        f"<script>{_SORT}</script>", _STYLE)
 
 
 # ---- what was found -----------------------------------------------------------------------------------------------
 
-def _summary(studies: Sequence[Path]) -> str:
+def _summary(studies: Sequence[Path], parameters: Mapping[Path, dict[str, Any]]) -> str:
     parts = []
     for study in studies:
-        config = _config(study)
+        config = parameters[study] or _read_json(study / "config.json")
         table = _read(study, "claims")
         verdicts = {} if table is None else table["verdict"].value_counts().to_dict()
         counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
@@ -111,38 +108,39 @@ def _summary(studies: Sequence[Path]) -> str:
 
 def _claims(studies: Sequence[Path]) -> str:
     frames = {study: table for study in studies if (table := _read(study, "claims")) is not None}
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, dict[str, Cell]] = {}
     for study, table in frames.items():
         for row in table.itertuples():
-            cells = rows.setdefault(row.claim, {"claim": f'<td class="wide">{escape(row.claim)}</td>',
-                                                "definition": _cell(row.definition),
-                                                "published": _cell(row.published)})
+            cells = rows.setdefault(row.claim, {"claim": Cell(row.claim, kind="wide"),
+                                                "definition": Cell(row.definition),
+                                                "published": Cell(row.published)})
             cells[f"measured{_of(study, studies)}"] = _interval(row.measured, row.low, row.high)
-            cells[f"verdict{_of(study, studies)}"] = (
-                f'<td class="{_VERDICTS.get(row.verdict, "")}"><strong>{escape(row.verdict)}</strong></td>')
+            cells[f"verdict{_of(study, studies)}"] = Cell(
+                row.verdict, f"<strong>{escape(row.verdict)}</strong>", _VERDICTS.get(row.verdict, ""))
             if len(studies) == 1:
-                cells["why"] = f'<td class="wide">{escape(str(row.reason))}</td>'
-    return f'{_joined(rows, "Claims and verdicts")}<p class="note">{escape(RULE)}</p>' if rows else ""
+                cells["why"] = Cell(row.reason, kind="wide")
+    table = table_of(rows.values(), "Claims and verdicts", kind="whole")
+    return f'{table}<p class="note">{escape(RULE)}</p>' if rows else ""
 
 
 def _results(studies: Sequence[Path]) -> str:
     scores = {("image_lesion", "iou"): "lesion IoU per image", ("image_lesion", "dice"): "lesion Dice per image",
               ("pooled_two_class", "iou"): "IoU as the released code scores"}
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    rows: dict[tuple[str, ...], dict[str, Cell]] = {}
     tables = {study: table for study in studies if (table := _read(study, "main_results")) is not None}
     for (definition, measure), label in scores.items():  # a score of one study beside the same of the other
         for study, table in tables.items():
             for key, part in table.groupby(["train", "test", "method", "recipe"], sort=False):
-                cells = rows.setdefault(key, {"train → test": _cell(f"{key[0]} → {key[1]}"), "method": _cell(key[2]),
-                                              "recipe": _cell(key[3]), "images": _cell(int(part["n"].iloc[0]))})
+                cells = rows.setdefault(key, {"train → test": Cell(f"{key[0]} → {key[1]}"), "method": Cell(key[2]),
+                                              "recipe": Cell(key[3]), "images": Cell(int(part["n"].iloc[0]))})
                 known = part[(part["definition"] == definition) & (part["measure"] == measure)]
                 score = known.iloc[0] if len(known) else {}
                 cells[f"{label}{_of(study, studies)}"] = _interval(*map(score.get, ("mean", "low", "high")))
                 if (definition, measure) == ("pooled_two_class", "iou"):
-                    cells["published"] = _cell(score.get("published"))
+                    cells["published"] = Cell(score.get("published"))
     note = ("In brackets the bootstrap 95 % interval over test images. Published is the authors' mIoU, which the "
             "definition of the released code comes nearest to.")
-    return f'{_joined(rows, "Results")}<p class="note">{note}</p>' if rows else ""
+    return f'{table_of(rows.values(), "Results", kind="whole")}<p class="note">{note}</p>' if rows else ""
 
 
 def _data(studies: Sequence[Path]) -> str:
@@ -154,7 +152,7 @@ def _data(studies: Sequence[Path]) -> str:
                  f"{escape(note) if (note := part['note'].astype(object).fillna('').iloc[0]) else 'complete'}</li>"
                  for (train, test), part in results.groupby(["train", "test"], sort=False)]
         shared = ("" if leaks is None
-                  else _heading("Images that two sets share", studies) + _table(leaks, "Shared images"))
+                  else _heading("Images that two sets share", studies) + table_html(leaks, "Shared images"))
         return f"<ul>{''.join(lines)}</ul>{shared}"
 
     return _per_study(studies, about)
@@ -182,17 +180,17 @@ def _image(path: Path, alt: str) -> str:
 
 def _tables(studies: Sequence[Path]) -> str:
     def about(study: Path) -> str:
-        return "".join(f"<details><summary>{words(path.stem)}</summary>{_table(pd.read_csv(path), words(path.stem))}"
-                       "</details>" for path in sorted((study / "tables").glob("*.csv")) if path.stat().st_size > 1)
+        return "".join(f"<details><summary>{words(path.stem)}</summary>{table_file(path)}</details>"
+                       for path in sorted((study / "tables").glob("*.csv")))
 
     return _per_study(studies, about)
 
 
 # ---- how it was made ----------------------------------------------------------------------------------------------
 
-def _making(studies: Sequence[Path], target: Path) -> str:
+def _making(studies: Sequence[Path], parameters: Mapping[Path, dict[str, Any]], target: Path) -> str:
     def about(study: Path) -> str:
-        parts = [f"<p>Made by <code>{escape(command)}</code></p>"] if (command := _command(study)) else []
+        parts = [f"<p>Made by <code>{escape(command)}</code></p>"] if (command := _command(parameters[study])) else []
         if (study / "about.md").is_file():
             parts.append(f"<p>{escape((study / 'about.md').read_text().strip())}</p>")
         notebooks = []
@@ -204,21 +202,13 @@ def _making(studies: Sequence[Path], target: Path) -> str:
         if notebooks:
             parts.append(f"{_heading('Notebooks', studies)}<ul>{''.join(notebooks)}</ul>")
         if (budgets := _read(study, "budgets")) is not None:
-            parts.append(_heading("Trainings", studies) + _table(budgets, "What each training cost"))
+            parts.append(_heading("Trainings", studies) + table_html(budgets, "What each training cost"))
         if environment := _environment(study):
             frame = pd.DataFrame(environment.items(), columns=["what", "value"])
-            parts.append(_heading("Environment", studies) + _table(frame, "Environment"))
+            parts.append(_heading("Environment", studies) + table_html(frame, "Environment"))
         return "".join(parts)
 
     return _per_study(studies, about)
-
-
-def _config(study: Path) -> dict[str, Any]:
-    """Preset, recipe and seed as far as the folder tells: from its notebooks' parameters, or its `config.json`."""
-    if parameters := _parameters(study):
-        return parameters
-    path = study / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _parameters(study: Path) -> dict[str, Any]:
@@ -229,8 +219,7 @@ def _parameters(study: Path) -> dict[str, Any]:
     return {}
 
 
-def _command(study: Path) -> str:
-    parameters = _parameters(study)
+def _command(parameters: dict[str, Any]) -> str:
     if not parameters:
         return ""
     parts = ["./run_all.sh", *(item for key in ("preset", "recipe", "seed") for item in
@@ -244,9 +233,8 @@ def _command(study: Path) -> str:
 
 def _environment(study: Path) -> dict[str, Any]:
     files = [study / "environment.json", *sorted((study / "runs").glob("*/environment.json"))]
-    path = next((path for path in files if path.is_file()), None)
-    return {} if path is None else {key: json.dumps(value) if isinstance(value, dict | list) else value
-                                    for key, value in json.loads(path.read_text()).items()}
+    found = next((content for path in files if (content := _read_json(path))), {})
+    return {key: json.dumps(value) if isinstance(value, dict | list) else value for key, value in found.items()}
 
 
 # ---- markup -------------------------------------------------------------------------------------------------------
@@ -254,6 +242,10 @@ def _environment(study: Path) -> dict[str, Any]:
 def _read(study: Path, name: str) -> pd.DataFrame | None:
     path = study / "tables" / f"{name}.csv"
     return pd.read_csv(path) if path.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _per_study(studies: Sequence[Path], about: Any) -> str:
@@ -278,39 +270,7 @@ def _of(study: Path, studies: Sequence[Path]) -> str:
     return "" if len(studies) == 1 else f" ({study.resolve().name})"
 
 
-def _anchor(heading: str) -> str:
-    return quote(heading.lower().replace(" ", "-"))
-
-
-def _cell(value: Any) -> str:
-    missing = value is None or pd.isna(value)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    key = "" if missing else escape(str(value))
-    return f'<td{" class=number" if number else ""} data-value="{key}">{"–" if missing else shown(value)}</td>'
-
-
-def _interval(value: Any, low: Any, high: Any) -> str:
-    if value is None or pd.isna(value):
-        return _cell(None)
-    interval = "" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]"
-    return f'<td class="number" data-value="{value}">{value:.3f}{interval}</td>'
-
-
-def _table(frame: pd.DataFrame, label: str) -> str:
-    rows = ["".join(_cell(value) for value in row.values()) for row in frame.head(MAX_ROWS).to_dict("records")]
-    more = f"<p>The first {MAX_ROWS} of {len(frame)} rows.</p>" if len(frame) > MAX_ROWS else ""
-    return _markup([str(column) for column in frame], rows, label, "") + more
-
-
-def _joined(rows: Mapping[Any, Mapping[str, str]], label: str) -> str:
-    """A table from rows of cells by their column's name; a row may lack some."""
-    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
-    lines = ["".join(cells.get(column, _cell(None)) for column in columns) for cells in rows.values()]
-    return _markup(columns, lines, label)
-
-
-def _markup(head: Sequence[str], rows: Sequence[str], label: str, kind: str = "whole") -> str:
-    columns = "".join(f'<th scope="col"><button type="button">{escape(column)}</button></th>' for column in head)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return (f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{label}"><table>'
-            f"<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>")
+def _interval(value: Any, low: Any, high: Any) -> Cell:
+    if pd.isna(value):
+        return Cell()
+    return Cell(value, f"{value:.3f}" + ("" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]"))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import DataSource
-from tokencutseg.evaluation.inference import cell_masks
+from tokencutseg.evaluation.inference import cell_masks, enlarged
 from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.figures.style import (
     BLUE,
@@ -234,7 +234,7 @@ def code_explorer(code: int, vqgan: VQGAN, images: ImageSet, tokens: Tensor, col
     order = fires.flatten(1).sum(1).argsort(descending=True)[:columns]
     firing = [int(n) for n in order if fires[n].any()]
     for axis, n in zip(axes[0], firing, strict=False):
-        lit = fires[n].repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+        lit = enlarged(fires[n], images.images.shape[-1])
         picture(axis, images.images[n] / 255 * torch.where(lit, 1.0, 0.35), f"{int(fires[n].sum())} of {H * W} cells")
         outline(axis, lit, OUTLINE)
         outline(axis, images.masks[n], ORANGE)

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from tokencutseg.config import MaskedGPTConfig
-from tokencutseg.evaluation.inference import cell_masks
+from tokencutseg.evaluation.inference import cell_masks, enlarged
 from tokencutseg.model.masked_gpt import draw_mask
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.figures.style import BLUE, GREY, ORANGE, SEQUENTIAL, canvas, code_colours, outline, picture
@@ -52,11 +52,10 @@ def masking(image: Tensor, grid: tuple[int, int], config: MaskedGPTConfig,
     figure, axes = canvas(len(PATTERNS), len(ratios), height=1.75, title=(
         f"At {middle:.0%} hidden, {cut_off['block']:.0%} of words hidden in blobs have no visible neighbour, "
         f"of single ones {cut_off['iid']:.0%}"))
-    cell = image.shape[-1] // grid[1]
     for row, (pattern, (name, _, _)) in zip(axes, PATTERNS.items(), strict=True):
         for axis, ratio in zip(row, ratios, strict=True):
             hidden = hidden_words(config, pattern, ratio, grid, seed=seed)[0]
-            picture(axis, _greyed(image, hidden.repeat_interleave(cell, 0).repeat_interleave(cell, 1)),
+            picture(axis, _greyed(image, enlarged(hidden, image.shape[-1])),
                     f"{name}, {hidden.float().mean():.0%} hidden")
     return figure
 
@@ -127,6 +126,8 @@ class Inpainting(NamedTuple):
     """(N, 3, S, S) in [0, 1], from `filled`."""
     entropy: Tensor
     """(N, H, W), of the guessed distribution over the codes, in nats."""
+    probabilities: Tensor
+    """(N, H, W, K), that distribution."""
 
 
 @torch.no_grad()
@@ -139,7 +140,7 @@ def inpaint(model: TokenCutSeg, images: Tensor, hidden: Tensor) -> Inpainting:
     guess = distribution.probs.argmax(-1).unflatten(1, grid)
     filled = torch.where(hidden, guess, tokens)
     return Inpainting(images, tokens, hidden, filled, model.vqgan.detokenize(filled),
-                      distribution.entropy().unflatten(1, grid))
+                      distribution.entropy().unflatten(1, grid), distribution.probs.unflatten(1, grid))
 
 
 def token_inpainting(result: Inpainting, n_embed: int) -> Figure:
@@ -178,13 +179,13 @@ def inpainting_explorer(model: TokenCutSeg, images: Tensor, image: int = 0, mask
 
 @torch.no_grad()
 def attention(model: TokenCutSeg, image: Tensor, query: Tensor) -> Tensor:
-    """Attention (n_layer, Q, H, W), mean over heads, that words `query` (Q,) of an image (3, S, S) pay to all words."""
-    tokens, encoding = model.words(image[None])
+    """Attention (n_layer, n_head, Q, H, W) that words `query` (Q,) of an image (3, S, S) pay to all words."""
+    tokens, encoding, _ = model.read(image[None])
     grid = tuple(tokens.shape[1:])
     states = model.masked_gpt.hidden_states(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), grid=grid)
-    weights = [block.attention_weights(state, query)[0].mean(0)
+    weights = [block.attention_weights(state, query)[0]
                for block, state in zip(model.masked_gpt.blocks, states, strict=False)]
-    return torch.stack(weights).unflatten(2, grid)
+    return torch.stack(weights).unflatten(3, grid)
 
 
 def lesion_and_skin(mask: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -200,7 +201,7 @@ def attention_maps(model: TokenCutSeg, image: Tensor, mask: Tensor, query: Tenso
 
     image: (3, S, S) in [0, 1]. mask: (S, S). query: (Q,) positions in reading order.
     """
-    weights = attention(model, image, query)  # (n_layer, Q, H, W)
+    weights = attention(model, image, query).mean(1)  # (n_layer, Q, H, W)
     n_layer, grid = len(weights), tuple(weights.shape[2:])
     lesion = cell_masks(mask[None], grid)[0]
     paid = (weights[-1] * lesion).sum((1, 2))
