@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator, PercentFormatter
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from tokencutseg.study.figures.style import (
     METHODS,
     NARROW,
     PREDICTED,
-    RED,
     SEQUENTIAL,
     SKY,
     SMALL,
@@ -37,7 +37,7 @@ from tokencutseg.study.figures.style import (
 )
 
 IOU = "lesion IoU, 95% interval"
-UNCLEAR = "grey: the interval holds 0"
+PAIRED = "paired 95% intervals, grey where they hold 0"
 
 
 def codebook_size(table: pd.DataFrame) -> Figure:
@@ -100,8 +100,9 @@ def _ladder(table: pd.DataFrame, names: list[str], label: str, heading: str, tit
     score.set(xlabel=IOU, title="the score of each")
     interval_bars(change, names, table["change"], table["change_low"], table["change_high"],
                   _clear(table["change_low"], table["change_high"], BLUE))
-    _zero(change, f"{label},\npaired 95% interval ({UNCLEAR})")
+    _zero(change, label)
     change.set_title(heading)
+    figure.supxlabel(f"changes: {PAIRED}", fontsize=SMALL)
     return figure
 
 
@@ -127,7 +128,7 @@ def feature_quality(table: pd.DataFrame) -> Figure:
         rows = table[table["head"] == head].set_index("features").loc[names]
         _dodged(axis, rows["iou"], rows["iou_low"], rows["iou_high"], shift, colour, head, marker)
     axis.set_yticks(range(len(names))[::-1], names)
-    axis.set(xlabel="lesion IoU over the tokens of validation images, 95% interval", ylabel="frozen features")
+    axis.set(xlabel="lesion IoU over the tokens\nof validation images, 95% interval", ylabel="frozen features")
     legend_below(axis)
     return figure
 
@@ -166,7 +167,7 @@ def deviations(table: pd.DataFrame) -> Figure:
     first = table.drop_duplicates("switch").sort_values("difference", ascending=False, kind="stable")
     switches = list(first["switch"])
     names = [_move(table[table["switch"] == switch]) for switch in switches]
-    figure, axes = canvas(1, len(recipes), 1.1 + 0.36 * len(switches), sharey=True, title=(
+    figure, axes = canvas(1, len(recipes), 1.1 + 0.36 * len(switches), sharex=True, sharey=True, title=(
         f"{clear} of {len(table)} turned switches move{'s' if clear == 1 else ''} the score "
         f"(interval without 0; {f'{seeds} seeds' if seeds > 1 else 'one seed'})"))
     for axis, recipe in zip(axes[0], recipes, strict=True):
@@ -175,7 +176,8 @@ def deviations(table: pd.DataFrame) -> Figure:
         interval_bars(axis, names, rows["difference"], rows["low"], rows["high"],
                       _clear(rows["low"], rows["high"], colour))
         axis.set_title(f"{recipe}, one switch {'corrected' if recipe == 'released' else 'set back'}")
-        _zero(axis, f"change in lesion IoU, paired 95% interval\n← worse        better →\n({UNCLEAR})")
+        _zero(axis, "change in lesion IoU\n← worse        better →")
+    figure.supxlabel(PAIRED, fontsize=SMALL)
     return figure
 
 
@@ -214,7 +216,7 @@ def baselines(table: pd.DataFrame, measure: str = "iou") -> Figure:
     rows = table[table["measure"] == measure]
     definitions, methods = list(dict.fromkeys(rows["definition"])), list(dict.fromkeys(rows["method"]))
     ours = rows[rows["method"] == methods[0]]["mean"]
-    figure, axes = canvas(1, 1, 0.8 + 0.1 * (len(methods) + 2) * len(definitions), title=(
+    figure, axes = canvas(1, 1, max(2.0, 0.8 + 0.1 * (len(methods) + 2) * len(definitions)), title=(
         f"The same {methods[0]} masks score {ours.min():.3f} to {ours.max():.3f}, by definition"))
     axis = axes[0, 0]
     colours, markers = method_colours(methods), method_markers(methods)
@@ -223,6 +225,10 @@ def baselines(table: pd.DataFrame, measure: str = "iou") -> Figure:
         name = method if own["weights"].iloc[0] == "none" else f"{method} ({own['weights'].iloc[0]})"
         _dodged(axis, own["mean"], own["low"], own["high"], shift, colours[method], name, markers[method])
     axis.set_yticks(range(len(definitions))[::-1], definitions)
+    axis.set_ylim(-0.5, len(definitions) - 0.5)
+    axis.grid(False, axis="y")
+    for border in range(1, len(definitions)):
+        axis.axhline(border - 0.5, color=GREY, linewidth=0.5)
     axis.set(xlabel=f"{'IoU' if measure == 'iou' else measure.capitalize()}, 95% interval",
              ylabel="definition of the score")
     legend_below(axis)
@@ -276,7 +282,8 @@ def _edges(axis: Axes, model: TokenCutSeg, H: int, W: int) -> None:
     """The edges of one node of the graph, over the map of assignments."""
     seg = model.config.segmentation
     for dy, dx in stencil_offsets(H, W, seg.graph_radius, seg.radius_unit):
-        axis.plot([W // 2, W // 2 + dx], [H // 2, H // 2 + dy], color=RED, linewidth=0.9, marker=".", markersize=4)
+        axis.plot([W // 2, W // 2 + dx], [H // 2, H // 2 + dy], color="black", linewidth=0.9, marker=".", markersize=4,
+                  path_effects=[withStroke(linewidth=2.2, foreground="white")])
 
 
 def _arrow(axis: Axes, label: str, below: str = "") -> None:

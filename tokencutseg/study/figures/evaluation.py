@@ -15,6 +15,7 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.summaries import IOU_THRESHOLD, summary_table
 from tokencutseg.study.figures.style import (
     DEFINITIONS,
+    GREY,
     NARROW,
     WIDTH,
     canvas,
@@ -87,6 +88,9 @@ def cross_dataset(table: pd.DataFrame) -> Figure:
             axis.plot(part["mean"], y, marker, color=colour, label=definition)
             known = part["published"].notna().to_numpy()
             axis.plot(part["published"][known], np.array(y)[known], "x", color="black", markersize=6)
+        for border in range(1, len(pairs)):
+            axis.axhline(border - 0.5, color=GREY, linewidth=0.5)
+        axis.grid(False, axis="y")
         axis.set(xlabel=f"{name}, 95% interval")
         axis.set_yticks(range(len(pairs)), [f"{train} → {test}" for train, test in pairs])
         axis.set_ylim(len(pairs) - 0.5, -0.5)

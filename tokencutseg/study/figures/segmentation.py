@@ -17,7 +17,6 @@ from tokencutseg.study.figures.style import (
     DEFINITIONS,
     GREY,
     NARROW,
-    ORANGE,
     PREDICTED,
     REFERENCE,
     SEQUENTIAL,
@@ -54,6 +53,7 @@ def graph_stencil(grid: tuple[int, int], radius: float, unit: str, features: Ten
     if features is not None:
         weighted = GridGraph(*grid, radius, unit, features).degree[0, 0]
         _draw_degree(figure, axes[0, 2], weighted, "degree d, edges of likeness")
+    legend_below(axes[0, 0])
     return figure
 
 
@@ -61,7 +61,7 @@ def _draw_stencil(axis: Axes, graph: GridGraph, grid: tuple[int, int], radius: f
     dy, dx = np.array(graph.offsets).T
     other = (dy != 0) | (dx != 0)
     axis.scatter(dx[other], dy[other], s=45, color=BLUE, label="neighbour")
-    axis.scatter([0], [0], s=55, color=ORANGE, marker="s", label="the token itself")
+    axis.scatter([0], [0], s=55, color="black", marker="s", label="the token itself")
     steps = (grid[1] - 1, grid[0] - 1) if unit == "image" else (1, 1)  # cells per unit of distance, along x and y
     axis.add_patch(Ellipse((0, 0), 2 * radius * steps[0], 2 * radius * steps[1], fill=False, color=GREY,
                            linestyle="--"))
@@ -96,10 +96,12 @@ def segmentation_curves(history: pd.DataFrame) -> Figure:
         [name for name in rows if name.startswith("train_")], "osD^vPX<>", strict=False))}
     scores = {name: DEFINITIONS[name.removeprefix("validation_").removesuffix("_iou")] for name in scores}
     for axis, names, prefix in ((axes[0, 0], terms, "train_"), (axes[0, 1], scores, "validation_")):
-        for (train, run), style in zip(runs, LINES, strict=False):
+        for i, ((_, run), style) in enumerate(zip(runs, LINES, strict=False)):
             for name, (colour, marker) in names.items():
-                label = _words(name.removeprefix(prefix)) + (f", {train}" if len(runs) > 1 else "")
-                axis.plot(run["epoch"], run[name], style, color=colour, label=label, marker=marker, markersize=3)
+                axis.plot(run["epoch"], run[name], style, color=colour, marker=marker, markersize=3,
+                          label=None if i else _words(name.removeprefix(prefix)))
+        for (train, _), style in zip(runs if len(runs) > 1 else [], LINES, strict=False):
+            axis.plot([], [], style, color="black", label=train)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for _, run in runs:
         kept = _chosen(run)

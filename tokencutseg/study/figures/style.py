@@ -50,16 +50,16 @@ METHODS = {"tokencutseg": BLUE, "unet": ORANGE, "otsu": "#444444", "released": R
 """One colour per method, in every figure. BLUE is also the one thing that a figure of our method alone is about (the
 validation, blobs, the graph head), and SKY the plainer thing beside it (the training, single words, a linear probe)."""
 _OTHERS = ("#999933", "#882255", "#117733", "#AA4499")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "d")
 TERMS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#AA4499", "#88CCEE")
 """Parts of a loss, in their order (after Tol's muted scheme); no method has these colours."""
 DEFINITIONS = {name: (mpl.colors.to_hex(mpl.colormaps["viridis"](at)), marker) for name, at, marker in (
-    ("pooled_two_class", 0.0, "o"), ("pooled_lesion", 0.28, "s"), ("image_lesion", 0.55, "D"),
-    ("image_lesion_thr65", 0.75, "^"))}
+    ("pooled_two_class", 0.0, "o"), ("pooled_lesion", 0.28, "s"), ("image_lesion", 0.49, "D"),
+    ("image_lesion_thr65", 0.77, "^"))}
 """Colour and marker of each definition of the score."""
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
-HIDDEN = "#D9D9D9"
-"""The grey of a hidden word."""
+HIDDEN, CHOSEN = "#D9D9D9", "#F0E442"
+"""A hidden word (grey), and the words in question: a code's own cells, the word that looks (yellow)."""
 REFERENCE, PREDICTED = "white", BLUE
 """Outlines of the reference mask (white with a dark edge, to be seen on any picture) and of the predicted one."""
 
@@ -202,7 +202,7 @@ def outline_legend(figure: Figure) -> None:
 
 
 def _edge(colour: str) -> list[withStroke]:
-    return [withStroke(linewidth=2.8, foreground="black")] if colour == REFERENCE else []
+    return [withStroke(linewidth=2.6, foreground="black")] if colour == REFERENCE else []
 
 
 def row_name(axis: Axes, name: str) -> None:
@@ -233,7 +233,13 @@ def interval_bars(axis: Axes, names: Sequence[str], means: Sequence[float], lows
                       fontsize=SMALL)
     axis.set_yticks(y, names)
     axis.set_ylim(-0.5, len(names) - 0.3)
+    axis.locator_params(axis="x", nbins=5)
     axis.margins(x=0.12)  # a label at the end stays within
+
+
+def percent(share: float, _: object) -> str:
+    """A tick's share in percent, with no more digits than it needs."""
+    return f"{100 * share:.3g}%"
 
 
 def typeset(number: str) -> str:
@@ -250,5 +256,5 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
 def method_markers(methods: Iterable[str]) -> dict[str, str]:
     """A marker for each method: with many methods, colours alone do not tell."""
     known = dict(zip(METHODS, _MARKERS, strict=True))
-    others = itertools.cycle(("*", "d", "H", "8"))
+    others = itertools.cycle(("p", "8", "h", "|"))
     return {method: known.get(method) or next(others) for method in dict.fromkeys(methods)}

@@ -21,6 +21,7 @@ from tokencutseg.evaluation.inference import cell_masks
 from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.figures.style import (
     BLUE,
+    CHOSEN,
     DIVERGING,
     GREY,
     REFERENCE,
@@ -31,6 +32,7 @@ from tokencutseg.study.figures.style import (
     canvas,
     legend_below,
     outline,
+    percent,
     picture,
     row_name,
     word_map,
@@ -38,8 +40,6 @@ from tokencutseg.study.figures.style import (
 
 LESION = mpl.colormaps[DIVERGING].reversed()
 """From skin (purple, 0) to lesion (orange, 1), wherever a share of lesion is drawn."""
-LIT = "#F0E442"
-"""The frame of a code's own cells (yellow)."""
 
 
 def training_sets(source: DataSource) -> list[ImageSet]:
@@ -79,14 +79,14 @@ def vqgan_curves(history: pd.DataFrame, n_embed: int) -> Figure:
     for name, colour, marker in zip(names, TERMS, "osD^", strict=False):
         if f"train_{name}" in history:
             losses.plot(history["epoch"], history[f"train_{name}"], marker, ls="-", ms=3.5, color=colour, label=name)
-    losses.set(title="training losses, unweighted", ylabel="loss (log scale)", yscale="log")
+    losses.set(title="training: unweighted losses", ylabel="loss (log scale)", yscale="log")
     error.plot(history["epoch"], history["validation_l1"], "o-", ms=3.5, color=BLUE, label="validation error")
-    error.set(title="validation images", ylabel="mean |x − x̂|, RGB in [0, 1]",
+    error.set(title="validation: error", ylabel="mean |x − x̂|, RGB in [0, 1]",
               ylim=(0, 1.1 * history["validation_l1"].max()))
     codes.plot(history["epoch"], history["validation_usage"] * n_embed, "o-", ms=3.5, color=BLUE, label="codes used")
     codes.plot(history["epoch"], history["validation_perplexity"], "s-", ms=3.5, color=SKY, label="perplexity")
     codes.axhline(n_embed, color=GREY, ls="--", lw=1, label=f"K = {n_embed}")
-    codes.set(title="codebook on validation images", ylabel="codes", ylim=(0, 1.1 * n_embed))
+    codes.set(title="validation: codebook", ylabel="codes", ylim=(0, 1.1 * n_embed))
     for axis in row:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -127,13 +127,13 @@ def codebook_usage(table: pd.DataFrame) -> Figure:
         f"{len(used) / len(table):.0%} of {len(table)} codes are used, as evenly as {perplexity:.0f} equal ones; "
         f"{(used['lesion_share'] > 0.5).sum()} fire mostly on lesions"))
     colours = LESION(used["lesion_share"].fillna(0.5))
-    shares.bar(range(1, len(used) + 1), used["share"], color=colours, width=1.0)
+    shares.bar(range(1, len(used) + 1), used["share"], color=colours, width=1.0, edgecolor=colours, linewidth=0.4)
     shares.stairs(used["share"], np.arange(len(used) + 1) + 0.5, color=GREY, linewidth=0.6)
     shares.axhline(1 / len(table), color=GREY, ls="--", lw=1, label="an even codebook, 1/K")
     shares.set(title="use of each code, coloured as on the right", xlabel="code, by rank of use",
                ylabel="share of all words", xlim=(0.3, len(table) + 0.7))
     shares.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    shares.yaxis.set_major_formatter(_percent)
+    shares.yaxis.set_major_formatter(percent)
     edges = np.linspace(0, 1, 11)
     weights, _ = np.histogram(used["lesion_share"], edges, weights=used["share"])
     lesion.bar(edges[:-1], weights, width=0.1, align="edge", color=LESION(edges[:-1] + 0.05), edgecolor=GREY,
@@ -141,7 +141,7 @@ def codebook_usage(table: pd.DataFrame) -> Figure:
     lesion.set(title="how pure the words are", xlabel="share of a code's cells that is lesion",
                ylabel="share of all words", xlim=(0, 1))
     lesion.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    lesion.yaxis.set_major_formatter(_percent)
+    lesion.yaxis.set_major_formatter(percent)
     legend_below(shares)
     return figure
 
@@ -239,7 +239,7 @@ def code_explorer(code: int, vqgan: VQGAN, images: ImageSet, tokens: Tensor, col
     for axis, n in zip(axes[0], firing, strict=False):
         lit = fires[n].repeat_interleave(cell, 0).repeat_interleave(cell, 1)
         picture(axis, images.images[n] / 255 * torch.where(lit, 1.0, 0.35), f"{int(fires[n].sum())} of {H * W} cells")
-        outline(axis, lit, LIT)
+        outline(axis, lit, CHOSEN)
         outline(axis, images.masks[n], REFERENCE)
     alone = vqgan.detokenize(torch.full((1, H, W), code))[0]
     picture(axes[1, 0], alone, "this code alone")
@@ -255,7 +255,7 @@ def _close_up(axis: Axes, back: Tensor, y: int, x: int, cell: int) -> None:
     top, left = (min(max((at - 1) * cell, 0), S - 3 * cell) for at in (y, x))
     picture(axis, back[:, top:top + 3 * cell, left:left + 3 * cell], "decoded, framed")
     axis.add_patch(mpl.patches.Rectangle((x * cell - left - 0.5, y * cell - top - 0.5), cell, cell, fill=False,
-                                         edgecolor=LIT, linewidth=1.4))
+                                         edgecolor=CHOSEN, linewidth=1.4))
 
 
 def _cells(images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -267,8 +267,3 @@ def _cells(images: Tensor, grid: tuple[int, int]) -> Tensor:
 def _centres(pixels: int, cells: int) -> np.ndarray:
     """Where the centres of a row of pixels lie on an axis that counts cells."""
     return (np.arange(pixels) + 0.5) * cells / pixels - 0.5
-
-
-def _percent(share: float, _: object) -> str:
-    """A tick's share in percent, with no more digits than it needs."""
-    return f"{100 * share:.3g}%"

@@ -20,10 +20,10 @@ from tokencutseg.model.masked_gpt import draw_mask
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.figures.style import (
     BLUE,
+    CHOSEN,
     GREY,
     HIDDEN,
     NARROW,
-    ORANGE,
     REFERENCE,
     SEQUENTIAL,
     SKY,
@@ -32,6 +32,7 @@ from tokencutseg.study.figures.style import (
     interval_bars,
     legend_below,
     outline,
+    percent,
     picture,
     word_map,
 )
@@ -105,7 +106,7 @@ def masked_gpt_curves(history: pd.DataFrame, prediction: pd.DataFrame, n_embed: 
                                  "validation_accuracy": ("validation", BLUE, "o")})
         row[1].set(title="accuracy on hidden words", ylabel="share guessed exactly",
                    ylim=(0, 1.1 * history[["train_accuracy", "validation_accuracy"]].max(axis=None)))
-        row[1].yaxis.set_major_formatter(PercentFormatter(1))
+        row[1].yaxis.set_major_formatter(percent)
     for axis in row[:-1]:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -117,7 +118,7 @@ def masked_gpt_curves(history: pd.DataFrame, prediction: pd.DataFrame, n_embed: 
     by_ratio.set(title="test images, 95% interval", xlabel="share of words hidden", ylabel="share guessed exactly",
                  ylim=(0, 1.1 * prediction[["high", "chance"]].max(axis=None)))
     by_ratio.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    by_ratio.yaxis.set_major_formatter(PercentFormatter(1))
+    by_ratio.yaxis.set_major_formatter(percent)
     legend_below(row)
     return figure
 
@@ -223,13 +224,13 @@ def attention_maps(model: TokenCutSeg, image: Tensor, mask: Tensor, query: Tenso
         y, x = divmod(position, grid[1])
         picture(row[0], image)
         outline(row[0], mask, REFERENCE)
-        row[0].plot((x + 0.5) * cell, (y + 0.5) * cell, "X", ms=8, color=ORANGE, mec="black")
+        row[0].plot((x + 0.5) * cell, (y + 0.5) * cell, "X", ms=8, color=CHOSEN, mec="black")
         for axis, layer in zip(row[1:], layers, strict=True):
             times = maps[layer] * maps[layer].numel()
             picture(axis, times, f"block {layer + 1}: to {times.max():.1f}×", cmap=SEQUENTIAL, vmin=0,
                     vmax=max(float(times.max()), 2.0))
             outline(axis, lesion, REFERENCE)
-            axis.plot(x, y, "X", ms=5, color=ORANGE, mec="black")
+            axis.plot(x, y, "X", ms=5, color=CHOSEN, mec="black")
         row[0].set_title(f"{value:.0%} on the lesion", fontsize=SMALL, pad=3)
     figure.supxlabel("colour: dark is no attention, bright the most in the map (times that of an even look)",
                      fontsize=SMALL)
