@@ -122,6 +122,12 @@ def test_ladders_draw_scores_and_changes(figures, name, words):
     assert words in title(figures[name])
 
 
+def test_stages_say_when_even_the_largest_change_may_be_none(figures):
+    assert title(figures["stages"]).endswith("+0.050 lesion IoU")
+    unclear = TABLES["stages"].assign(change_low=-0.1)
+    assert title(ablations.stages(unclear)).endswith("+0.050 lesion IoU, an interval that holds 0")
+
+
 def test_graph_radius_draws_scores_and_neighbours(figures):
     axis, table = figures["graph_radius"].axes[0], TABLES["graph_radius"]
     np.testing.assert_allclose(drawn(axis)[0], table[["radius", "mean"]])

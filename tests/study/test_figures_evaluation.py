@@ -124,7 +124,7 @@ def test_score_by_group_draws_every_group_of_one_model(records):
                        for grouping, group in (("lesion size", "small"), ("site", records["test"]))],
                       ignore_index=True)
     figure = figures.score_by_group(table)
-    assert [axis.get_title() for axis in figure.axes] == ["lesion size", "site"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["lesion size", "site"]
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
     for method, drawn in lines.items():
         own = records[records["method"] == method]

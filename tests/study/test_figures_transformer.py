@@ -163,3 +163,8 @@ def test_linear_probe_draws_scores_with_intervals():
     assert spans == table[["low", "high"]].to_numpy().tolist()
     assert [label.get_text() for label in axis.get_yticklabels()] == list(table["features"])
     assert set(axis.lines[0].get_xdata()) == {0.8}, "the line of raw colour"
+
+
+def test_linear_probe_says_when_no_layer_beats_raw_colour():
+    table = pd.DataFrame({"features": ["colour", "output"], "balanced_accuracy": [0.8, 0.7], "low": 0.6, "high": 0.9})
+    assert title(figures.linear_probe(table)) == "Lesion or skin is read best from raw colour: balanced accuracy 0.800"

@@ -79,7 +79,8 @@ def stages(table: pd.DataFrame) -> Figure:
     steps = table.dropna(subset="change")
     largest = steps.loc[steps["change"].abs().idxmax()]
     return _ladder(table, list(table["stages"]), "change to the row above", "what the stage adds", typeset(
-        f"“{largest['stages']}” changes the score most: {largest['change']:+.3f} lesion IoU"))
+        f"“{largest['stages']}” changes the score most: {largest['change']:+.3f} lesion IoU"
+        + (", an interval that holds 0" if largest["change_low"] <= 0 <= largest["change_high"] else "")))
 
 
 def revised_steps(table: pd.DataFrame) -> Figure:

@@ -165,7 +165,7 @@ def score_by_group(table: pd.DataFrame) -> Figure:
             axis.plot(x, own["mean"], markers[method], color=colours[method], label=method)
         axis.set_xticks(range(len(names)), [f"{name}\nn = {n}" for name, n in zip(
             names, part.drop_duplicates("group")["n"], strict=True)])
-        axis.set(title=grouping, xlim=(-0.5, len(names) - 0.5))
+        axis.set(xlabel=grouping, xlim=(-0.5, len(names) - 0.5))
     axes[0, 0].set(ylabel="lesion IoU, 95% interval", ylim=(0, 1.01))
     figure_legend(figure, *axes[0, 0].get_legend_handles_labels())
     return figure

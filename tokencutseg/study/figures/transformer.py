@@ -244,9 +244,10 @@ def linear_probe(table: pd.DataFrame) -> Figure:
     """
     best = table.loc[table["balanced_accuracy"].idxmax()]
     colour = table.set_index("features").loc["colour"]
+    others = "" if best.features == "colour" else f"; from raw colour {colour.balanced_accuracy:.3f}"
     figure, ((axis,),) = canvas(1, 1, 0.7 + 0.3 * len(table), NARROW, title=(
-        f"Lesion or skin is read best from {best.features}: balanced accuracy {best.balanced_accuracy:.3f}; from raw "
-        f"colour {colour.balanced_accuracy:.3f}"))
+        f"Lesion or skin is read best from {'raw colour' if not others else best.features}: balanced accuracy "
+        f"{best.balanced_accuracy:.3f}{others}"))
     interval_bars(axis, list(table["features"]), table["balanced_accuracy"], table["low"], table["high"], SKY, "s")
     axis.axvline(colour.balanced_accuracy, color=GREY, ls="--", lw=1, zorder=0)
     axis.set(xlabel="balanced accuracy of a linear probe on test words,\n95% interval over images (dashed: raw colour)",
