@@ -168,7 +168,7 @@ def deviations(table: pd.DataFrame) -> Figure:
     first = table.drop_duplicates("switch").sort_values("difference", ascending=False, kind="stable")
     switches = list(first["switch"])
     names = [_move(table[table["switch"] == switch]) for switch in switches]
-    figure, axes = canvas(1, len(recipes), 1.1 + 0.36 * len(switches), sharex=True, sharey=True, title=(
+    figure, axes = canvas(1, len(recipes), 1.1 + 0.31 * len(switches), sharex=True, sharey=True, title=(
         f"{clear} of {len(table)} turned switches move{'s' if clear == 1 else ''} the score "
         f"(interval without 0; {f'{seeds} seeds' if seeds > 1 else 'one seed'})"))
     for axis, recipe in zip(axes[0], recipes, strict=True):

@@ -161,9 +161,9 @@ def figure_legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[st
 def _fit(labels: Sequence[str], room: float, title: str | None = None) -> tuple[int, float]:
     """Columns of a legend of such labels in so many inches, and its height."""
     each = max((_inches(label, SMALL) for label in labels), default=0) + 4.2 * SMALL / 72
-    columns = max(1, min(len(labels), int(room / each)))
-    columns = math.ceil(len(labels) / max(1, math.ceil(len(labels) / columns)))  # rows of nearly equal length
-    return columns, 0.08 + 0.158 * (math.ceil(len(labels) / max(columns, 1)) + bool(title))
+    rows = math.ceil(len(labels) / max(1, int(room / each)))
+    columns = max(1, math.ceil(len(labels) / max(rows, 1)))  # rows of nearly equal length
+    return columns, 0.08 + 0.158 * (math.ceil(len(labels) / columns) + bool(title))
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
