@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from tokencutseg.config import configure
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.figures import ablations
-from tokencutseg.study.figures.style import BLUE, GREY, RED
+from tokencutseg.study.figures.style import BLUE, GREEN, GREY
 
 
 def around(mean, width=0.02):
@@ -75,9 +76,15 @@ def figures():
     return {name: getattr(ablations, name)(table) for name, table in TABLES.items()}
 
 
+def title(figure):
+    """In one line, however it is wrapped."""
+    return " ".join(figure.get_suptitle().split())
+
+
 def drawn(axis, label=None):
     """The (x, y) of each line with markers."""
-    return [line.get_xydata() for line in axis.lines if line.get_marker() == "o" and label in (None, line.get_label())]
+    return [line.get_xydata() for line in axis.lines
+            if line.get_marker() != "None" and label in (None, line.get_label())]
 
 
 def heights(collection):
@@ -91,7 +98,7 @@ def heights(collection):
 def test_has_a_title_and_labelled_axes_and_can_be_drawn(figures, name, tmp_path):
     figure = figures[name]
     assert isinstance(figure, Figure)
-    assert figure.get_suptitle()
+    assert title(figure)
     assert all(axis.get_xlabel() for axis in figure.axes)
     figure.savefig(tmp_path / "figure.png", dpi=40)
 
@@ -103,7 +110,7 @@ def test_codebook_size_draws_four_measures(figures):
     for axis, columns in zip(figures["codebook_size"].axes[2:], (["psnr_low", "psnr_high"], ["low", "high"]),
                              strict=True):
         np.testing.assert_allclose(heights(axis.collections[0]), table[columns])
-    assert "K = 64" in figures["codebook_size"].get_suptitle()
+    assert "K = 64" in title(figures["codebook_size"])
 
 
 @pytest.mark.parametrize(("name", "words"), [("stages", "+ transformer"), ("revised_steps", "1 of 2 steps kept")])
@@ -112,20 +119,26 @@ def test_ladders_draw_scores_and_changes(figures, name, words):
     np.testing.assert_allclose(score.collections[1].get_offsets()[:, 0], table["mean"])
     np.testing.assert_allclose(change.collections[1].get_offsets()[:, 0], table["change"][1:])
     np.testing.assert_allclose(heights(change.collections[0]), table[["change_low", "change_high"]][1:])
-    assert words in figures[name].get_suptitle()
+    assert words in title(figures[name])
+
+
+def test_stages_say_when_even_the_largest_change_may_be_none(figures):
+    assert title(figures["stages"]).endswith("+0.050 lesion IoU")
+    unclear = TABLES["stages"].assign(change_low=-0.1)
+    assert title(ablations.stages(unclear)).endswith("+0.050 lesion IoU, an interval that holds 0")
 
 
 def test_graph_radius_draws_scores_and_neighbours(figures):
     axis, table = figures["graph_radius"].axes[0], TABLES["graph_radius"]
     np.testing.assert_allclose(drawn(axis)[0], table[["radius", "mean"]])
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0\n0", "1\n4"]
-    assert "all intervals overlap" in figures["graph_radius"].get_suptitle()
+    assert "all intervals overlap" in title(figures["graph_radius"])
 
 
 def test_graph_radius_says_when_intervals_part():
     table = pd.DataFrame([{"radius": 0.0, "neighbours": 0, **around(0.6)}, {"radius": 1.0, "neighbours": 4,
                                                                           **around(0.8)}])
-    assert "not all intervals overlap" in ablations.graph_radius(table).get_suptitle()
+    assert "not all intervals overlap" in title(ablations.graph_radius(table))
 
 
 @pytest.mark.parametrize("head", ["linear probe", "graph"])
@@ -144,15 +157,19 @@ def test_label_efficiency_draws_each_method(figures, method):
     assert "2 seeds" in axis.get_ylabel()
 
 
-def test_deviations_are_ordered_and_coloured_by_sign(figures):
+def test_deviations_stand_beside_each_other_by_switch(figures):
     released, revised = figures["deviations"].axes
-    np.testing.assert_allclose(revised.collections[1].get_offsets()[:, 0], [-0.05, 0.01])
-    np.testing.assert_allclose(heights(revised.collections[0]), [[-0.07, -0.02], [-0.01, 0.03]])
-    assert "16 → 1" in revised.get_yticklabels()[0].get_text()
-    np.testing.assert_allclose(released.collections[1].get_offsets()[:, 0], [0.2])
+    assert [label.get_text() for label in released.get_yticklabels()] == [
+        "loss_input\nprobabilities ⇄ logits", "batch_size\n16 → 1"]
+    np.testing.assert_allclose(released.collections[1].get_offsets(), [[0.2, 1]])
+    np.testing.assert_allclose(revised.collections[1].get_offsets(), [[0.01, 1], [-0.05, 0]])
+    np.testing.assert_allclose(heights(revised.collections[0]), [[-0.01, 0.03], [-0.07, -0.02]])
+    colours = [to_hex(colour).upper() for colour in revised.collections[1].get_facecolors()]
+    assert colours == [GREY, GREEN], "grey where the interval holds zero, else the recipe's own colour"
+    assert released.get_xlim() == revised.get_xlim()
     assert released.get_title() == "released, one switch corrected"
-    assert figures["deviations"].get_suptitle().startswith("2 of 3 turned switches move the score")
-    assert ablations._signs([0.1, -0.2, -0.1], [0.2, -0.1, 0.1]) == [BLUE, RED, GREY]
+    assert title(figures["deviations"]).startswith("2 of 3 turned switches move the score")
+    assert ablations._clear([0.1, -0.2, -0.1], [0.2, -0.1, 0.1], BLUE) == [BLUE, BLUE, GREY]
 
 
 def test_efficiency_bars_start_at_zero(figures):
@@ -169,7 +186,7 @@ def test_baselines_draws_each_method(figures):
     np.testing.assert_allclose(drawn(axis, "tokencutseg (self-supervised)")[0][:, 0],
                                table[table["method"] == "tokencutseg"]["mean"])
     np.testing.assert_allclose(drawn(axis, "otsu")[0][:, 0], table[table["method"] == "otsu"]["mean"])
-    assert "0.800 to 0.900" in figures["baselines"].get_suptitle()
+    assert "0.800 to 0.900" in title(figures["baselines"])
 
 
 def test_pipeline_shows_what_the_model_computes():
@@ -185,7 +202,7 @@ def test_pipeline_shows_what_the_model_computes():
     assert 0 < hidden.sum() < hidden.size
     np.testing.assert_array_equal(shown[2].ravel()[~hidden], out.tokens[0].numpy()[~hidden])
     np.testing.assert_allclose(shown[4].ravel(), out.assignments[0, :, 1])
-    assert "32 × 32 pixels become 16 words" in figure.get_suptitle()
+    assert "32 × 32 pixels become 16 words" in title(figure)
     assert all(axis.get_title() for axis in figure.axes if axis.images)
 
 
@@ -202,7 +219,7 @@ def test_every_baseline_of_the_large_presets_finds_its_place():
     methods = ["tokencutseg", *configure("small").ablation.baselines, "mine"]
     table = pd.concat([TABLES["baselines"][TABLES["baselines"]["method"] == "otsu"].assign(method=method)
                        for method in methods])
-    rows = {round(y) for line in ablations.baselines(table).axes[0].lines for y in line.get_ydata()}
+    rows = {round(y) for xy in drawn(ablations.baselines(table).axes[0]) for y in xy[:, 1]}
     assert rows == {0, 1}, "no method may stand in another definition's row"
     costs = pd.concat([TABLES["efficiency"].iloc[[0]].assign(method=method) for method in methods])
     bars = ablations.efficiency(costs).axes[0].patches

@@ -39,7 +39,8 @@ def table(images, tokens):
 
 
 def title(figure):
-    return figure.get_suptitle()
+    """In one line, however it is wrapped."""
+    return " ".join(figure.get_suptitle().split())
 
 
 def drawn_images(axes):
@@ -97,7 +98,7 @@ def test_codebook_usage_draws_shares_by_rank(table):
     figure = figures.codebook_usage(table)
     shares, lesion = figure.axes
     assert_labelled(shares, lesion)
-    heights = [bar.get_height() for bar in shares.patches]
+    heights = [bar.get_height() for bar in shares.containers[0]]
     np.testing.assert_allclose(heights, sorted(table["share"][table["count"] > 0], reverse=True))
     assert "88% of 16 codes" in title(figure)
     assert sum(bar.get_height() for bar in lesion.patches) == pytest.approx(1)

@@ -34,7 +34,8 @@ def prediction():
 
 
 def title(figure):
-    return figure.get_suptitle()
+    """In one line, however it is wrapped."""
+    return " ".join(figure.get_suptitle().split())
 
 
 def assert_labelled(*axes):
@@ -156,7 +157,14 @@ def test_linear_probe_draws_scores_with_intervals():
     (axis,) = figure.axes
     assert "read best from output: balanced accuracy 0.900; from raw colour 0.800" in title(figure)
     assert axis.get_xlabel() and axis.get_ylabel()
-    np.testing.assert_array_equal(axis.lines[1].get_ydata(), table["balanced_accuracy"])
-    spans = [segment[:, 1].tolist() for segment in axis.collections[0].get_segments()]
+    intervals, points = axis.collections
+    np.testing.assert_array_equal(points.get_offsets(), np.column_stack([table["balanced_accuracy"], [2, 1, 0]]))
+    spans = [segment[:, 0].tolist() for segment in intervals.get_segments()]
     assert spans == table[["low", "high"]].to_numpy().tolist()
-    assert [label.get_text() for label in axis.get_xticklabels()] == list(table["features"])
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(table["features"])
+    assert set(axis.lines[0].get_xdata()) == {0.8}, "the line of raw colour"
+
+
+def test_linear_probe_says_when_no_layer_beats_raw_colour():
+    table = pd.DataFrame({"features": ["colour", "output"], "balanced_accuracy": [0.8, 0.7], "low": 0.6, "high": 0.9})
+    assert title(figures.linear_probe(table)) == "Lesion or skin is read best from raw colour: balanced accuracy 0.800"

@@ -152,10 +152,16 @@ def shown(value: Any) -> str:
 def _contents(study: Path, names: dict[str, list[str]]) -> str:
     tables = [f'<h3>{words(name)}</h3>{table_file(study / "tables" / f"{name}.csv")}'
               f'<p><a href="tables/{quote(name)}.csv">{escape(name)}.csv</a></p>' for name in names.get("tables", ())]
-    figures = [f'<figure><figcaption>{words(name)}</figcaption><a href="figures/{quote(name)}.png">'
-               f'<img loading="lazy" src="figures/{quote(name)}.png" alt="{words(name)}"></a></figure>'
+    figures = [f'<figure><figcaption>{words(name)}{_vector(study, name)}</figcaption>'
+               f'<a href="figures/{quote(name)}.png"><img loading="lazy" src="figures/{quote(name)}.png" alt="{words(name)}"></a></figure>'
                for name in names.get("figures", ())]
     return "".join(tables) + (f'<h3>Figures</h3><div class="figures">{"".join(figures)}</div>' if figures else "")
+
+
+def _vector(study: Path, name: str) -> str:
+    """A link to the figure as PDF, where it was saved so."""
+    there = (study / "figures" / f"{name}.pdf").is_file()
+    return f' <a href="figures/{quote(name)}.pdf" aria-label="{words(name)} as PDF">PDF</a>' if there else ""
 
 
 def _status(name: str, was_executed: bool, record: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from tokencutseg.evaluation.records import contrast, native_scores, score
 from tokencutseg.model.saved import PRETRAINED_PARTS, Baseline, build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
+from tokencutseg.study.figures.style import FILES
 from tokencutseg.study.names import differences, study_name
 from tokencutseg.study.outputs import OUTPUTS
 from tokencutseg.study.store import Run, RunSpec, RunStore, write_json
@@ -227,12 +228,13 @@ class Study:
         return table
 
     def figure(self, name: str, figure: Figure) -> Figure:
-        """Write figures/<name>.png and return the figure."""
-        path = self.folder / "figures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{name}.partial.png")
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
-        temporary.replace(path)
+        """Write figures/<name>.pdf and .png (see `style.FILES`) and return the figure."""
+        folder = self.folder / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, options in FILES.items():
+            temporary = folder / f".{name}.partial{suffix}"
+            figure.savefig(temporary, **options)
+            temporary.replace(folder / f"{name}{suffix}")
         self._written["figures"].add(name)
         return figure
 

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator, PercentFormatter
 from torch import Tensor
 
@@ -18,88 +19,98 @@ from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.figures.style import (
     BLUE,
     GREY,
-    ORANGE,
-    RED,
+    METHODS,
+    NARROW,
+    PREDICTED,
     SEQUENTIAL,
+    SKY,
+    SMALL,
     canvas,
-    code_colours,
     interval_bars,
+    legend_below,
     method_colours,
+    method_markers,
     outline,
     picture,
+    typeset,
+    word_map,
 )
 
-IOU = "lesion IoU, 95 % interval"
+IOU = "lesion IoU, 95% interval"
+PAIRED = "paired 95% intervals, grey where they hold 0"
 
 
 def codebook_size(table: pd.DataFrame) -> Figure:
     """Usage, perplexity, reconstruction and segmentation over the codebook size K; `table` from `grids`."""
     best = table.loc[table["mean"].idxmax()]
-    figure, axes = canvas(1, 4, 2.3, title=f"K = {best['n_embed']:.0f} segments best: lesion IoU {best['mean']:.3f}, "
-                                           f"{best['usage']:.0%} of its codes used")
-    usage, perplexity, psnr, iou = axes[0]
+    figure, axes = canvas(2, 2, 2.1, NARROW, title=(
+        f"K = {best['n_embed']:.0f} segments best{_unless_alike(table)}; {best['usage']:.0%} of its codes are used"))
+    usage, perplexity, psnr, iou = axes.flat
     sizes = table["n_embed"]
     usage.plot(sizes, table["usage"], "o-", color=BLUE)
     usage.set(ylabel="codes used at least once", ylim=(0, 1.05))
     usage.yaxis.set_major_formatter(PercentFormatter(1))
     perplexity.plot(sizes, table["perplexity"], "o-", color=BLUE)
-    perplexity.plot(sizes, sizes, "--", color=GREY, linewidth=1, label="all codes alike")
+    perplexity.plot(sizes, sizes, "--", color=GREY, linewidth=1)
     perplexity.set_yscale("log", base=2)
     perplexity.yaxis.set_major_formatter("{x:g}")
-    perplexity.set(ylabel="perplexity (codes)")
-    perplexity.legend(fontsize=7)
+    perplexity.set(ylabel="perplexity (codes)", title="dashed: all codes alike")
     _points(psnr, sizes, table["psnr"], table["psnr_low"], table["psnr_high"])
-    psnr.set(ylabel="PSNR (dB), 95 % interval")
+    psnr.set(ylabel="PSNR (dB), 95% interval")
     _points(iou, sizes, table["mean"], table["low"], table["high"])
     iou.set(ylabel=IOU)
-    for axis in axes[0]:
+    for axis in axes.flat:
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [f"{size}" for size in sizes])
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_xlabel("codebook size K")
+        axis.set_xlabel("codebook size K (log scale)")
     return figure
+
+
+def _unless_alike(table: pd.DataFrame) -> str:
+    """The best score of a grid, and whether its cells can be told apart by their intervals at all."""
+    alike = table["low"].max() <= table["high"].min()
+    return f" (lesion IoU {table['mean'].max():.3f}), " + (
+        "but all intervals overlap" if alike else "and not all intervals overlap")
 
 
 def stages(table: pd.DataFrame) -> Figure:
     """The score of each stage, and the paired change that it brings; `table` from `grids`, in order."""
     steps = table.dropna(subset="change")
     largest = steps.loc[steps["change"].abs().idxmax()]
-    return _ladder(table, list(table["stages"]), "change to the row above, paired 95 % interval", "what the stage adds",
-                   f"“{largest['stages']}” changes the score most: {largest['change']:+.3f} lesion IoU")
+    return _ladder(table, list(table["stages"]), "change to the row above", "what the stage adds", typeset(
+        f"“{largest['stages']}” changes the score most: {largest['change']:+.3f} lesion IoU"
+        + (", an interval that holds 0" if largest["change_low"] <= 0 <= largest["change_high"] else "")))
 
 
 def revised_steps(table: pd.DataFrame) -> Figure:
     """The score at each step from `described` to `revised`, and what the step changes; `table` from `grids`."""
     steps = table.dropna(subset="change")
-    names = [(f"{row.step.split('.')[1]}: {_value(row.setting)} → {_value(row.instead)}" if "." in row.step
+    names = [(f"{row.step.split('.')[1]}:\n{_value(row.setting)} → {_value(row.instead)}" if "." in row.step
               else row.step) + ("" if row.kept else " ✗") for row in table.itertuples()]
-    return _ladder(table, names, "change to the best so far, paired 95 % interval", "what the step changes",
+    return _ladder(table, names, "change to the best so far", "what the step changes",
                    f"{int(steps['kept'].sum())} of {len(steps)} steps kept (✗: not), lesion IoU from "
                    f"{table['mean'].iloc[0]:.3f} to {table.loc[table['kept'], 'mean'].iloc[-1]:.3f}")
 
 
 def _ladder(table: pd.DataFrame, names: list[str], label: str, heading: str, title: str) -> Figure:
-    """Scores on the left, and on the right the changes of all rows that have one."""
-    figure, axes = canvas(1, 2, 0.9 + 0.35 * len(table), title=title)
+    """Scores on the left, and on the right the change of each row that has one."""
+    figure, axes = canvas(1, 2, 0.9 + 0.35 * len(table), title=title, sharey=True)
     score, change = axes[0]
     interval_bars(score, names, table["mean"], table["low"], table["high"])
-    score.set(xlabel=IOU, title="what is reached so far")
-    there = table["change"].notna()
-    steps = table[there]
-    interval_bars(change, [name for name, own in zip(names, there, strict=True) if own], steps["change"],
-                  steps["change_low"], steps["change_high"], _signs(steps["change_low"], steps["change_high"]))
+    score.set(xlabel=IOU, title="the score of each")
+    interval_bars(change, names, table["change"], table["change_low"], table["change_high"],
+                  _clear(table["change_low"], table["change_high"], BLUE))
     _zero(change, label)
     change.set_title(heading)
+    figure.supxlabel(f"changes: {PAIRED}", fontsize=SMALL)
     return figure
 
 
 def graph_radius(table: pd.DataFrame) -> Figure:
     """Lesion IoU over the radius of the graph, with the number of neighbours at each; `table` from `grids`."""
     best = table.loc[table["mean"].idxmax()]
-    alike = (table["low"].max() <= table["high"].min())
-    title = f"Radius {best['radius']:g} scores best ({best['mean']:.3f})" + (
-        ", but all intervals overlap" if alike else "; not all intervals overlap")
-    figure, axes = canvas(1, 1, 2.5, width=4.6, title=title)
+    figure, axes = canvas(1, 1, 2.7, NARROW, title=f"Radius {best['radius']:g} scores best{_unless_alike(table)}")
     axis = axes[0, 0]
     _points(axis, table["radius"], table["mean"], table["low"], table["high"])
     axis.set_xticks(table["radius"], [f"{row.radius:g}\n{row.neighbours}" for row in table.itertuples()])
@@ -110,16 +121,16 @@ def graph_radius(table: pd.DataFrame) -> Figure:
 def feature_quality(table: pd.DataFrame) -> Figure:
     """Token IoU of two heads on the same frozen features; `table` from `grids`."""
     best = table.loc[table["iou"].idxmax()]
-    figure, axes = canvas(1, 1, 0.8 + 0.3 * table["features"].nunique(), width=5.6, title=(
-        f"Frozen {best['features']} features under the {best['head']} head: {best['iou']:.3f} token IoU"))
+    figure, axes = canvas(1, 1, 0.8 + 0.3 * table["features"].nunique(), NARROW, title=(
+        f"Best of all: {best['features']} features under the {best['head']} head, token IoU {best['iou']:.3f}"))
     axis = axes[0, 0]
     names = list(dict.fromkeys(table["features"]))
-    for head, colour, shift in (("linear probe", ORANGE, 0.13), ("graph", BLUE, -0.13)):
+    for head, colour, marker, shift in (("linear probe", SKY, "s", 0.13), ("graph", BLUE, "o", -0.13)):
         rows = table[table["head"] == head].set_index("features").loc[names]
-        _dodged(axis, rows["iou"], rows["iou_low"], rows["iou_high"], shift, colour, head)
+        _dodged(axis, rows["iou"], rows["iou_low"], rows["iou_high"], shift, colour, head, marker)
     axis.set_yticks(range(len(names))[::-1], names)
-    axis.set(xlabel="lesion IoU over the tokens of validation images, 95 % interval", ylabel="frozen features")
-    axis.legend(title="head", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    axis.set(xlabel="lesion IoU over the tokens\nof validation images, 95% interval", ylabel="frozen features")
+    legend_below(axis)
     return figure
 
 
@@ -127,13 +138,13 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
     """Lesion IoU over the share of labels, one line per method; bands are intervals, bars the range of the seeds."""
     fewest = table[table["fraction"] == table["fraction"].min()].set_index("method")["mean"]
     seeds = int(table["seeds"].min())
-    figure, axes = canvas(1, 1, 2.8, width=5.2, title=f"With {table['fraction'].min():.0%} of the labels: " + ", ".join(
+    figure, axes = canvas(1, 1, 2.9, NARROW, title=f"With {table['fraction'].min():.0%} of the labels: " + ", ".join(
         f"{method} {mean:.3f}" for method, mean in fewest.items()))
     axis = axes[0, 0]
-    colours = method_colours(table["method"])
+    colours, markers = method_colours(table["method"]), method_markers(table["method"])
     for method, rows in table.sort_values("fraction").groupby("method", sort=False):
         colour = colours[method]
-        axis.plot(rows["fraction"], rows["mean"], "o-", color=colour, label=method)
+        axis.plot(rows["fraction"], rows["mean"], marker=markers[method], color=colour, label=method)
         axis.fill_between(rows["fraction"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
         if seeds > 1:
             axis.vlines(rows["fraction"], rows["seed_low"], rows["seed_high"], color=colour, linewidth=3, alpha=0.6)
@@ -142,36 +153,50 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
     axis.set_xticks(labels["fraction"], [f"{row.fraction:.0%}\n{row.labels}" for row in labels.itertuples()])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set(xlabel="share of the training masks (log scale)\nnumber of masks",
-             ylabel=IOU + (f"\nmean of {seeds} seeds" if seeds > 1 else "\none seed"))
-    axis.legend(loc="lower right")
+             ylabel=IOU + (f"\nmean of {seeds} seeds, bar: their range" if seeds > 1 else "\none seed"))
+    legend_below(axis)
     return figure
 
 
 def deviations(table: pd.DataFrame) -> Figure:
-    """What turning one switch does to the score, one panel per recipe; `table` from `grids`."""
-    clear = sum(sign != GREY for sign in _signs(table["low"], table["high"]))
-    panels = list(table.groupby("recipe", sort=False))
-    seeds = int(table["seeds"].min())
-    figure, axes = canvas(1, len(panels), 1.2 + 0.4 * max(len(rows) for _, rows in panels), title=(
+    """What turning one switch does to the score, one panel per recipe and one row per switch; `table` from `grids`.
+
+    Rows are in the order of the first panel's changes, the best on top.
+    """
+    clear = int(((table["low"] > 0) | (table["high"] < 0)).sum())
+    recipes, seeds = list(dict.fromkeys(table["recipe"])), int(table["seeds"].min())
+    first = table.drop_duplicates("switch").sort_values("difference", ascending=False, kind="stable")
+    switches = list(first["switch"])
+    names = [_move(table[table["switch"] == switch]) for switch in switches]
+    figure, axes = canvas(1, len(recipes), 1.1 + 0.31 * len(switches), sharex=True, sharey=True, title=(
         f"{clear} of {len(table)} turned switches move{'s' if clear == 1 else ''} the score "
         f"(interval without 0; {f'{seeds} seeds' if seeds > 1 else 'one seed'})"))
-    for axis, (recipe, rows) in zip(axes[0], panels, strict=True):
-        rows = rows.sort_values("difference")
-        names = [f"{row.switch.split('.')[1]}\n{_value(row.setting)} → {_value(row.instead)}"
-                 for row in rows.itertuples()]
-        interval_bars(axis, names, rows["difference"], rows["low"], rows["high"], _signs(rows["low"], rows["high"]))
-        axis.tick_params(axis="y", labelsize=7)
+    for axis, recipe in zip(axes[0], recipes, strict=True):
+        rows = table[table["recipe"] == recipe].set_index("switch").reindex(switches)
+        colour = METHODS.get(recipe, BLUE)
+        interval_bars(axis, names, rows["difference"], rows["low"], rows["high"],
+                      _clear(rows["low"], rows["high"], colour))
         axis.set_title(f"{recipe}, one switch {'corrected' if recipe == 'released' else 'set back'}")
-        _zero(axis, "change in lesion IoU, paired 95 % interval\n← worse than the recipe        better →")
+        _zero(axis, "change in lesion IoU\n← worse        better →")
+    figure.supxlabel(PAIRED, fontsize=SMALL)
     return figure
+
+
+def _move(rows: pd.DataFrame) -> str:
+    """A switch and its settings: from → to, or both with ⇄ where the second recipe turns it the other way."""
+    moves = list(dict.fromkeys((_value(row.setting), _value(row.instead)) for row in rows.itertuples()))
+    name = rows["switch"].iloc[0].split(".")[1]
+    if len(moves) == 2 and moves[0] == moves[1][::-1]:
+        return f"{name}\n{moves[0][0]} ⇄ {moves[0][1]}"
+    return f"{name}\n" + "; ".join(f"{setting} → {instead}" for setting, instead in moves)
 
 
 def efficiency(table: pd.DataFrame) -> Figure:
     """Parameters, operations, time and memory of one prediction, each on its own linear axis from zero."""
-    units = {"parameters": ("parameters (million)", 1e-6), "flops": ("operations (GFLOP)", 1e-9),
-             "latency_seconds": ("time (ms)", 1e3), "peak_memory_bytes": ("activations at peak (MB)", 1e-6)}
+    units = {"parameters": ("parameters\n(million)", 1e-6), "flops": ("operations\n(GFLOP)", 1e-9),
+             "latency_seconds": ("time\n(ms)", 1e3), "peak_memory_bytes": ("activations\nat peak (MB)", 1e-6)}
     ours = table.set_index("method").loc["tokencutseg"]
-    figure, axes = canvas(1, 4, 0.9 + 0.35 * len(table), sharey=True, title=(
+    figure, axes = canvas(1, 4, 0.9 + 0.3 * len(table), sharey=True, title=(
         f"One image takes tokencutseg {1e3 * ours['latency_seconds']:.0f} ms and "
         f"{1e-9 * ours['flops']:.2f} GFLOP"))
     y = np.arange(len(table))[::-1]
@@ -180,8 +205,8 @@ def efficiency(table: pd.DataFrame) -> Figure:
         values = table[column] * scale
         axis.barh(y, values, color=colours, height=0.6)
         for value, at in zip(values, y, strict=True):
-            axis.annotate(f"{value:.3g}", (value, at), (3, 0), textcoords="offset points", va="center", fontsize=8)
-        axis.set(xlabel=label, xlim=(0, 1.35 * values.max()))
+            axis.annotate(f"{value:.3g}", (value, at), (3, 0), textcoords="offset points", va="center", fontsize=SMALL)
+        axis.set(xlabel=label, xlim=(0, 1.45 * values.max()))
         axis.locator_params(axis="x", nbins=4)
     axes[0, 0].set_yticks(y, table["method"])
     return figure
@@ -192,17 +217,22 @@ def baselines(table: pd.DataFrame, measure: str = "iou") -> Figure:
     rows = table[table["measure"] == measure]
     definitions, methods = list(dict.fromkeys(rows["definition"])), list(dict.fromkeys(rows["method"]))
     ours = rows[rows["method"] == methods[0]]["mean"]
-    figure, axes = canvas(1, 1, 2.2 + 0.1 * len(methods) * len(definitions), width=6.2, title=(
+    figure, axes = canvas(1, 1, max(2.0, 0.8 + 0.1 * (len(methods) + 2) * len(definitions)), title=(
         f"The same {methods[0]} masks score {ours.min():.3f} to {ours.max():.3f}, by definition"))
     axis = axes[0, 0]
-    for method, colour, shift in zip(methods, method_colours(methods).values(), _shifts(len(methods)), strict=True):
+    colours, markers = method_colours(methods), method_markers(methods)
+    for method, shift in zip(methods, _shifts(len(methods)), strict=True):
         own = rows[rows["method"] == method].set_index("definition").loc[definitions]
         name = method if own["weights"].iloc[0] == "none" else f"{method} ({own['weights'].iloc[0]})"
-        _dodged(axis, own["mean"], own["low"], own["high"], shift, colour, name)
+        _dodged(axis, own["mean"], own["low"], own["high"], shift, colours[method], name, markers[method])
     axis.set_yticks(range(len(definitions))[::-1], definitions)
-    axis.set(xlabel=f"{'IoU' if measure == 'iou' else measure}, 95 % interval",
+    axis.set_ylim(-0.5, len(definitions) - 0.5)
+    axis.grid(False, axis="y")
+    for border in range(1, len(definitions)):
+        axis.axhline(border - 0.5, color=GREY, linewidth=0.5)
+    axis.set(xlabel=f"{'IoU' if measure == 'iou' else measure.capitalize()}, 95% interval",
              ylabel="definition of the score")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.4, -0.22), ncols=2, fontsize=8)
+    legend_below(axis)
     return figure
 
 
@@ -218,26 +248,24 @@ def pipeline(model: TokenCutSeg, image: Tensor, seed: int = 0) -> Figure:
     _, H, W = words.shape
     size, n_embed, n_embd = image.shape[-1], model.config.vqgan.n_embed, out.features.shape[-1]
     hidden = draw_mask((1, H, W), model.config.masked_gpt, torch.Generator().manual_seed(seed))[0].view(H, W)
-    seen = words[0].float().masked_fill(hidden, torch.nan)
     figure, axes = canvas(2, 6, 2.2, title=f"{size} × {size} pixels become {H * W} words, and the words a mask",
                           width_ratios=[0.42, 1] * 3)
-    colours = {"cmap": code_colours(n_embed).with_extremes(bad="#DDDDDD"), "vmin": 0, "vmax": n_embed - 1}
     axes[0, 0].set_axis_off()
-    _step(axes[0, 1], image, f"image\n3 × S × S, S = {size}")
+    picture(axes[0, 1], image, f"image\n3 × S × S, S = {size}")
     _arrow(axes[0, 2], "tokenizer")
-    _step(axes[0, 3], words[0], f"words of K = {n_embed} codes\nH × W = {H} × {W}", **colours)
+    word_map(axes[0, 3], words[0], n_embed, f"words of K = {n_embed} codes\nH × W = {H} × {W}")
     _arrow(axes[0, 4], "hide")
-    _step(axes[0, 5], seen, f"{hidden.float().mean():.0%} hidden:\nonly in training", **colours)
+    word_map(axes[0, 5], words[0], n_embed, f"{hidden.float().mean():.0%} hidden:\nonly in training", hidden)
     _arrow(axes[1, 0], "trans-\nformer", "of all\nwords")
-    _step(axes[1, 1], principal_colours(out.features[0]).view(H, W, 3),
-          f"features as colours\nT × E = {H * W} × {n_embd}")
+    picture(axes[1, 1], principal_colours(out.features[0]).view(H, W, 3),
+            f"features as colours\nT × E = {H * W} × {n_embd}")
     _arrow(axes[1, 2], "graph")
-    _step(axes[1, 3], out.assignments[0, :, 1].view(H, W), f"lesion or skin\nT × C = {H * W} × 2",
-          cmap=SEQUENTIAL, vmin=0, vmax=1)
+    picture(axes[1, 3], out.assignments[0, :, 1].view(H, W), f"lesion or skin\nT × C = {H * W} × 2",
+            cmap=SEQUENTIAL, vmin=0, vmax=1)
     _edges(axes[1, 3], model, H, W)
     _arrow(axes[1, 4], "up-\nsample")
-    _step(axes[1, 5], image, f"mask, {out.mask[0].float().mean():.0%} lesion\nS × S = {size} × {size}")
-    outline(axes[1, 5], out.mask[0], ORANGE)
+    picture(axes[1, 5], image, f"mask, {out.mask[0].float().mean():.0%} lesion\nS × S = {size} × {size}")
+    outline(axes[1, 5], out.mask[0], PREDICTED)
     return figure
 
 
@@ -250,17 +278,12 @@ def principal_colours(features: Tensor) -> Tensor:
     return ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
 
-def _step(axis: Axes, shown: Tensor, title: str, **options: object) -> None:
-    """One picture of the pipeline; its title is larger than elsewhere, since this figure is shown small, too."""
-    picture(axis, shown, **options)
-    axis.set_title(title, fontsize=10)
-
-
 def _edges(axis: Axes, model: TokenCutSeg, H: int, W: int) -> None:
     """The edges of one node of the graph, over the map of assignments."""
     seg = model.config.segmentation
     for dy, dx in stencil_offsets(H, W, seg.graph_radius, seg.radius_unit):
-        axis.plot([W // 2, W // 2 + dx], [H // 2, H // 2 + dy], color=RED, linewidth=0.9, marker=".", markersize=4)
+        axis.plot([W // 2, W // 2 + dx], [H // 2, H // 2 + dy], color="black", linewidth=0.9, marker=".", markersize=4,
+                  path_effects=[withStroke(linewidth=2.2, foreground="white")])
 
 
 def _arrow(axis: Axes, label: str, below: str = "") -> None:
@@ -268,8 +291,8 @@ def _arrow(axis: Axes, label: str, below: str = "") -> None:
     axis.set_axis_off()
     axis.set(xlim=(0, 1), ylim=(0, 1))
     axis.annotate("", (1, 0.5), (0, 0.5), arrowprops={"arrowstyle": "-|>", "color": GREY, "linewidth": 1.6})
-    axis.text(0.5, 0.54, label, ha="center", va="bottom", fontsize=9)
-    axis.text(0.5, 0.46, below, ha="center", va="top", fontsize=8.5, color=GREY)
+    axis.text(0.5, 0.54, label, ha="center", va="bottom", fontsize=SMALL)
+    axis.text(0.5, 0.46, below, ha="center", va="top", fontsize=SMALL, color=GREY)
 
 
 def _points(axis: Axes, x: Sequence[float], mean: pd.Series, low: pd.Series, high: pd.Series) -> None:
@@ -279,11 +302,11 @@ def _points(axis: Axes, x: Sequence[float], mean: pd.Series, low: pd.Series, hig
 
 
 def _dodged(axis: Axes, mean: pd.Series, low: pd.Series, high: pd.Series, shift: float, colour: str,
-            label: str) -> None:
+            label: str, marker: str = "o") -> None:
     """One of several series of points with intervals in the same rows, the first row on top."""
     y = np.arange(len(mean))[::-1] + shift
-    axis.hlines(y, low, high, color=colour, linewidth=2)
-    axis.plot(mean, y, "o", color=colour, markersize=5, label=label)
+    axis.hlines(y, low, high, color=colour, linewidth=1.6)
+    axis.plot(mean, y, marker, color=colour, label=label)
 
 
 def _shifts(n: int) -> np.ndarray:
@@ -291,9 +314,9 @@ def _shifts(n: int) -> np.ndarray:
     return np.linspace(0.5, -0.5, n) * min(0.24 * (n - 1), 0.7) if n > 1 else np.zeros(1)
 
 
-def _signs(low: pd.Series, high: pd.Series) -> list[str]:
-    """Blue above zero, vermilion below, grey where the interval holds zero."""
-    return [BLUE if a > 0 else RED if b < 0 else GREY for a, b in zip(low, high, strict=True)]
+def _clear(low: pd.Series, high: pd.Series, colour: str) -> list[str]:
+    """The colour where the interval lies on one side of zero, grey where it holds zero."""
+    return [colour if a > 0 or b < 0 else GREY for a, b in zip(low, high, strict=True)]
 
 
 def _zero(axis: Axes, label: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Ellipse
+from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -14,18 +14,21 @@ from tokencutseg.model.deepcut import GridGraph
 from tokencutseg.model.segmenter import Segmentation
 from tokencutseg.study.figures.style import (
     BLUE,
+    DEFINITIONS,
     GREY,
-    ORANGE,
-    PALETTE,
+    NARROW,
+    PREDICTED,
+    REFERENCE,
     SEQUENTIAL,
+    TERMS,
     canvas,
-    code_colours,
+    legend_below,
     outline,
+    outline_legend,
     picture,
+    word_map,
 )
 
-TRUTH, PREDICTED = ORANGE, BLUE
-"""Outline colours of the reference mask and of the predicted one, in every picture."""
 LINES = ("-", "--", ":", "-.")
 """One line style per training set."""
 
@@ -42,14 +45,15 @@ def graph_stencil(grid: tuple[int, int], radius: float, unit: str, features: Ten
     graph = GridGraph(*grid, radius, unit)
     degree = graph.degree[0, 0]
     neighbours = len(graph.offsets) - 1
-    figure, axes = canvas(1, 2 if features is None else 3, height=2.5, title=(
+    figure, axes = canvas(1, 2 if features is None else 3, height=2.3, title=(
         f"Radius {radius:.3g} {'cells' if unit == 'cells' else 'of the image side'}: {neighbours} neighbours "
         f"inside the grid, {degree[0, 0].item() - 1:.0f} in a corner"))
     _draw_stencil(axes[0, 0], graph, grid, radius, unit)
-    _draw_degree(figure, axes[0, 1], degree, "Degree d, edges of 1")
+    _draw_degree(figure, axes[0, 1], degree, "degree d, edges of 1")
     if features is not None:
         weighted = GridGraph(*grid, radius, unit, features).degree[0, 0]
-        _draw_degree(figure, axes[0, 2], weighted, "Degree d, edges of likeness")
+        _draw_degree(figure, axes[0, 2], weighted, "degree d, edges of likeness")
+    legend_below(axes[0, 0])
     return figure
 
 
@@ -57,13 +61,13 @@ def _draw_stencil(axis: Axes, graph: GridGraph, grid: tuple[int, int], radius: f
     dy, dx = np.array(graph.offsets).T
     other = (dy != 0) | (dx != 0)
     axis.scatter(dx[other], dy[other], s=45, color=BLUE, label="neighbour")
-    axis.scatter([0], [0], s=55, color=ORANGE, marker="s", label="the token itself")
+    axis.scatter([0], [0], s=55, color="black", marker="s", label="the token itself")
     steps = (grid[1] - 1, grid[0] - 1) if unit == "image" else (1, 1)  # cells per unit of distance, along x and y
     axis.add_patch(Ellipse((0, 0), 2 * radius * steps[0], 2 * radius * steps[1], fill=False, color=GREY,
                            linestyle="--"))
     reach = max(*graph.reach, 1) + 1
     axis.set(xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal", xlabel="dx (tokens)", ylabel="dy (tokens)",
-             title="One row of A: the stencil")
+             title="one row of A: the stencil")
     axis.locator_params(integer=True)
 
 
@@ -72,7 +76,7 @@ def _draw_degree(figure: Figure, axis: Axes, degree: Tensor, title: str) -> None
     axis.grid(False)
     axis.set(title=title, xlabel="column (tokens)", ylabel="row (tokens)")
     axis.locator_params(integer=True)
-    figure.colorbar(shown, ax=axis, shrink=0.6, ticks=MaxNLocator(5))
+    figure.colorbar(shown, ax=axis, shrink=0.7, ticks=MaxNLocator(5), label="d (sum of edges)")
 
 
 def segmentation_curves(history: pd.DataFrame) -> Figure:
@@ -85,22 +89,26 @@ def segmentation_curves(history: pd.DataFrame) -> Figure:
     first, rows = runs[0]
     scores = [name for name in rows if name.startswith("validation_") and name.endswith("_iou")]
     best = _chosen(rows)
-    figure, axes = canvas(1, 2, height=2.9, title=(
-        f"{first}: validation {_words(best.name)} is best, {best['score']:.3f}, after epoch {best['epoch']:.0f} of "
-        f"{rows['epoch'].max():.0f}"))
-    terms = [name for name in rows if name.startswith("train_")]
+    figure, axes = canvas(1, 2, height=2.7, title=(
+        f"{first}: the weights after epoch {best['epoch']:.0f} of {rows['epoch'].max():.0f} are kept, validation "
+        f"{_words(best.name)} {best['score']:.3f}"))
+    terms = {name: (TERMS[i % len(TERMS)], marker) for i, (name, marker) in enumerate(zip(
+        [name for name in rows if name.startswith("train_")], "osD^vPX<>", strict=False))}
+    scores = {name: DEFINITIONS[name.removeprefix("validation_").removesuffix("_iou")] for name in scores}
     for axis, names, prefix in ((axes[0, 0], terms, "train_"), (axes[0, 1], scores, "validation_")):
-        for (train, run), style in zip(runs, LINES, strict=False):
-            for name, colour in zip(names, PALETTE, strict=False):
-                label = _words(name.removeprefix(prefix)) + (f", {train}" if len(runs) > 1 else "")
-                axis.plot(run["epoch"], run[name], style, color=colour, label=label, marker=".", markersize=4)
-        axis.locator_params(axis="x", integer=True)
-        axis.legend(fontsize=6.5)
+        for i, ((_, run), style) in enumerate(zip(runs, LINES, strict=False)):
+            for name, (colour, marker) in names.items():
+                axis.plot(run["epoch"], run[name], style, color=colour, marker=marker, markersize=3,
+                          label=None if i else _words(name.removeprefix(prefix)))
+        for (train, _), style in zip(runs if len(runs) > 1 else [], LINES, strict=False):
+            axis.plot([], [], style, color="black", label=train)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for _, run in runs:
         kept = _chosen(run)
         axes[0, 1].plot(kept["epoch"], kept["score"], "o", markersize=9, color="black", fillstyle="none")
-    axes[0, 0].set(xlabel="epoch", ylabel="weighted loss term", title="Training: the terms of the loss")
-    axes[0, 1].set(xlabel="epoch", ylabel="IoU", title="Validation: IoU by definition (ring: kept)")
+    axes[0, 0].set(xlabel="epoch", ylabel="weighted loss term", title="training: the terms of the loss")
+    axes[0, 1].set(xlabel="epoch", ylabel="IoU", title="validation: IoU by definition (ring: kept)")
+    legend_below(axes[0])
     return figure
 
 
@@ -135,14 +143,13 @@ def predictions(images: Tensor, masks: Tensor, segmentation: Segmentation, grid:
     for i, row in enumerate(axes):
         titles = names if i == 0 else [""] * len(names)
         picture(row[0], images[i], titles[0])
-        picture(row[1], segmentation.tokens[i].unflatten(0, grid), titles[1], cmap=code_colours(n_embed), vmin=-0.5,
-                vmax=n_embed - 0.5)
+        word_map(row[1], segmentation.tokens[i].unflatten(0, grid), n_embed, titles[1])
         picture(row[2], lesion[i], titles[2], cmap=SEQUENTIAL, vmin=0, vmax=1)
         picture(row[3], segmentation.probabilities[i, 1], titles[3], cmap=SEQUENTIAL, vmin=0, vmax=1)
         _outlines(row[4], images[i], masks[i], segmentation.mask[i], f"IoU {scores[i]:.2f}")
     figure.colorbar(axes[0, 3].images[0], ax=axes[:, 2:4], location="bottom", label="probability of lesion", shrink=0.8,
                     aspect=30, pad=0.01)
-    _legend(figure)
+    outline_legend(figure)
     return figure
 
 
@@ -162,7 +169,7 @@ def best_median_worst(images: Tensor, masks: Tensor, predicted: Tensor, scores: 
     for (name, indices), row in zip(chosen.items(), axes, strict=True):
         for i, axis in zip(indices, row, strict=True):
             _outlines(axis, images[i], masks[i], predicted[i], f"{name}: IoU {scores[i]:.2f}")
-    _legend(figure)
+    outline_legend(figure)
     return figure
 
 
@@ -176,7 +183,7 @@ def failures(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarra
             _outlines(axis, images[i], masks[i], predicted[i], f"IoU {scores[i]:.2f}")
         else:
             axis.remove()
-    _legend(figure)
+    outline_legend(figure)
     return figure
 
 
@@ -184,22 +191,16 @@ def by_rank(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray
     """One test image by its rank, 1 the best, and where it stands among all; arguments as `best_median_worst`."""
     order = np.argsort(-np.asarray(scores), kind="stable")
     i = order[rank - 1]
-    figure, axes = canvas(1, 2, height=2.9, title=f"Rank {rank} of {len(order)}: lesion IoU {scores[i]:.3f}")
+    figure, axes = canvas(1, 2, 2.4, NARROW, title=f"Rank {rank} of {len(order)}: lesion IoU {scores[i]:.3f}")
     _outlines(axes[0, 0], images[i], masks[i], predicted[i], "")
     axes[0, 1].plot(np.arange(1, len(order) + 1), np.asarray(scores)[order], color=GREY)
     axes[0, 1].plot([rank], [scores[i]], "o", color=BLUE)
-    axes[0, 1].set(xlabel="rank (1 is the best)", ylabel="lesion IoU", ylim=(0, 1), title="All test images")
-    _legend(figure)
+    axes[0, 1].set(xlabel="rank (1 is the best)", ylabel="lesion IoU", ylim=(0, 1), title="all test images")
+    outline_legend(figure)
     return figure
 
 
 def _outlines(axis: Axes, image: Tensor, mask: Tensor, predicted: Tensor, title: str) -> None:
     picture(axis, image, title)
-    outline(axis, mask, TRUTH)
+    outline(axis, mask, REFERENCE)
     outline(axis, predicted, PREDICTED)
-
-
-def _legend(figure: Figure) -> None:
-    handles = [Circle((0, 0), color=colour, label=label) for colour, label in
-               ((TRUTH, "reference mask"), (PREDICTED, "prediction"))]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)

@@ -21,21 +21,25 @@ from tokencutseg.evaluation.inference import cell_masks, enlarged
 from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.figures.style import (
     BLUE,
+    CHOSEN,
     DIVERGING,
-    GREEN,
     GREY,
-    ORANGE,
-    RED,
+    REFERENCE,
     SEQUENTIAL,
+    SKY,
+    SMALL,
+    TERMS,
     canvas,
-    code_colours,
+    legend_below,
     outline,
+    percent,
     picture,
+    row_name,
+    word_map,
 )
 
 LESION = mpl.colormaps[DIVERGING].reversed()
 """From skin (purple, 0) to lesion (orange, 1), wherever a share of lesion is drawn."""
-OUTLINE = "white"
 
 
 def training_sets(source: DataSource) -> list[ImageSet]:
@@ -57,8 +61,8 @@ def dataset_preview(sets: Sequence[ImageSet], columns: int = 7) -> Figure:
         for axis, index in zip(row, chosen, strict=False):
             picture(axis, images.images[index])
             if images.masks is not None:
-                outline(axis, images.masks[index], OUTLINE)
-        _row_name(row[0], f"{images.dataset}\n{images.split}\n{len(images)} images")
+                outline(axis, images.masks[index], REFERENCE)
+        row_name(row[0], f"{images.dataset}\n{images.split}\n{len(images)} images")
     return figure
 
 
@@ -71,24 +75,22 @@ def vqgan_curves(history: pd.DataFrame, n_embed: int) -> Figure:
     figure, (row,) = canvas(1, 3, title=f"Validation error {first.validation_l1:.3f} → {last.validation_l1:.3f} in "
                             f"{len(history)} epochs; {last.validation_usage:.0%} of {n_embed} codes in use")
     losses, error, codes = row
-    terms = {"train_reconstruction": ("reconstruction", BLUE, "o"), "train_perceptual": ("perceptual", ORANGE, "s"),
-             "train_commitment": ("commitment", GREEN, "^"), "train_discriminator": ("discriminator", RED, "D")}
-    for column, (name, colour, marker) in terms.items():
-        if column in history:
-            losses.plot(history["epoch"], history[column], marker, ls="-", ms=3.5, color=colour, label=name)
-    losses.set(title="training losses, unweighted", ylabel="loss (log scale)", yscale="log")
-    losses.legend(fontsize=7.5)
-    error.plot(history["epoch"], history["validation_l1"], "o-", ms=3.5, color=BLUE)
-    error.set(title="validation images", ylabel="mean |x − x̂|, RGB in [0, 1]",
+    names = ("reconstruction", "perceptual", "commitment", "discriminator")
+    for name, colour, marker in zip(names, TERMS, "osD^", strict=False):
+        if f"train_{name}" in history:
+            losses.plot(history["epoch"], history[f"train_{name}"], marker, ls="-", ms=3.5, color=colour, label=name)
+    losses.set(title="training: unweighted losses", ylabel="loss (log scale)", yscale="log")
+    error.plot(history["epoch"], history["validation_l1"], "o-", ms=3.5, color=BLUE, label="validation error")
+    error.set(title="validation: error", ylabel="mean |x − x̂|, RGB in [0, 1]",
               ylim=(0, 1.1 * history["validation_l1"].max()))
     codes.plot(history["epoch"], history["validation_usage"] * n_embed, "o-", ms=3.5, color=BLUE, label="codes used")
-    codes.plot(history["epoch"], history["validation_perplexity"], "s-", ms=3.5, color=ORANGE, label="perplexity")
+    codes.plot(history["epoch"], history["validation_perplexity"], "s-", ms=3.5, color=SKY, label="perplexity")
     codes.axhline(n_embed, color=GREY, ls="--", lw=1, label=f"K = {n_embed}")
-    codes.set(title="codebook on validation images", ylabel="codes", ylim=(0, 1.1 * n_embed))
-    codes.legend(fontsize=7.5, loc="lower right")
+    codes.set(title="validation: codebook", ylabel="codes", ylim=(0, 1.1 * n_embed))
     for axis in row:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    legend_below((losses, codes))
     return figure
 
 
@@ -108,7 +110,7 @@ def reconstructions(images: Tensor, back: Tensor) -> Figure:
         picture(column[1], back[n], f"{psnr[n]:.1f} dB")
         picture(column[2], error[n], cmap=SEQUENTIAL, vmin=0, vmax=limit)
     for axis, name in zip(axes[:, 0], ("image x", "decoded x̂", "|x − x̂|"), strict=True):
-        _row_name(axis, name)
+        row_name(axis, name)
     figure.colorbar(axes[2, -1].images[0], ax=list(axes[2]), label="RGB in [0, 1]", extend="max", aspect=10, pad=0.01)
     return figure
 
@@ -125,13 +127,13 @@ def codebook_usage(table: pd.DataFrame) -> Figure:
         f"{len(used) / len(table):.0%} of {len(table)} codes are used, as evenly as {perplexity:.0f} equal ones; "
         f"{(used['lesion_share'] > 0.5).sum()} fire mostly on lesions"))
     colours = LESION(used["lesion_share"].fillna(0.5))
-    shares.bar(range(1, len(used) + 1), used["share"], color=colours, width=1.0, edgecolor=GREY, linewidth=0.3)
+    shares.bar(range(1, len(used) + 1), used["share"], color=colours, width=1.0, edgecolor=colours, linewidth=0.4)
+    shares.stairs(used["share"], np.arange(len(used) + 1) + 0.5, color=GREY, linewidth=0.6)
     shares.axhline(1 / len(table), color=GREY, ls="--", lw=1, label="an even codebook, 1/K")
-    shares.set(title="use of each code", xlabel="code, by rank of use", ylabel="share of all words",
-               xlim=(0.3, len(table) + 0.7))
+    shares.set(title="use of each code, coloured as on the right", xlabel="code, by rank of use",
+               ylabel="share of all words", xlim=(0.3, len(table) + 0.7))
     shares.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    shares.yaxis.set_major_formatter(PercentFormatter(1))
-    shares.legend(fontsize=7.5)
+    shares.yaxis.set_major_formatter(percent)
     edges = np.linspace(0, 1, 11)
     weights, _ = np.histogram(used["lesion_share"], edges, weights=used["share"])
     lesion.bar(edges[:-1], weights, width=0.1, align="edge", color=LESION(edges[:-1] + 0.05), edgecolor=GREY,
@@ -139,7 +141,8 @@ def codebook_usage(table: pd.DataFrame) -> Figure:
     lesion.set(title="how pure the words are", xlabel="share of a code's cells that is lesion",
                ylabel="share of all words", xlim=(0, 1))
     lesion.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    lesion.yaxis.set_major_formatter(PercentFormatter(1))
+    lesion.yaxis.set_major_formatter(percent)
+    legend_below(shares)
     return figure
 
 
@@ -157,15 +160,14 @@ def token_maps(images: Tensor, tokens: Tensor, back: Tensor, masks: Tensor, lesi
                           f"ones of {n_embed} in an image")
     for n, row in enumerate(axes):
         picture(row[0], images[n])
-        picture(row[1], tokens[n], cmap=code_colours(n_embed), vmin=-0.5, vmax=n_embed - 0.5)
+        word_map(row[1], tokens[n], n_embed)
         picture(row[2], back[n])
         picture(row[3], lesion_share[tokens[n].numpy()], cmap=LESION, vmin=0, vmax=1)
-        outline(row[0], masks[n], OUTLINE)
-        # the mask lives in pixels, the map in cells
-        row[3].contour(_centres(S, W), _centres(S, H), masks[n].float(), [0.5], colors="black", linewidths=1.2)
+        outline(row[0], masks[n], REFERENCE)
+        outline(row[3], masks[n], REFERENCE, _centres(S, W), _centres(S, H))  # pixels over a map that counts cells
     for axis, name in zip(axes[0], ("image, mask outlined", "words, one colour each", "decoded words",
-                                    "how lesion-bound each word is"), strict=True):
-        axis.set_title(name, fontsize=8.5)
+                                    "how lesion-bound"), strict=True):
+        axis.set_title(name, fontsize=SMALL, pad=3)
     bar = figure.colorbar(axes[0, 3].images[0], ax=list(axes[:, 3]), label="lesion share of the code", pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
@@ -187,21 +189,22 @@ def codebook_embedding(codes: Tensor, table: pd.DataFrame, patches: Tensor) -> F
     pca = PCA(2).fit(codes[used].numpy())
     points, explained = pca.transform(codes[used].numpy()), pca.explained_variance_ratio_
     lesion, share = table["lesion_share"].to_numpy()[used], table["share"].to_numpy()[used]
-    figure, ((dots, pictures),) = canvas(1, 2, height=3.3, sharex=True, sharey=True, title=(
+    figure, ((dots, pictures),) = canvas(1, 2, height=3.7, sharex=True, sharey=True, title=(
         f"Two components hold {explained.sum():.0%} of the codes' variance; the first and lesion share: "
         f"|r| = {abs(np.corrcoef(points[:, 0], lesion)[0, 1]):.2f}"))
     drawn = dots.scatter(*points.T, s=15 + 1200 * share, c=lesion, cmap=LESION, vmin=0, vmax=1, edgecolors=GREY,
                          linewidths=0.5)
     pictures.scatter(*points.T, s=1, alpha=0)
+    side = 14 if len(used) <= 100 else 9
     for point, patch in zip(points, patches[used], strict=True):
-        thumbnail = OffsetImage(patch.permute(1, 2, 0).numpy(), zoom=14 / patch.shape[-1])
+        thumbnail = OffsetImage(patch.permute(1, 2, 0).numpy(), zoom=side / patch.shape[-1])
         pictures.add_artist(AnnotationBbox(thumbnail, point, frameon=False))
     for axis, name in ((dots, "one dot per code, area by use"), (pictures, "what each code paints on average")):
         axis.set(title=name, xlabel=f"component 1 ({explained[0]:.0%} of variance)")
         axis.margins(0.08)
     dots.set_ylabel(f"component 2 ({explained[1]:.0%} of variance)")
-    bar = figure.colorbar(drawn, ax=dots, label="lesion share of the code", location="left", pad=0.02)
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bar = figure.colorbar(drawn, ax=dots, label="lesion share of the code", location="bottom", aspect=30)
+    bar.ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
 
 
@@ -236,8 +239,8 @@ def code_explorer(code: int, vqgan: VQGAN, images: ImageSet, tokens: Tensor, col
     for axis, n in zip(axes[0], firing, strict=False):
         lit = enlarged(fires[n], images.images.shape[-1])
         picture(axis, images.images[n] / 255 * torch.where(lit, 1.0, 0.35), f"{int(fires[n].sum())} of {H * W} cells")
-        outline(axis, lit, OUTLINE)
-        outline(axis, images.masks[n], ORANGE)
+        outline(axis, lit, CHOSEN)
+        outline(axis, images.masks[n], REFERENCE)
     alone = vqgan.detokenize(torch.full((1, H, W), code))[0]
     picture(axes[1, 0], alone, "this code alone")
     for axis, n in zip(axes[1, 1:], firing, strict=False):
@@ -252,7 +255,7 @@ def _close_up(axis: Axes, back: Tensor, y: int, x: int, cell: int) -> None:
     top, left = (min(max((at - 1) * cell, 0), S - 3 * cell) for at in (y, x))
     picture(axis, back[:, top:top + 3 * cell, left:left + 3 * cell], "decoded, framed")
     axis.add_patch(mpl.patches.Rectangle((x * cell - left - 0.5, y * cell - top - 0.5), cell, cell, fill=False,
-                                         edgecolor=OUTLINE, linewidth=1.4))
+                                         edgecolor=CHOSEN, linewidth=1.4))
 
 
 def _cells(images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -264,8 +267,3 @@ def _cells(images: Tensor, grid: tuple[int, int]) -> Tensor:
 def _centres(pixels: int, cells: int) -> np.ndarray:
     """Where the centres of a row of pixels lie on an axis that counts cells."""
     return (np.arange(pixels) + 0.5) * cells / pixels - 0.5
-
-
-def _row_name(axis: Axes, name: str) -> None:
-    """A row's name on the left of its first picture, whose axis is off."""
-    axis.text(-0.08, 0.5, name, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=8.5)

@@ -18,12 +18,27 @@ from tokencutseg.config import MaskedGPTConfig
 from tokencutseg.evaluation.inference import cell_masks, enlarged
 from tokencutseg.model.masked_gpt import draw_mask
 from tokencutseg.model.segmenter import TokenCutSeg
-from tokencutseg.study.figures.style import BLUE, GREY, ORANGE, SEQUENTIAL, canvas, code_colours, outline, picture
+from tokencutseg.study.figures.style import (
+    BLUE,
+    CHOSEN,
+    GREY,
+    HIDDEN,
+    NARROW,
+    REFERENCE,
+    SEQUENTIAL,
+    SKY,
+    SMALL,
+    canvas,
+    interval_bars,
+    legend_below,
+    outline,
+    percent,
+    picture,
+    word_map,
+)
 
-PATTERNS = {"iid": ("single words", ORANGE, "s"), "block": ("blobs", BLUE, "o")}
+PATTERNS = {"iid": ("single words", SKY, "s"), "block": ("blobs", BLUE, "o")}
 """How a pattern of hidden words is called and drawn."""
-HIDDEN = "#D9D9D9"
-"""The grey of a hidden word."""
 MOST_LAYERS = 5
 """Blocks that a figure of attention shows, evenly chosen from the first to the last."""
 
@@ -79,20 +94,18 @@ def masked_gpt_curves(history: pd.DataFrame, prediction: pd.DataFrame, n_embed: 
         f"{said.accuracy:.0%} of words are guessed exactly with {said.mask_ratio:.0%} hidden in blobs; the commonest "
         f"word: {said.chance:.0%}"))
     loss, by_ratio = row[0], row[-1]
-    losses = {"train_masked_tokens": ("training (joint)", ORANGE, "s"), "train_loss": ("training", ORANGE, "s"),
+    losses = {"train_masked_tokens": ("training (joint)", SKY, "s"), "train_loss": ("training", SKY, "s"),
               "validation_loss": ("validation", BLUE, "o")}
     _lines(loss, history, losses)
     loss.axhline(np.log(n_embed), color=GREY, ls="--", lw=1, label=f"uniform guess, ln {n_embed}")
     loss.set(title="loss on hidden words", ylabel="cross-entropy (nats)")
     loss.set_ylim(0, 1.1 * max(np.log(n_embed), *(history[column].max() for column in losses if column in history)))
-    loss.legend(fontsize=7.5, loc="lower left")
     if has_accuracy:
-        _lines(row[1], history, {"train_accuracy": ("training", ORANGE, "s"),
+        _lines(row[1], history, {"train_accuracy": ("training", SKY, "s"),
                                  "validation_accuracy": ("validation", BLUE, "o")})
         row[1].set(title="accuracy on hidden words", ylabel="share guessed exactly",
                    ylim=(0, 1.1 * history[["train_accuracy", "validation_accuracy"]].max(axis=None)))
-        row[1].yaxis.set_major_formatter(PercentFormatter(1))
-        row[1].legend(fontsize=7.5, loc="lower right")
+        row[1].yaxis.set_major_formatter(percent)
     for axis in row[:-1]:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -101,11 +114,11 @@ def masked_gpt_curves(history: pd.DataFrame, prediction: pd.DataFrame, n_embed: 
         by_ratio.plot(part["mask_ratio"], part["accuracy"], marker, ls="-", ms=3.5, color=colour, label=name)
         by_ratio.fill_between(part["mask_ratio"], part["low"], part["high"], color=colour, alpha=0.25, linewidth=0)
     by_ratio.plot(block["mask_ratio"], block["chance"], color=GREY, ls="--", lw=1, label="commonest word")
-    by_ratio.set(title="test images, 95 % interval", xlabel="share of words hidden", ylabel="share guessed exactly",
+    by_ratio.set(title="test images, 95% interval", xlabel="share of words hidden", ylabel="share guessed exactly",
                  ylim=(0, 1.1 * prediction[["high", "chance"]].max(axis=None)))
     by_ratio.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    by_ratio.yaxis.set_major_formatter(PercentFormatter(1))
-    by_ratio.legend(fontsize=7.5)
+    by_ratio.yaxis.set_major_formatter(percent)
+    legend_below(row)
     return figure
 
 
@@ -147,23 +160,21 @@ def token_inpainting(result: Inpainting, n_embed: int) -> Figure:
     """From an image to its filled-in words, one row per image; visible words have no entropy to show."""
     hidden, right = result.hidden, result.filled == result.tokens
     sure, unsure = (_mean(result.entropy[hidden & part]) for part in (right, ~right))
-    figure, axes = canvas(len(result.images), 6, height=1.3, title=(
+    figure, axes = canvas(len(result.images), 6, height=1.25, title=(
         f"{right[hidden].float().mean():.0%} of {int(hidden.sum())} hidden words guessed; mean entropy {sure} nats "
         f"where right, {unsure} where wrong"))
-    words = {"cmap": code_colours(n_embed).with_extremes(bad=HIDDEN), "vmin": -0.5, "vmax": n_embed - 0.5}
     certainty = {"cmap": mpl.colormaps[SEQUENTIAL].with_extremes(bad="white"), "vmin": 0, "vmax": np.log(n_embed)}
     for n, row in enumerate(axes):
-        seen = result.tokens[n].float().masked_fill(hidden[n], torch.nan)
         picture(row[0], result.images[n])
-        picture(row[1], result.tokens[n], **words)
-        picture(row[2], seen, f"{hidden[n].float().mean():.0%} hidden", **words)
-        picture(row[3], result.filled[n], f"{right[n][hidden[n]].float().mean():.0%} right", **words)
+        word_map(row[1], result.tokens[n], n_embed)
+        word_map(row[2], result.tokens[n], n_embed, f"{hidden[n].float().mean():.0%} hidden", hidden[n])
+        word_map(row[3], result.filled[n], n_embed, f"{right[n][hidden[n]].float().mean():.0%} right")
         picture(row[4], result.decoded[n])
         picture(row[5], result.entropy[n].masked_fill(~hidden[n], torch.nan), **certainty)
     for axis, name in zip(axes[0], ("image", "its words", "what is seen", "filled in", "decoded", "entropy"),
                           strict=True):
-        axis.set_title("\n".join(filter(None, (name, axis.get_title()))), fontsize=8.5)
-    figure.colorbar(axes[0, 5].images[0], ax=list(axes[:, 5]), label="nats, up to ln K", pad=0.02)
+        axis.set_title("\n".join(filter(None, (name, axis.get_title()))), fontsize=SMALL, pad=3)
+    figure.colorbar(axes[0, 5].images[0], ax=list(axes[:, 5]), label="nats, up to ln K", pad=0.02, shrink=0.9)
     return figure
 
 
@@ -213,16 +224,17 @@ def attention_maps(model: TokenCutSeg, image: Tensor, mask: Tensor, query: Tenso
     for row, position, maps, value in zip(axes, query.tolist(), weights.transpose(0, 1), paid, strict=True):
         y, x = divmod(position, grid[1])
         picture(row[0], image)
-        outline(row[0], mask, "white")
-        row[0].plot((x + 0.5) * cell, (y + 0.5) * cell, "X", ms=8, color=ORANGE, mec="black")
+        outline(row[0], mask, REFERENCE)
+        row[0].plot((x + 0.5) * cell, (y + 0.5) * cell, "X", ms=8, color=CHOSEN, mec="black")
         for axis, layer in zip(row[1:], layers, strict=True):
             times = maps[layer] * maps[layer].numel()
-            picture(axis, times, f"block {layer + 1}", cmap=SEQUENTIAL, vmin=0, vmax=max(float(times.max()), 2.0))
-            axis.contour(lesion, [0.5], colors=["white"], linewidths=1)
-            axis.plot(x, y, "X", ms=5, color=ORANGE, mec="black")
-            axis.text(0.5, -0.04, f"up to {times.max():.1f}× even", transform=axis.transAxes, ha="center", va="top",
-                      fontsize=7.5)
-        row[0].set_title(f"{value:.0%} on the lesion", fontsize=8.5)
+            picture(axis, times, f"block {layer + 1}: to {times.max():.1f}×", cmap=SEQUENTIAL, vmin=0,
+                    vmax=max(float(times.max()), 2.0))
+            outline(axis, lesion, REFERENCE)
+            axis.plot(x, y, "X", ms=5, color=CHOSEN, mec="black")
+        row[0].set_title(f"{value:.0%} on the lesion", fontsize=SMALL, pad=3)
+    figure.supxlabel("colour: dark is no attention, bright the most in the map (times that of an even look)",
+                     fontsize=SMALL)
     return figure
 
 
@@ -233,19 +245,14 @@ def linear_probe(table: pd.DataFrame) -> Figure:
     """
     best = table.loc[table["balanced_accuracy"].idxmax()]
     colour = table.set_index("features").loc["colour"]
-    figure, ((axis,),) = canvas(1, 1, height=2.9, title=(
-        f"Lesion or skin is read best from {best.features}: balanced accuracy {best.balanced_accuracy:.3f}; from raw "
-        f"colour {colour.balanced_accuracy:.3f}"))
-    x = np.arange(len(table))
-    axis.axhline(colour.balanced_accuracy, color=GREY, ls="--", lw=1, label="raw colour of a cell")
-    axis.vlines(x, table["low"], table["high"], color=BLUE, lw=2)
-    axis.plot(x, table["balanced_accuracy"], "o", color=BLUE, label="linear probe, 95 % interval over images")
-    for at, high, value in zip(x, table["high"], table["balanced_accuracy"], strict=True):
-        axis.annotate(f"{value:.3f}", (at, high), (0, 3), textcoords="offset points", ha="center", fontsize=7.5)
-    axis.set_xticks(x, table["features"])
-    axis.set(xlabel="features, from pixels to the transformer's output", ylabel="balanced accuracy on test words")
-    axis.margins(y=0.15)
-    axis.legend(fontsize=7.5, loc="lower right")
+    others = "" if best.features == "colour" else f"; from raw colour {colour.balanced_accuracy:.3f}"
+    figure, ((axis,),) = canvas(1, 1, 0.7 + 0.3 * len(table), NARROW, title=(
+        f"Lesion or skin is read best from {'raw colour' if not others else best.features}: balanced accuracy "
+        f"{best.balanced_accuracy:.3f}{others}"))
+    interval_bars(axis, list(table["features"]), table["balanced_accuracy"], table["low"], table["high"], SKY, "s")
+    axis.axvline(colour.balanced_accuracy, color=GREY, ls="--", lw=1, zorder=0)
+    axis.set(xlabel="balanced accuracy of a linear probe on test words,\n95% interval over images (dashed: raw colour)",
+             ylabel="features, pixels to output")
     return figure
 
 
