@@ -36,7 +36,7 @@ from torch import Tensor
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
-from tokencutseg.study import exploration
+from tokencutseg.study import exploration, widgets
 from tokencutseg.study.figures.style import SEQUENTIAL, code_colours
 from tokencutseg.study.widgets import headless
 
@@ -73,6 +73,7 @@ def explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str]
     if not headless():
         from IPython.display import display
 
+        widgets.keep_arrow_keys()
         display(build_explorer(model, images, panels))
 
 
