@@ -25,3 +25,13 @@ def _own_cache(tmp_path_factory):
 def tiny():
     """The smallest configuration of the revised recipe."""
     return configure("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory):
+    """The folder of everything that `tokencutseg run --preset tiny` leaves."""
+    from tokencutseg.cli import main
+
+    results = tmp_path_factory.mktemp("results")
+    assert main(["run", "--preset", "tiny", "--results", str(results)]) == 0
+    return results / "tiny-synthetic"

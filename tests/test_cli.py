@@ -287,3 +287,8 @@ def test_segment_into_a_file_is_bad_usage(model, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert run("segment", tmp_path / "in", "--model", model, "--out", tmp_path / "file") == 2
     assert "choose another folder with --out" in capsys.readouterr().err
+
+
+def test_a_folder_without_the_explorer_is_named(tmp_path, capsys):
+    assert main(["explore", "--notebooks", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds no explorer.ipynb" in capsys.readouterr().err

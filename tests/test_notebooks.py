@@ -127,11 +127,8 @@ def test_the_teachers_page_names_what_is_there(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """Everything that `tokencutseg run --preset tiny` leaves."""
-    results = tmp_path_factory.mktemp("results")
-    assert main(["run", "--preset", "tiny", "--results", str(results)]) == 0
-    return results / "tiny-synthetic"
+def study(tiny_study):
+    return tiny_study
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

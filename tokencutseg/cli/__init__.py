@@ -10,6 +10,7 @@ import argparse
 import glob
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -97,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument("--port", type=positive, default=8888, metavar="N",
                          help="(default: %(default)s, or the next free one)")
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
+    explore.add_argument("--notebooks", type=Path, metavar="DIR",
+                         help="a folder with explorer.ipynb, such as your own copy of the checkout's (the default)")
 
     report = command("report", _report, "Write one self-contained page about a study, or two side by side.")
     report.add_argument("studies", nargs="+", type=Path, metavar="STUDY", help="a study's folder, such as "
@@ -275,14 +278,28 @@ def _explore(arguments: argparse.Namespace) -> int:
         path = getattr(arguments, option)
         if path is not None and not path.exists():
             raise UsageError(f"--{option} {path} does not exist")
+    notebooks = (arguments.notebooks or ROOT / "notebooks").absolute()
+    if not (notebooks / "explorer.ipynb").exists():
+        raise UsageError(f"{notebooks} holds no explorer.ipynb; name a folder that does with --notebooks")
     environment = os.environ | {f"TOKENCUTSEG_EXPLORE_{option.upper()}": str(getattr(arguments, option).absolute())
                                 for option in ("model", "data") if getattr(arguments, option) is not None}
-    # JupyterLab asks for the token that it prints, and listens to this machine alone
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT / 'notebooks'}",
+    # defaults of JupyterLab's settings, which the user's own override: it does not ask whether it may fetch news
+    paths = [str(Path(__file__).parent / "jupyter"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
+    environment["JUPYTER_CONFIG_PATH"] = os.pathsep.join(paths)
+    # it asks for the token that it prints, and listens to this machine alone
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={notebooks}",
                "--LabApp.default_url=/lab/tree/explorer.ipynb", "--ip=127.0.0.1", f"--port={arguments.port}",
                *(["--no-browser"] if arguments.no_browser else []),
                *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])]  # as in a container
-    return subprocess.run(command, env=environment, check=False).returncode
+    with subprocess.Popen(command, env=environment) as server:
+        # Ctrl-C reaches JupyterLab too, which asks whether to shut down: this process only waits for what it does
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        terminate = signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        try:
+            return server.wait()
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGTERM, terminate)
 
 
 def _report(arguments: argparse.Namespace) -> int:

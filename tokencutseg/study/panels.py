@@ -38,7 +38,7 @@ from tokencutseg.evaluation.inference import enlarged
 from tokencutseg.evaluation.records import score
 from tokencutseg.model.segmenter import TokenCutSeg, resized
 from tokencutseg.model.vqgan import VQGAN
-from tokencutseg.study import exploration
+from tokencutseg.study import exploration, widgets
 from tokencutseg.study.figures.style import SEQUENTIAL, code_colours
 from tokencutseg.study.figures.transformer import inpaint
 from tokencutseg.study.widgets import headless
@@ -76,6 +76,7 @@ def explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str]
     if not headless():
         from IPython.display import display
 
+        widgets.keep_arrow_keys()
         display(build_explorer(model, images, panels))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
-from IPython.display import display
+from IPython.display import Javascript, display
 from matplotlib.figure import Figure
 
 
@@ -22,7 +22,15 @@ def explore(figure: Callable[..., Figure], **controls: Any) -> None:
     def show(**values: Any) -> None:
         display(figure(**values))
 
+    keep_arrow_keys()
     ipywidgets.interact(show, **{name: _lazy(control) for name, control in controls.items()})
+
+
+def keep_arrow_keys() -> None:
+    """Let a list or drop-down that has the focus keep the arrow keys, with which JupyterLab goes to the next cell."""
+    display(Javascript("""document.addEventListener("focusin", event => {
+        if (event.target.matches(".jupyter-widgets select")) event.target.dataset.lmSuppressShortcuts = "true";
+    });"""))
 
 
 def headless() -> bool:
