@@ -153,7 +153,8 @@ def _contents(study: Path, names: dict[str, list[str]]) -> str:
     tables = [f'<h3>{words(name)}</h3>{table_file(study / "tables" / f"{name}.csv")}'
               f'<p><a href="tables/{quote(name)}.csv">{escape(name)}.csv</a></p>' for name in names.get("tables", ())]
     figures = [f'<figure><figcaption>{words(name)}{_vector(study, name)}</figcaption>'
-               f'<a href="figures/{quote(name)}.png"><img loading="lazy" src="figures/{quote(name)}.png" alt="{words(name)}"></a></figure>'
+               f'<a href="figures/{quote(name)}.png"><img loading="lazy" src="figures/{quote(name)}.png" '
+               f'alt="{words(name)}"></a></figure>'
                for name in names.get("figures", ())]
     return "".join(tables) + (f'<h3>Figures</h3><div class="figures">{"".join(figures)}</div>' if figures else "")
 
