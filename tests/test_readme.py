@@ -7,7 +7,14 @@ import pytest
 from tokencutseg.cli import main
 from tokencutseg.study.claims import RULE
 from tokencutseg.study.outputs import OUTPUTS
-from tokencutseg.study.readme import DOCUMENTS, REFERENCE, budgets_markdown, claims_markdown, with_results
+from tokencutseg.study.readme import (
+    DOCUMENTS,
+    REFERENCE,
+    budgets_markdown,
+    claims_markdown,
+    labels_markdown,
+    with_results,
+)
 from tokencutseg.study.runner import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -48,6 +55,20 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
                    "unlabelled_seen": 30, "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(
                        tables / "budgets.csv", index=False)
     assert "| unet | baseline | skin | 20 | 400 | 30 | 50 | 1.5 | cpu |" in budgets_markdown(tmp_path)
+
+
+def test_label_shares_are_shown_as_they_stand(tmp_path):
+    tables = tmp_path / "small-skin" / "tables"
+    tables.mkdir(parents=True)
+    rows = [("tokencutseg", 0.71, None, None, None, None), ("unet", 0.69, 0.02, 0.01, 0.03, 0.004)]
+    table = pd.DataFrame(rows, columns=["method", "mean", "ahead", "ahead_low", "ahead_high", "p_holm"]).assign(
+        fraction=0.05, labels=100, seeds=1, n=600, low=0.6, high=0.8)
+    table.to_csv(tables / "label_efficiency.csv", index=False)
+    ours, theirs = labels_markdown(tmp_path).splitlines()[-2:]
+    assert ours == "| 100 (5%) | TokenCutSeg | 1 | 600 | 0.710 [0.600, 0.800] |  |  |"
+    assert theirs == "| 100 (5%) | U-Net | 1 | 600 | 0.690 [0.600, 0.800] | +0.020 [+0.010, +0.030] | 0.004 |"
+    table.drop(columns="ahead").to_csv(tables / "label_efficiency.csv", index=False)
+    assert "yet" in labels_markdown(tmp_path)
 
 
 def test_every_output_is_listed():

@@ -40,11 +40,12 @@ def test_images_in_a_batch_do_not_mix():
     torch.testing.assert_close(model(images).probabilities[1:2], model(images[1:2]).probabilities, atol=1e-5, rtol=1e-4)
 
 
-def test_training_mode_leaves_a_frozen_tokenizer_alone():
-    model = model_of().train()
+@pytest.mark.parametrize("frozen", [False, True])
+def test_training_mode_leaves_alone_what_is_frozen(frozen):
+    model = model_of(**{"segmentation.frozen_transformer": frozen}).train()
     before = {name: value.clone() for name, value in model.vqgan.state_dict().items()}
     model(torch.rand(2, 3, 32, 32))
-    assert not model.vqgan.training and model.masked_gpt.training
+    assert not model.vqgan.training and model.masked_gpt.training == (not frozen)
     assert all(torch.equal(value, before[name]) for name, value in model.vqgan.state_dict().items())
 
 
@@ -77,7 +78,7 @@ def test_the_fine_tuned_encoder_starts_as_the_tokenizers_and_leaves_the_words_al
     three = model(images)
     assert torch.equal(three.tokens, one.tokens) and not torch.equal(three.logits, one.logits)
     assert torch.equal(three.features, one.features), "a frozen transformer reads the tokenizer's own vectors"
-    model.config = configure("tiny")
+    model.config = configure("tiny", overrides={"segmentation.frozen_transformer": False})
     assert not torch.equal(model(images).features, one.features)
 
 

@@ -137,8 +137,10 @@ def test_the_model_to_explore(tmp_path):
 
 
 @pytest.mark.parametrize(("stage", "setting", "forgot"), [
-    ("segmentation", {}, True), ("segmentation", {"segmentation.frozen_transformer": True}, False),
-    ("segmentation", {"segmentation.mlm_weight": 1.0}, False), ("masked_gpt", {}, False)])
+    ("segmentation", {"segmentation.frozen_transformer": False}, True),
+    ("segmentation", {"segmentation.frozen_transformer": True}, False),
+    ("segmentation", {"segmentation.frozen_transformer": False, "segmentation.mlm_weight": 1.0}, False),
+    ("masked_gpt", {"segmentation.frozen_transformer": False}, False)])
 def test_a_transformer_that_was_trained_on_is_said_to_be(tmp_path, stage, setting, forgot):
     config = configure("tiny", overrides=setting).to_dict()
     (tmp_path / "config.json").write_text(json.dumps({"stage": stage, "config": config}))

@@ -89,8 +89,12 @@ def test_tokenizer_and_codebook_stay_bit_identical(tmp_path, stage, recipe):
     module, _, _ = train(stage, tmp_path, epochs=1, recipe=recipe)
     for name, value in module.model.vqgan.state_dict().items():
         assert torch.equal(value, reference[name]), name
-    changed = made(stage, recipe)[0].model.masked_gpt.state_dict()
-    assert any(not torch.equal(v, changed[n]) for n, v in module.model.masked_gpt.state_dict().items())
+    before = dict(made(stage, recipe)[0].model.named_parameters())
+    learnt = {name for name, value in module.model.named_parameters() if not torch.equal(value, before[name])}
+    expected = {name for name, value in before.items() if value.requires_grad}
+    assert learnt and learnt <= expected and len(learnt) > len(expected) / 2
+    stays = stage == "segmentation" and module.model.config.segmentation.frozen_transformer
+    assert any(name.startswith("masked_gpt.") for name in learnt) == (not stays)
 
 
 def test_only_the_transformer_learns_in_stage_2(tmp_path):
@@ -219,6 +223,14 @@ def test_self_training_waits_for_weights_worth_averaging():
     weights = [module.self_training_weight(step) for step in range(100)]
     assert weights[10] == 0 < weights[11] and weights == sorted(weights)
     assert weights[25] == pytest.approx(0.25) and weights[40:] == [pytest.approx(0.5)] * 60
+
+
+def test_the_second_stage_trains_the_transformer_that_the_third_one_freezes():
+    module, *_ = made("masked_gpt", **{"segmentation.frozen_transformer": True})
+    module.train()
+    assert module.model.masked_gpt.training and not module.model.vqgan.training
+    learning = {name.split(".")[1] for name, p in module.named_parameters() if p.requires_grad}
+    assert learning == {"masked_gpt"}
 
 
 def test_what_was_pretrained_learns_at_its_own_rate():

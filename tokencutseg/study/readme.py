@@ -34,6 +34,24 @@ def model_markdown(reference: Path = REFERENCE) -> str:
     return f"{_table(pd.read_csv(reference / MODEL_STUDY / 'tables/main_results.csv'))}\n"
 
 
+def labels_markdown(reference: Path = REFERENCE) -> str:
+    """Lesion IoU by share of the labels, and how far ours is ahead of each other method on the same images."""
+    parts = []
+    for path in sorted(reference.glob("*/tables/label_efficiency.csv")):
+        table = pd.read_csv(path)
+        if "ahead" not in table:  # made before the comparison was paired
+            continue
+        rows = ["| labels | method | seeds | images | lesion IoU per image [95 %] "
+                "| TokenCutSeg is ahead by [95 %, paired] | p (Holm) |", "|---|---|---|---|---|---|---|"]
+        for row in table.itertuples():
+            ahead = "" if pd.isna(row.ahead) else f"{row.ahead:+.3f} [{row.ahead_low:+.3f}, {row.ahead_high:+.3f}]"
+            p = "" if pd.isna(row.p_holm) else f"{row.p_holm:.2g}"
+            rows.append(f"| {row.labels} ({row.fraction:.0%}) | {NAMES.get(row.method, row.method)} | {row.seeds} "
+                        f"| {row.n} | {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}] | {ahead} | {p} |")
+        parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
+    return "\n".join(parts) if parts else "No committed study has a paired table of label shares yet.\n"
+
+
 def claims_markdown(reference: Path = REFERENCE) -> str:
     """The claims of every committed study that may give verdicts, and what it measured."""
     parts = []
@@ -88,7 +106,8 @@ def switches_markdown() -> str:
 
 def with_results(text: str, reference: Path = REFERENCE) -> str:
     """A document with the tables between its marks brought up to date."""
-    for mark, table in (("results", results_markdown), ("budgets", budgets_markdown), ("claims", claims_markdown),
+    for mark, table in (("results", results_markdown), ("budgets", budgets_markdown), ("labels", labels_markdown),
+                        ("claims", claims_markdown),
                         ("bench", bench_markdown), ("model", model_markdown),
                         ("switches", lambda _: switches_markdown())):
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"

@@ -131,8 +131,7 @@ class Study:
         """Stage 3, trained on the (labelled share of the) training split of `train_set`, by default the primary one.
 
         pretrained=False leaves the transformer untrained (and it then learns at the full rate), to measure what stage 2
-        is worth. `seed` replaces the
-        study's for this stage alone.
+        is worth. `seed` replaces the study's for this stage alone.
         """
         config, train_set = config or self.config, train_set or self.source.primary
         own = config if seed is None else dataclasses.replace(config, seed=seed)

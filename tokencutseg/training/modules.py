@@ -191,6 +191,7 @@ class MaskedGPTModule(StageModule):
     def train(self, mode: bool = True) -> MaskedGPTModule:
         super().train(mode)
         self.model.vqgan.eval()
+        self.model.masked_gpt.train(mode)  # although a later stage may keep it frozen
         return self
 
     def learn(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
