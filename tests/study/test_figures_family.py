@@ -203,7 +203,8 @@ def drawn():
     maps = torch.rand(4, 2, S, S)
     said = Segmentation(tokens[:4].flatten(1), torch.zeros(4, 64, 3), torch.rand(4, 64, 2), maps, maps, torch.zeros(()))
     hidden = torch.rand(3, *GRID) < 0.6
-    filled = transformer.Inpainting(x[:3], tokens[:3], hidden, tokens[:3].roll(1, 1), x[:3], torch.rand(3, *GRID))
+    filled = transformer.Inpainting(x[:3], tokens[:3], hidden, tokens[:3].roll(1, 1), x[:3], torch.rand(3, *GRID),
+                                    torch.rand(3, *GRID, K))
     sets = [image_set(name, split, masks=split == "train") for name in SETS for split in ("train", "unlabelled")]
     pairs = pd.DataFrame([("isic2016", "train", f"ISIC_{i:07d}", "isic2017", "train", f"ISIC_{i + 1:07d}",
                            "near duplicate", 40.0) for i in range(7)], columns=COLUMNS)
@@ -242,7 +243,7 @@ def drawn():
         "feature_quality": partial(ablations.feature_quality, feature_table()),
         "label_efficiency": partial(ablations.label_efficiency, label_table()),
         "deviations": partial(ablations.deviations, deviation_table()),
-        "deviations, one switch": partial(ablations.deviations, deviation_table().iloc[[17, 45]]),
+        "deviations, one switch": partial(ablations.deviations, deviation_table().groupby("recipe").head(1)),
         "revised_steps": partial(ablations.revised_steps, steps_table()),
         "efficiency": partial(ablations.efficiency, cost_table()),
         "baselines": partial(ablations.baselines, baseline_table()),
