@@ -11,4 +11,5 @@ if [ $# -gt 0 ]; then
 fi
 "$venv/bin/ruff" check .
 "$venv/bin/lint-imports"
-exec "$venv/bin/pytest" --cov=tokencutseg --cov-fail-under=85
+export OMP_NUM_THREADS=1  # two processes share the cores
+exec "$venv/bin/pytest" --numprocesses 2 --dist loadgroup --no-loadscope-reorder --cov=tokencutseg --cov-fail-under=85

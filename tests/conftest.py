@@ -11,6 +11,14 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
+def pytest_collection_modifyitems(items):
+    """Of several processes, one takes every test of the tiny study and the others whole files: nothing trains twice."""
+    for item in items:
+        group = "tiny_study" if "tiny_study" in item.fixturenames else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """Decoded images go to a folder of this test run, not to the user's cache."""

@@ -56,3 +56,14 @@ KEYS = """head => [...head.closest("table").tBodies[0].rows].map(row => row.cell
 NUMBERS = f"""table => [...table.tHead.rows[0].cells].map({KEYS}).findIndex(
     keys => new Set(keys).size > 1 && keys.every(key => key !== "" && !isNaN(key)))"""
 """The first column of different numbers, -1 where there is none."""
+
+
+def test_an_executed_notebook_needs_no_network(tiny_study, watch):
+    watched = watch("file:")
+    page = watched.page
+    page.goto((tiny_study / "notebooks" / "03_deepcut_seg.html").as_uri())
+    formulas = page.locator("math").all()
+    assert len(formulas) > 20 and all(formula.bounding_box()["width"] > 3 for formula in formulas)
+    assert "$" not in " ".join(page.locator(".jp-MarkdownOutput").all_inner_texts())
+    assert watched.errors == [] and watched.strangers == []
+    page.close()

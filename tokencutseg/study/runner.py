@@ -29,6 +29,7 @@ from typing import Any, TextIO
 from filelock import FileLock, Timeout
 
 import tokencutseg
+from tokencutseg.study.export import write_html
 from tokencutseg.study.progress import ProgressFile, progress_on
 from tokencutseg.training.progress import PROGRESS_FILE, append_event
 
@@ -270,7 +271,7 @@ def _execute(job: _Job, answer: Connection) -> None:
         what = "the kernel died (killed, or out of memory)" if dead else f"{type(error).__name__}: {error}"
         failure = f"{f'cell In [{cells[0]}]' if cells[0] else 'before its first cell'}: {_one_line(what)}"
     if job.file(".ipynb").exists():
-        _export_html(job.file(".ipynb"))
+        write_html(job.file(".ipynb"))
     answer.send(failure)
 
 
@@ -313,27 +314,6 @@ def _set_environment(job: _Job, private: Path) -> None:
     os.environ[RECORD_FILE] = str(job.file(".done.json"))
     os.environ[RUN_TOKEN] = job.token
     os.environ[PROGRESS_FILE] = str(job.file(".progress.jsonl"))
-
-
-_FOLDING = """{%- extends 'lab/index.html.j2' -%}
-{% block codecell %}
-{%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
-<details><summary style="cursor: pointer; font: var(--jp-content-font-size1) var(--jp-content-font-family);
-margin: 8px 0 8px calc(var(--jp-cell-prompt-width) + 17px)">Solution, computed</summary>
-{{ super() }}
-</details>
-{%- else -%}
-{{ super() }}
-{%- endif -%}
-{% endblock codecell %}"""
-"""nbconvert shows the cells that JupyterLab folds; the page folds them too, with what they have put out."""
-
-
-def _export_html(executed: Path) -> None:
-    from nbconvert import HTMLExporter
-
-    html, _ = HTMLExporter(raw_template=_FOLDING).from_filename(str(executed))
-    executed.with_suffix(".html").write_text(html, encoding="utf-8")
 
 
 def _verdict(outcome: Outcome, job: _Job) -> str:

@@ -1,0 +1,51 @@
+"""An executed notebook as one HTML file that needs nothing else: no network, no script for its formulas."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors import Preprocessor
+from nbformat import NotebookNode
+
+_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock html_head_js -%}
+{%- block html_head_js_mathjax -%}{%- endblock html_head_js_mathjax -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock html_head_js_mermaidjs -%}
+{% block codecell %}
+{%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
+<details><summary style="cursor: pointer; font: var(--jp-content-font-size1) var(--jp-content-font-family);
+margin: 8px 0 8px calc(var(--jp-cell-prompt-width) + 17px)">Solution, computed</summary>
+{{ super() }}
+</details>
+{%- else -%}
+{{ super() }}
+{%- endif -%}
+{% endblock codecell %}"""
+"""Without the scripts that nbconvert's own page fetches. It shows the cells that JupyterLab folds; this one folds them
+too, with what they have put out."""
+_MATHS = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
+
+
+class MathML(Preprocessor):
+    """LaTeX in Markdown cells, as in ``$x$`` and ``$$x$$``, becomes MathML, which browsers draw by themselves."""
+
+    def preprocess_cell(self, cell: NotebookNode, resources: dict[str, Any], index: int) -> tuple[NotebookNode, dict]:
+        if cell.cell_type == "markdown":
+            cell.source = _MATHS.sub(_mathml, cell.source)
+        return cell, resources
+
+
+def _mathml(found: re.Match[str]) -> str:
+    if found["code"]:
+        return found["code"]
+    return convert(found["block"] or found["inline"], display="block" if found["block"] else "inline")
+
+
+def write_html(executed: Path) -> None:
+    """Writes ``<name>.html`` beside an executed notebook ``<name>.ipynb``."""
+    html, _ = HTMLExporter(raw_template=_TEMPLATE, preprocessors=[MathML]).from_filename(str(executed))
+    executed.with_suffix(".html").write_text(html, encoding="utf-8")
