@@ -9,7 +9,7 @@ import pytest
 from page import Page
 from PIL import Image
 
-from tokencutseg.study.pages import MAX_ROWS, table_html, write_index
+from tokencutseg.study.pages import MAX_ROWS, readable, table_html, write_index
 
 
 @pytest.fixture
@@ -87,3 +87,15 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes():
 def test_long_tables_say_that_they_are_cut():
     text = Page(table_html(pd.DataFrame({"epoch": range(MAX_ROWS + 40)}), "history")).text
     assert text[-2:] == [str(MAX_ROWS - 1), f"The first {MAX_ROWS} of {MAX_ROWS + 40} rows."]
+
+
+def test_readable_joins_an_estimate_and_its_interval():
+    table = pd.DataFrame({"n": [600, 7], "complete": [True, False], "mean": [0.73712, np.nan],
+                          "difference": [-0.01, 0.5], "low": [-0.02, np.nan], "high": [0.004, np.nan],
+                          "ahead": [0.1, 0.2], "ahead_low": [0.05, 0.1], "ahead_high": [0.15, 0.3],
+                          "seed_low": [0.7, 0.8], "p": [0.0048378, np.nan]}, index=[4, 2])
+    expected = pd.DataFrame({"n": ["600", "7"], "complete": ["yes", "no"], "mean": ["0.7371", "–"],
+                             "difference": ["-0.010 [-0.020, 0.004]", "0.5"],
+                             "ahead": ["0.100 [0.050, 0.150]", "0.200 [0.100, 0.300]"],
+                             "seed_low": ["0.7", "0.8"], "p": ["0.004838", "–"]}, index=[4, 2])
+    pd.testing.assert_frame_equal(readable(table), expected)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 
 MAX_ROWS = 60
@@ -140,13 +141,39 @@ def table_of(rows: Collection[Mapping[str, Cell]], label: str, columns: Sequence
 
 def shown(value: Any) -> str:
     """A table's value for reading, escaped."""
+    return escape(_plain(value))
+
+
+def _plain(value: Any) -> str:
     if pd.isna(value):
         return "–"
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return escape(str(value))
+    return str(value)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` as text, narrow enough to read: numbers rounded, and an estimate in one column with its interval.
+
+    The bounds ``x_low`` and ``x_high`` belong to the column ``x``, and ``low`` and ``high`` to the column before them.
+    """
+    columns = list(table)
+    bounds = {}  # of an estimate: the names of its two columns
+    for low in columns:
+        estimate = columns[columns.index(low) - 1] if low == "low" else low.removesuffix("_low")
+        if low == "low" or (estimate != low and estimate in columns):
+            bounds[estimate] = (low, low.removesuffix("low") + "high")
+    read = {}
+    for name in columns:
+        if name in bounds:
+            triples = zip(table[name], *(table[column] for column in bounds[name]), strict=True)
+            read[name] = [f"{value:.3f} [{low:.3f}, {high:.3f}]" if pd.notna(low) else _plain(value)
+                          for value, low, high in triples]
+        elif not any(name in pair for pair in bounds.values()):
+            read[name] = [_plain(value) for value in table[name]]
+    return pd.DataFrame(read, index=table.index)
 
 
 def _contents(study: Path, names: dict[str, list[str]]) -> str:
