@@ -16,7 +16,7 @@ from tokencutseg.bench.loop import training_loop
 from tokencutseg.bench.measure import alternate, matmul_rate
 from tokencutseg.config import Config
 from tokencutseg.model.segmenter import TokenCutSeg
-from tokencutseg.study.figures.style import BLUE, GREY, ORANGE, PALETTE, canvas
+from tokencutseg.study.figures.style import BLUE, FILES, GREY, ORANGE, PALETTE, SMALL, canvas, legend_below
 from tokencutseg.study.store import environment, write_json
 from tokencutseg.training.fit import write_csv
 
@@ -142,7 +142,8 @@ def projection(config: Config, rate: float, share: float = 0.4, images: int = 20
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
-    """`lines.csv`, `scaling.csv`, `exponents.csv`, `projection.csv`, `machine.json`, `ratios.png`, `scaling.png`."""
+    """`lines.csv`, `scaling.csv`, `exponents.csv`, `projection.csv`, `machine.json`, and as
+    `.png` and `.pdf` the figures `ratios` and `scaling`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("lines", "scaling", "exponents", "projection"):
         write_csv(pd.DataFrame(result[name]), folder / f"{name}.csv")
@@ -150,7 +151,8 @@ def write(result: dict[str, Any], folder: Path) -> None:
     for name, figure in (("ratios", ratios_figure(pd.DataFrame(result["lines"]))),
                          ("scaling", scaling_figure(pd.DataFrame(result["scaling"]),
                                                     pd.DataFrame(result["exponents"])))):
-        figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+        for suffix, options in FILES.items():
+            figure.savefig(folder / f"{name}{suffix}", **options)
 
 
 def dumped(result: dict[str, Any]) -> str:
@@ -171,34 +173,37 @@ def ratios_figure(table: pd.DataFrame) -> Figure:
     rows = table.dropna(subset="ratio").iloc[::-1].reset_index(drop=True)
     best = rows.loc[rows["ratio"].idxmax()]
     figure, axes = canvas(1, 1, 0.8 + 0.42 * len(rows), title=(
-        f"{best['line']}: {best['ratio']:.0f} times faster than its plain formulation"))
+        f"{best['line'].capitalize()}: {_times(best['ratio'])} as fast as its plain formulation"))
     axis = axes[0, 0]
-    for column, colour, label, shift in (("ratio", BLUE, "time", 0.12), ("memory_ratio", ORANGE, "memory", -0.12)):
+    for column, colour, label, shift in (("ratio", BLUE, "time", 0.17), ("memory_ratio", ORANGE, "memory", -0.17)):
         values = rows[column].astype(float)
         axis.plot(values, rows.index + shift, "o", color=colour, label=label)
         for value, at in zip(values, rows.index, strict=True):
             if np.isfinite(value):
-                axis.annotate(f"{value:.3g}×", (value, at + shift), (6, -3), textcoords="offset points", fontsize=7.5)
+                axis.annotate(_times(value), (value, at + shift), (6, -3), textcoords="offset points", fontsize=SMALL)
     axis.axvline(1, color=GREY, linewidth=1)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_yticks(rows.index, [f"{row.line}\nagainst {row.against}" for row in rows.itertuples()], fontsize=7.5)
+    axis.set_yticks(rows.index, [f"{row.line}\nagainst {row.against}" for row in rows.itertuples()])
     axis.set(xlabel="plain formulation / ours (log scale)", ylim=(-0.6, len(rows) - 0.4))
     axis.margins(x=0.12)
-    axis.legend(loc="lower right")
+    legend_below(axis)
     return figure
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.2g}×"
 
 
 def scaling_figure(table: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
     """Time and peak memory over the number of tokens, both log, with the fitted exponents."""
     worst = slopes.loc[slopes["memory"].idxmax()]
-    figure, axes = canvas(1, 2, 2.9, title=f"Memory grows as T^{worst['memory']:.2f} at most ({worst['part']})")
-    for axis, column, unit, scale in ((axes[0, 0], "seconds", "time of one image (ms)", 1e3),
-                                      (axes[0, 1], "peak_bytes", "activations at peak (MB)", 1e-6)):
-        kind = "time" if column == "seconds" else "memory"
+    figure, axes = canvas(1, 2, 2.9, title=f"Memory grows as $T^{{{worst['memory']:.2f}}}$ at most ({worst['part']})")
+    for axis, kind, column, unit, scale in ((axes[0, 0], "time", "seconds", "time of one image (ms)", 1e3),
+                                            (axes[0, 1], "memory", "peak_bytes", "activations at peak (MB)", 1e-6)):
         for (part, own), colour in zip(table.groupby("part", sort=False), PALETTE, strict=False):
             slope = slopes.set_index("part").loc[part, kind]
-            axis.plot(own["T"], scale * own[column], "o-", color=colour, label=f"{part}, T^{slope:.2f}")
+            axis.plot(own["T"], scale * own[column], "o-", color=colour, label=f"{part}: $T^{{{slope:.2f}}}$")
         axis.set(xscale="log", yscale="log", xlabel="tokens T (log scale)", ylabel=f"{unit} (log scale)")
-        axis.legend(fontsize=7)
+    legend_below(axes[0])
     return figure
