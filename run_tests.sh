@@ -12,4 +12,4 @@ fi
 "$venv/bin/ruff" check .
 "$venv/bin/lint-imports"
 export OMP_NUM_THREADS=1  # two processes share the cores
-exec "$venv/bin/pytest" --numprocesses 2 --dist loadgroup --no-loadscope-reorder --cov=tokencutseg --cov-fail-under=85
+exec "$venv/bin/pytest" --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov=tokencutseg --cov-fail-under=85
