@@ -11,5 +11,4 @@ if [ $# -gt 0 ]; then
 fi
 "$venv/bin/ruff" check .
 "$venv/bin/lint-imports"
-export OMP_NUM_THREADS=1  # two processes share the cores
-exec "$venv/bin/pytest" --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov=tokencutseg --cov-fail-under=85
+exec "$venv/bin/pytest" --cov=tokencutseg --cov-fail-under=85

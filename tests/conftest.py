@@ -11,19 +11,6 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """Each process takes whole files, and one takes every file of the tiny study, which then is trained once."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid):
-            file = super()._split_scope(nodeid)
-            return "tiny study" if file.startswith("tests/browser/") or file == "tests/test_notebooks.py" else file
-
-    return Scheduling(config, log)
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """Decoded images go to a folder of this test run, not to the user's cache."""

@@ -29,7 +29,6 @@ from typing import Any, TextIO
 from filelock import FileLock, Timeout
 
 import tokencutseg
-from tokencutseg.study.export import write_html
 from tokencutseg.study.progress import ProgressFile, progress_on
 from tokencutseg.training.progress import PROGRESS_FILE, append_event
 
@@ -271,6 +270,8 @@ def _execute(job: _Job, answer: Connection) -> None:
         what = "the kernel died (killed, or out of memory)" if dead else f"{type(error).__name__}: {error}"
         failure = f"{f'cell In [{cells[0]}]' if cells[0] else 'before its first cell'}: {_one_line(what)}"
     if job.file(".ipynb").exists():
+        from tokencutseg.study.export import write_html  # here, as nbconvert takes seconds to import
+
         write_html(job.file(".ipynb"))
     answer.send(failure)
 
