@@ -62,6 +62,7 @@ def test_an_executed_notebook_needs_no_network(tiny_study, watch):
     watched = watch("file:")
     page = watched.page
     page.goto((tiny_study / "notebooks" / "03_deepcut_seg.html").as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
     formulas = page.locator("math").all()
     assert len(formulas) > 20 and all(formula.bounding_box()["width"] > 1 for formula in formulas)
     assert "$" not in " ".join(page.locator(".jp-MarkdownOutput").all_inner_texts())

@@ -142,6 +142,8 @@ def run_study(notebooks: Sequence[Path], parameters: dict[str, Any], study: Path
     every = [_Job(path.resolve(), study.resolve(), parameters, timeout, threads, keys[path]) for path in notebooks]
     kept = [job for job in every if not again and _is_up_to_date(job)]
     pending = deque(job for job in every if job not in kept)
+    if jobs > 1:
+        pending.rotate(1)  # the ablations, which take longest, shall not be what the others have left for the end
     running: dict[int, _Running] = {}  # by the sentinel of the process
     outcomes = {job.notebook: Outcome(job.name, None, 0.0) for job in kept}
     progress = progress_on(stream or sys.stderr)
