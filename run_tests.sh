@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv, then lint, import rules and all tests with coverage. With arguments, only pytest with those arguments.
+# Sets up .venv, then lint, import rules and all tests. With arguments, only pytest with those arguments:
+# ./run_tests.sh --cov=tokencutseg measures coverage, which takes half as long again.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up
@@ -11,4 +12,4 @@ if [ $# -gt 0 ]; then
 fi
 "$venv/bin/ruff" check .
 "$venv/bin/lint-imports"
-exec "$venv/bin/pytest" --cov=tokencutseg --cov-fail-under=85
+exec "$venv/bin/pytest"
