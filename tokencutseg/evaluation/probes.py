@@ -74,7 +74,9 @@ def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, most: 
     x, y = features.flatten(0, 1), labels.flatten()
     keep = torch.linspace(0, len(x) - 1, min(most, len(x))).long()
     scaler = StandardScaler().fit(x[keep].numpy())
-    probe = LogisticRegression(max_iter=200, class_weight="balanced").fit(scaler.transform(x[keep].numpy()), y[keep])
+    # few features and many tokens: Newton's method converges in a few steps, where L-BFGS may not
+    probe = LogisticRegression(solver="newton-cholesky", class_weight="balanced")
+    probe.fit(scaler.transform(x[keep].numpy()), y[keep])
     margins = probe.decision_function(scaler.transform(test_features.flatten(0, 1).numpy()))
     return margins.reshape(test_features.shape[:2])
 
