@@ -71,13 +71,13 @@ def cell_labels(images: ImageSet, grid: tuple[int, int]) -> Tensor:
 def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, most: int = 20_000) -> np.ndarray:
     """Logistic regression from (N, T, E) features to (N, T) lesion labels: its margins for other images' tokens,
     (M, T), lesion where positive. At most `most` training tokens are used, evenly spaced."""
-    x, y = features.flatten(0, 1), labels.flatten()
+    x, y = features.flatten(0, 1).double(), labels.flatten()
     keep = torch.linspace(0, len(x) - 1, min(most, len(x))).long()
     scaler = StandardScaler().fit(x[keep].numpy())
     # few features and many tokens: Newton's method converges in a few steps, where L-BFGS may not
     probe = LogisticRegression(solver="newton-cholesky", class_weight="balanced")
     probe.fit(scaler.transform(x[keep].numpy()), y[keep])
-    margins = probe.decision_function(scaler.transform(test_features.flatten(0, 1).numpy()))
+    margins = probe.decision_function(scaler.transform(test_features.flatten(0, 1).double().numpy()))
     return margins.reshape(test_features.shape[:2])
 
 
