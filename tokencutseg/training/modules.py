@@ -173,6 +173,8 @@ class VQGANModule(StageModule):
     def configure_optimizers(self) -> Any:
         optimizers = [torch.optim.Adam(m.parameters(), self.config.learning_rate, betas=(0.5, 0.9), fused=True)
                       for m in (self.vqgan, self.discriminator)]
+        if not self.config.stepping_schedule:  # a schedule that only starts would leave the rate at its warm-up's first
+            return optimizers
         total = self.total_steps()
         return optimizers, [warm_cosine(optimizers[0], total),
                             warm_cosine(optimizers[1], max(1, total - self.config.disc_start))]
