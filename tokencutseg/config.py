@@ -183,7 +183,7 @@ class SegmentationConfig:
     """Released under Lightning < 2.2: fit() put the tokenizer back in train mode, and its EMA codebook drifted."""
     frozen_transformer: bool = False
     """True keeps the pretrained transformer as it is, reading the tokenizer's own vectors."""
-    augmentation: Literal["released", "none"] = "released"
+    augmentation: Literal["released", "plain", "none"] = "released"
     schedule: Literal["cosine", "one_cycle"] = "one_cycle"
     """cosine: per epoch down to a tenth (released). one_cycle: warm-up, then cosine to zero, per step."""
     weight_average: bool = True
@@ -230,6 +230,8 @@ class AblationConfig:
     label_fractions: tuple[float, ...] = (0.05, 1.0)
     label_recipes: tuple[str, ...] = ()
     """Recipes that the table of label shares holds beside the study's own."""
+    plain_unet: bool = False
+    """Whether that table holds a second U-Net, trained the plain way (`grids.PLAIN`)."""
     deviations: tuple[str, ...] = ("segmentation.loss_input",)
     steps: tuple[str, ...] = ("segmentation.encoder",)
     """Switches by which `described` becomes `revised`, in the order in which they are tried."""
@@ -425,7 +427,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation.lpips_images": 200, "evaluation.rivals": ["otsu", "unet", "released", "described"],
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
-        "ablation.label_recipes": ["released"],
+        "ablation.label_recipes": ["released"], "ablation.plain_unet": True,
         "ablation.steps": ["masked_gpt.inputs", "masked_gpt.mask_pattern", "segmentation.graph_radius",
                            "segmentation.deepcut_loss_weight", "segmentation.upsampling", "segmentation.encoder",
                            "segmentation.transformer_rate", "segmentation.weight_average", "segmentation.batch_size",
@@ -471,7 +473,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         ],
     },
 }
-for _key in ("evaluation.rivals", "ablation.steps", "ablation.label_recipes", "ablation.baselines"):
+for _key in ("evaluation.rivals", "ablation.steps", "ablation.label_recipes", "ablation.plain_unet",
+             "ablation.baselines"):
     PRESETS["full"][_key] = PRESETS["small"][_key]
 
 _RELEASED: dict[str, Any] = {

@@ -126,6 +126,17 @@ def test_quarter_turn_alone_equals_torch_rot90():
     assert seen == {0, 1, 2, 3}
 
 
+@settings(max_examples=30, deadline=None)
+@given(B=st.integers(1, 9), S=st.integers(2, 20), seed=st.integers(0, 999))
+def test_plain_moves_no_pixel_off_the_grid(B, S, seed):
+    images, masks = batch(B, S, seed)
+    out, out_masks = Augmentation("plain", photometric=0.0)(images, masks, seeded(seed))
+    for before, after in ((images, out), (masks, out_masks)):
+        for one, new in zip(before, after, strict=True):
+            symmetries = [torch.rot90(x, k, (-2, -1)) for x in (one, one.flip(-1)) for k in range(4)]
+            assert any(torch.equal(new, x) for x in symmetries)
+
+
 # probabilities
 
 @pytest.mark.parametrize("step", STEPS)
@@ -253,7 +264,7 @@ def test_brightness_contrast_is_affine_and_gamma_a_power():
 # bad input
 
 def test_unknown_names_are_errors_that_list_the_known():
-    with pytest.raises(ConfigError, match="Known: released, none"):
+    with pytest.raises(ConfigError, match="Known: released, plain, none"):
         Augmentation("strong")
     with pytest.raises(ConfigError, match=r"step blur\. Known: horizontal_flip"):
         Augmentation(blur=0.5)

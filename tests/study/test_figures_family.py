@@ -82,7 +82,7 @@ def label_table():
     fractions = list(SMALL.ablation.label_fractions)
     return pd.concat([grid_table("fraction", fractions, method=method, labels=[int(2000 * f) for f in fractions],
                                  seeds=3, seed_low=0.5, seed_high=0.6)
-                      for method in ("tokencutseg", "released", "unet")], ignore_index=True)
+                      for method in ("tokencutseg", "released", "unet", "unet_plain")], ignore_index=True)
 
 
 def deviation_table():

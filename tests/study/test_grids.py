@@ -22,7 +22,7 @@ SMALL = {
     "masked_gpt.images_per_epoch": 16, "masked_gpt.batch_size": 16, "segmentation.images_per_epoch": 16,
     "segmentation.batch_size": 16, "segmentation.learning_rate": 1e-2,
     "ablation.images_per_epoch": 16, "ablation.seeds": 2, "ablation.deviation_seeds": 2,
-    "ablation.deviations": ["segmentation.loss_input", "segmentation.affinity"],
+    "ablation.deviations": ["segmentation.loss_input", "segmentation.affinity"], "ablation.plain_unet": True,
 }
 SCORE = {"definition", "measure", "n", "mean", "low", "high"}
 
@@ -123,14 +123,23 @@ def test_label_efficiency(study):
     table = grids.label_efficiency(study)
     assert_scores(table)
     assert list(zip(table["method"], table["fraction"], table["labels"], strict=True)) == [
-        ("tokencutseg", 0.25, 4), ("unet", 0.25, 4), ("tokencutseg", 1.0, 16), ("unet", 1.0, 16)]
+        (method, *share) for share in ((0.25, 4), (1.0, 16)) for method in ("tokencutseg", "unet", "unet_plain")]
     assert (table["seeds"] == 2).all() and (table["n"] == 6).all()
     np.testing.assert_allclose(table["mean"], (table["seed_low"] + table["seed_high"]) / 2)
-    ours, unet = (table[table["method"] == method].set_index("fraction") for method in ("tokencutseg", "unet"))
+    mine = table["method"] == "tokencutseg"
+    ours, others = table[mine].set_index("fraction"), table[~mine]
     assert ours[["ahead", "p", "p_holm"]].isna().all(axis=None)
-    np.testing.assert_allclose(unet["ahead"], ours["mean"] - unet["mean"], atol=1e-12)
-    assert unet["ahead"].between(unet["ahead_low"], unet["ahead_high"]).all()
-    np.testing.assert_allclose(unet["p_holm"], holm(unet["p"]))
+    np.testing.assert_allclose(others["ahead"], others["fraction"].map(ours["mean"]) - others["mean"], atol=1e-12)
+    assert others["ahead"].between(others["ahead_low"], others["ahead_high"]).all()
+    np.testing.assert_allclose(others["p_holm"], holm(others["p"]))
+
+
+def test_the_plain_unet_is_another_training_of_the_same_network(study):
+    config = grids.shortened(study.config)
+    runs = [study.baseline("unet", config=own) for own in (config, config.override(grids.PLAIN))]
+    assert runs[0].folder != runs[1].folder
+    assert len({run.metrics["images_seen"] for run in runs}) == 1
+    assert all(grids.PLAIN[name] == runs[1].config.value(name) for name in grids.PLAIN)
 
 
 def test_revised_steps_keep_what_validation_likes(study):

@@ -28,9 +28,15 @@ STRENGTHS: dict[str, dict[str, float]] = {
         "warp": 0.3,
         "photometric": 0.3,
     },
+    "plain": {
+        "horizontal_flip": 0.5,
+        "vertical_flip": 0.5,
+        "quarter_turn": 1.0,
+        "photometric": 1.0,
+    },
     "none": {},
 }
-"""Probability of each step, by name; a step that is not named has probability 0."""
+"""Probability of each step, by name; a step that is not named has probability 0. "plain" only permutes pixels."""
 
 SHIFT, SCALE, ANGLE = 0.0625, 0.1, math.radians(45)
 """Largest shift (share of the side), change of scale and rotation, either way."""
@@ -50,7 +56,8 @@ class Augmentation:
     """Random augmentation of a batch of images together with their masks.
 
     Args:
-        strength: "released" (the released training code's list) or "none" (the identity).
+        strength: "released" (the released training code's list), "plain" (its flips, turns and photometric changes) or
+            "none" (the identity).
         probability: replaces single probabilities of that list, e.g. ``warp=0.0``.
 
     Raises ConfigError for an unknown strength or step.

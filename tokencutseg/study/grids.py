@@ -59,6 +59,11 @@ TOGETHER = {
 """Switches that mean something only with others: joint training is its masked-token loss, a rate has its batch."""
 ALTERNATIVES = {"segmentation.affinity": "feature", "segmentation.frozen_codebook": False}
 """What a switch is turned to where `released` and `revised` set it alike."""
+PLAIN = {"segmentation.augmentation": "plain", "segmentation.weight_average": False,
+         "segmentation.test_time_flips": False, "segmentation.schedule": "one_cycle", "segmentation.batch_size": 16,
+         "segmentation.learning_rate": 2e-3, "segmentation.class_weighted_dice": False,
+         "segmentation.cross_entropy_weight": 1.0}
+"""How a U-Net is commonly trained: flips, turns and brightness, the last weights and not their average, one look."""
 
 
 def shortened(config: Config, first_stage: str = "segmentation") -> Config:
@@ -189,9 +194,9 @@ def feature_quality(study: Study) -> pd.DataFrame:
 
 def label_efficiency(study: Study) -> pd.DataFrame:
     """Test scores by share of labels: our method (self-supervised stages on all images), other recipes of it
-    (`ablation.label_recipes`), and a U-Net.
+    (`ablation.label_recipes`), a U-Net under our loop, and one trained the plain way (`ablation.plain_unet`).
 
-    Every share trains for the same number of steps. One row per method and share; another recipe than the study's own
+    Every share sees as many labelled images. One row per method and share; another recipe than the study's own
     is a method of its name. The interval is over images, with an image's scores under all seeds drawn together;
     `seed_low` and `seed_high` are the means of the worst and best seed. For every other method how far ours is ahead:
     the paired difference over images and seeds `ahead` with its interval `ahead_low`, `ahead_high`, Wilcoxon's p, and
@@ -202,12 +207,15 @@ def label_efficiency(study: Study) -> pd.DataFrame:
     for fraction in ablation.label_fractions:
         config = shortened(study.config).override({"data.label_fraction": fraction})
         others = [recipe for recipe in ablation.label_recipes if recipe != study.config.recipe]
+        cells = {"tokencutseg": ("tokencutseg", config)}
+        cells |= {recipe: ("tokencutseg", shortened(study.config.under(recipe)).override(
+            {"data.label_fraction": fraction})) for recipe in others}
+        cells["unet"] = ("unet", config)
+        if ablation.plain_unet:
+            cells["unet_plain"] = ("unet", config.override(PLAIN))
         ours: list[pd.DataFrame] = []
-        for method in ("tokencutseg", *others, "unet"):
-            own = config if method not in others else shortened(study.config.under(method)).override(
-                {"data.label_fraction": fraction})
-            runs = [segment_with(study, "unet" if method == "unet" else "tokencutseg", own, seed)
-                    for seed in range(first, first + ablation.seeds)]
+        for method, (network, own) in cells.items():
+            runs = [segment_with(study, network, own, seed) for seed in range(first, first + ablation.seeds)]
             scored = [study.records(run, primary, "test") for run in runs]
             ours = ours or scored
             ahead = {} if method == "tokencutseg" else _lead(seeded_difference(ours, scored, "iou", draws, first))

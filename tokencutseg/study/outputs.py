@@ -97,7 +97,8 @@ CAPTIONS = {
     "feature_quality":
         "Two heads on the same frozen features, from raw colour to a supervised network's.",
     "label_efficiency":
-        "Lesion IoU over the share of labels. Bands are 95 % intervals over images, bars the range of seeds.",
+        "Lesion IoU over the share of labels. Bands are 95 % intervals over images, bars the range of seeds; "
+        "unet_plain is the U-Net trained the plain way, with flips and brightness only.",
     "deviations":
         "What one switch does to the score, in both recipes. Where an interval crosses zero, it may do "
         "nothing.",

@@ -17,7 +17,8 @@ REFERENCE = ROOT / "results" / "reference"
 MODEL_STUDY = "small-isic2017"
 """The committed study that the model beside the package is from."""
 DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md", PRETRAINED / "README.md")
-NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Otsu threshold", "unet": "U-Net"}
+NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Otsu threshold", "unet": "U-Net",
+         "unet_plain": "U-Net, trained plainly"}
 
 
 def results_markdown(reference: Path = REFERENCE) -> str:

@@ -46,11 +46,11 @@ GREY = "#6E6E6E"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#F0E442", GREY)
 METHODS = {"tokencutseg": BLUE, "unet": ORANGE, "otsu": "#444444", "released": RED, "described": PURPLE,
            "revised": GREEN, "unetplusplus": "#7A4A00", "fpn": SKY, "deeplabv3plus": "#99004D", "segformer": "#8F7CEB",
-           "upernet": "#10104D"}
+           "upernet": "#10104D", "unet_plain": "#A89048"}
 """One colour per method, in every figure. BLUE is also the one thing that a figure of our method alone is about (the
 validation, blobs, the graph head), and SKY the plainer thing beside it (the training, single words, a linear probe)."""
 _OTHERS = ("#999933", "#882255", "#117733", "#AA4499")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "d")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "d", "p")
 TERMS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#AA4499", "#88CCEE")
 """Parts of a loss, in their order (after Tol's muted scheme); no method has these colours."""
 DEFINITIONS = {name: (mpl.colors.to_hex(mpl.colormaps["viridis"](at)), marker) for name, at, marker in (
@@ -256,5 +256,5 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
 def method_markers(methods: Iterable[str]) -> dict[str, str]:
     """A marker for each method: with many methods, colours alone do not tell."""
     known = dict(zip(METHODS, _MARKERS, strict=True))
-    others = itertools.cycle(("p", "8", "h", "|"))
+    others = itertools.cycle(("8", "h", "|", "1"))
     return {method: known.get(method) or next(others) for method in dict.fromkeys(methods)}
