@@ -61,6 +61,11 @@ def test_without_images_a_published_value_is_not_testable():
     assert len(table) == 2 * len(PUBLISHED) + 6
 
 
+def test_a_pair_that_the_study_leaves_out_is_said_to_be_left_out():
+    found = verdict(claims(no_results()), "mIoU isic2016 → isic2016")
+    assert found["reason"] == "this study does not train and test isic2016 → isic2016"
+
+
 def test_partial_data_are_named_in_the_reason():
     results = pd.DataFrame([row("isic2016", "isic2016", "pooled_two_class", "dice", 0.95, complete=False,
                                 note="isic2016 test partial: 305 of 379")])

@@ -134,6 +134,15 @@ def test_label_efficiency(study):
     np.testing.assert_allclose(others["p_holm"], holm(others["p"]))
 
 
+def test_claims_rest_on_what_the_study_has_written(study):
+    def reason():
+        return grids.claims(study).set_index("claim").loc["label-efficient", "reason"]
+
+    assert reason() == "this study has not written label_efficiency yet"
+    study.table("label_efficiency", grids.label_efficiency(study))
+    assert reason().startswith("preset tiny is a demonstration; at 25% of the labels")
+
+
 def test_the_plain_unet_is_another_training_of_the_same_network(study):
     config = grids.shortened(study.config)
     runs = [study.baseline("unet", config=own) for own in (config, config.override(grids.PLAIN))]

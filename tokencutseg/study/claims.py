@@ -86,7 +86,7 @@ def _cell(results: pd.DataFrame, train: str, test: str, measure: str, method: st
     experiment, definition = "main_results", "pooled_two_class"
     found = _find(results, train=train, test=test, method=method, definition=definition, measure=measure)
     if found is None:
-        return _row(claim, experiment, "not testable here", f"no images of {train} → {test}", definition=definition,
+        return _row(claim, experiment, "not testable here", _absent(results, train, test), definition=definition,
                     published=published)
     holds = published <= found["high"]
     reason = "within or below the measured interval" if holds else "above the measured interval"
@@ -97,8 +97,14 @@ def _cell(results: pd.DataFrame, train: str, test: str, measure: str, method: st
                 complete=bool(found["complete"]))
 
 
+def _absent(results: pd.DataFrame, train: str, test: str) -> str:
+    """Why a pair has no score: its images are missing, or the study is about others."""
+    rows = results[(results["train"] == train) & (results["test"] == test)]
+    return f"no images of {train} → {test}" if len(rows) else f"this study does not train and test {train} → {test}"
+
+
 def _unwritten(claim: str, table: str) -> dict[str, object]:
-    return _row(claim, table, "not testable here", f"notebook 05 has not written {table} yet")
+    return _row(claim, table, "not testable here", f"this study has not written {table} yet")
 
 
 def _state_of_the_art(table: pd.DataFrame | None) -> dict[str, object]:
@@ -143,7 +149,7 @@ def _generalisation(results: pd.DataFrame) -> dict[str, object]:
     own, away = (_find(results, train="isic2016", test=test, method="tokencutseg", definition="image_lesion",
                        measure="iou") for test in ("isic2016", "isic2017"))
     if own is None or away is None:
-        return _row(claim, experiment, "not testable here", "no images of isic2016 → isic2017")
+        return _row(claim, experiment, "not testable here", _absent(results, "isic2016", "isic2017"))
     change = f"lesion IoU {own['mean']:.3f} on isic2016 and {away['mean']:.3f} on isic2017"
     holds = away["high"] >= own["low"]
     return _row(claim, experiment, "supported" if holds else "not supported", change, definition="image_lesion",

@@ -41,6 +41,7 @@ from tokencutseg.model.deepcut import stencil_offsets
 from tokencutseg.model.saved import build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.claims import DEMONSTRATIONS
+from tokencutseg.study.claims import claims as judged
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
 from tokencutseg.study.tables import budgets, leakage, main_results, written
@@ -384,18 +385,27 @@ def _pretraining(study: Study) -> float:
     return sum(seconds for run, seconds in before.items() if not (joint and run == study.transformer().id))
 
 
-TABLES = {table.__name__: table for table in (
-    main_results, budgets, leakage, codebook_size, stages, graph_radius, feature_quality, label_efficiency, deviations,
-    revised_steps, efficiency, baselines)}
-"""The tables that rest on trainings, by name; each is made alone from a study."""
+EVIDENCE = (label_efficiency, baselines, feature_quality)
+"""The tables of notebook 05 that claims rest on."""
 
 
 def evidence(study: Study) -> dict[str, pd.DataFrame | None]:
-    """The tables of notebook 05 that the claims rest on, by name: made anew, or, in a demonstration, which gives no
-    verdict anyway, as far as they have been written."""
+    """`EVIDENCE` by name: made anew, or, in a demonstration, which gives no verdict anyway, as far as it has been
+    written."""
     demonstration = study.config.preset in DEMONSTRATIONS
-    return {table.__name__: written(study, table.__name__) if demonstration else table(study)
-            for table in (label_efficiency, baselines, feature_quality)}
+    return {table.__name__: written(study, table.__name__) if demonstration else table(study) for table in EVIDENCE}
+
+
+def claims(study: Study) -> pd.DataFrame:
+    """Every claim with its verdict, from the main results and from as much of `EVIDENCE` as the study has written."""
+    found = {table.__name__: written(study, table.__name__) for table in EVIDENCE}
+    return judged(main_results(study), found, study.config.preset)
+
+
+TABLES = {table.__name__: table for table in (
+    main_results, budgets, leakage, codebook_size, stages, graph_radius, feature_quality, label_efficiency, deviations,
+    revised_steps, efficiency, baselines, claims)}
+"""The tables that rest on trainings, by name; each is made alone from a study."""
 
 
 def recipe_table() -> pd.DataFrame:
