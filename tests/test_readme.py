@@ -48,7 +48,9 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
             ("robust", None, None, None, None, "not testable here", "no measure")]
     pd.DataFrame(rows, columns=["claim", "published", "measured", "low", "high", "verdict", "reason"]).assign(
         definition="image_lesion").to_csv(tables / "claims.csv", index=False)
+    (tables.parent / "config.json").write_text('{"preset": "small", "recipe": "released"}')
     shown = claims_markdown(tmp_path)
+    assert "Study `small-skin`, preset `small`, recipe `released`:" in shown
     assert "| mIoU is 81.37% | 0.8137 | 0.7012 [0.690, 0.710] image_lesion | **not supported** | above |" in shown
     assert "| robust |  |  | **not testable here** | no measure |" in shown and RULE in shown
     pd.DataFrame([{"method": "unet", "stage": "baseline", "saw": "skin", "training_images": 20, "images_seen": 400,

@@ -427,7 +427,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation.lpips_images": 200, "evaluation.rivals": ["otsu", "unet", "released", "described"],
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
-        "ablation.label_recipes": ["released"], "ablation.plain_unet": True,
+        "ablation.label_recipes": ["released"],
         "ablation.steps": ["masked_gpt.inputs", "masked_gpt.mask_pattern", "segmentation.graph_radius",
                            "segmentation.deepcut_loss_weight", "segmentation.upsampling", "segmentation.encoder",
                            "segmentation.transformer_rate", "segmentation.weight_average", "segmentation.batch_size",
@@ -457,7 +457,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation.lpips_images": 600,
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
-        "ablation.deviation_seeds": 3,
+        "ablation.plain_unet": True, "ablation.deviation_seeds": 3,
         "ablation.deviations": [
             "vqgan.n_stages", "vqgan.input_normalisation", "vqgan.clamped_reconstruction", "vqgan.edge_weighted",
             "vqgan.perceptual", "vqgan.clamped_adversary", "vqgan.quantizer_start", "vqgan.restart_dead_codes",
@@ -473,8 +473,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         ],
     },
 }
-for _key in ("evaluation.rivals", "ablation.steps", "ablation.label_recipes", "ablation.plain_unet",
-             "ablation.baselines"):
+for _key in ("evaluation.rivals", "ablation.steps", "ablation.label_recipes", "ablation.baselines"):
     PRESETS["full"][_key] = PRESETS["small"][_key]
 
 _RELEASED: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -60,12 +61,14 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
         table = pd.read_csv(path)
         if (table["verdict"] == "not testable here").all():
             continue
+        config = json.loads((path.parent.parent / "config.json").read_text())
         rows = ["| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
         for row in table.itertuples():
             shown = ["" if pd.isna(value) else f"{value:.4f}" for value in (row.published, row.measured)]
             interval = "" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}] {row.definition}"
             rows.append(f"| {row.claim} | {shown[0]} | {shown[1]}{interval} | **{row.verdict}** | {row.reason} |")
-        parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
+        parts += [f"Study `{path.parent.parent.name}`, preset `{config['preset']}`, recipe `{config['recipe']}`:", "",
+                  *rows, ""]
     return "\n".join([*parts, RULE, ""]) if parts else "No committed study is large enough for a verdict yet.\n"
 
 
