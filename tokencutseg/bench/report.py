@@ -16,7 +16,7 @@ from tokencutseg.bench.loop import training_loop
 from tokencutseg.bench.measure import alternate, matmul_rate
 from tokencutseg.config import Config
 from tokencutseg.model.segmenter import TokenCutSeg
-from tokencutseg.study.figures.style import BLUE, FILES, GREY, ORANGE, PALETTE, SMALL, canvas, legend_below
+from tokencutseg.study.figures.style import BLUE, GREY, ORANGE, PALETTE, SMALL, canvas, legend_below, save
 from tokencutseg.study.store import environment, write_json
 from tokencutseg.training.fit import write_csv
 
@@ -151,8 +151,7 @@ def write(result: dict[str, Any], folder: Path) -> None:
     for name, figure in (("ratios", ratios_figure(pd.DataFrame(result["lines"]))),
                          ("scaling", scaling_figure(pd.DataFrame(result["scaling"]),
                                                     pd.DataFrame(result["exponents"])))):
-        for suffix, options in FILES.items():
-            figure.savefig(folder / f"{name}{suffix}", **options)
+        save(figure, folder, name)
 
 
 def dumped(result: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from tokencutseg.evaluation.records import contrast, native_scores, score
 from tokencutseg.model.saved import PRETRAINED_PARTS, Baseline, build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
-from tokencutseg.study.figures.style import FILES
+from tokencutseg.study.figures.style import save
 from tokencutseg.study.names import differences, study_name
 from tokencutseg.study.outputs import OUTPUTS
 from tokencutseg.study.store import Run, RunSpec, RunStore, write_json
@@ -227,13 +227,8 @@ class Study:
         return table
 
     def figure(self, name: str, figure: Figure) -> Figure:
-        """Write figures/<name>.pdf and .png (see `style.FILES`) and return the figure."""
-        folder = self.folder / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, options in FILES.items():
-            temporary = folder / f".{name}.partial{suffix}"
-            figure.savefig(temporary, **options)
-            temporary.replace(folder / f"{name}{suffix}")
+        """Write figures/<name>.pdf and .png and return the figure."""
+        save(figure, self.folder / "figures", name)
         self._written["figures"].add(name)
         return figure
 

@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -32,7 +33,7 @@ WIDTH, NARROW = 7.2, 5.0
 """Inches across a page, and for one small chart alone; a figure reads at half of it."""
 TITLE, TEXT, SMALL = 10.5, 9, 8
 """Points: a figure's title; labels and panel titles; ticks, legends and notes. There is no smaller type."""
-FILES: dict[str, dict[str, Any]] = {
+_FILES: dict[str, dict[str, Any]] = {
     ".pdf": {"dpi": 150, "metadata": {"CreationDate": None, "ModDate": None}},  # the same bytes whenever it is written
     ".png": {"dpi": 150},
 }
@@ -245,6 +246,15 @@ def percent(share: float, _: object) -> str:
 def typeset(number: str) -> str:
     """A number's text with a real minus, and none before a zero."""
     return number.replace("-", "−") if number.strip("-0.") else number.lstrip("-")
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write <name>.pdf and <name>.png into `folder`, each of them whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, options in _FILES.items():
+        temporary = folder / f".{name}.partial{suffix}"
+        figure.savefig(temporary, **options)
+        temporary.replace(folder / f"{name}{suffix}")
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
