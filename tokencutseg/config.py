@@ -434,7 +434,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                            "segmentation.self_training_weight"],
         "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer",
                                "upernet"],
-        # those that change the method most; each of them trains twice, and `full` has them all
+        # those that change the method most; each of them trains twice, and `full` has more
         "ablation.deviations": [
             "vqgan.input_normalisation", "vqgan.quantizer_start", "masked_gpt.mask_id", "masked_gpt.pretraining",
             "segmentation.loss_input", "segmentation.deepcut_loss_weight", "segmentation.upsampling",

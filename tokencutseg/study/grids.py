@@ -64,7 +64,7 @@ PLAIN = {"segmentation.augmentation": "plain", "segmentation.weight_average": Fa
          "segmentation.test_time_flips": False, "segmentation.schedule": "one_cycle", "segmentation.batch_size": 16,
          "segmentation.learning_rate": 2e-3, "segmentation.class_weighted_dice": False,
          "segmentation.cross_entropy_weight": 1.0}
-"""How a U-Net is commonly trained: flips, turns and brightness, the last weights and not their average, one look."""
+"""How a U-Net is commonly trained: flips, turns and brightness, larger batches, no averaged weights, one look."""
 
 
 def shortened(config: Config, first_stage: str = "segmentation") -> Config:

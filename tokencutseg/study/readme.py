@@ -17,6 +17,10 @@ REFERENCE = ROOT / "results" / "reference"
 """Committed results: one folder per study, with its tables and the command that made them."""
 MODEL_STUDY = "small-isic2017"
 """The committed study that the model beside the package is from."""
+PAIRED = (
+    "The interval is that of the mean difference over the same images (bootstrap). p is Wilcoxon's signed-rank test on "
+    "the images' differences, Holm-adjusted over the table's rows; it asks whether most images gain, and can be small "
+    "where the interval holds zero (many small gains, a few large losses). Being clearly ahead asks for both.")
 DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md", PRETRAINED / "README.md")
 NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Otsu threshold", "unet": "U-Net",
          "unet_plain": "U-Net, trained plainly"}
@@ -51,7 +55,7 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
             rows.append(f"| {row.labels} ({row.fraction:.0%}) | {NAMES.get(row.method, row.method)} | {row.seeds} "
                         f"| {row.n} | {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}] | {ahead} | {p} |")
         parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
-    return "\n".join(parts) if parts else "No committed study has a paired table of label shares yet.\n"
+    return "\n".join([*parts, PAIRED, ""]) if parts else "No committed study has a paired table of label shares yet.\n"
 
 
 def claims_markdown(reference: Path = REFERENCE) -> str:
@@ -98,7 +102,7 @@ def budgets_markdown(reference: Path = REFERENCE) -> str:
 
 
 def switches_markdown() -> str:
-    """Every switch in which the released code departs from its description, with the reason."""
+    """Every switch in which `released` and `described` differ, with the reason."""
     table = recipe_table()
     table = table[table["released"] != table["described"]]
     shown = table[["switch", "released", "described", "reason"]].map(
