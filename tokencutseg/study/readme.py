@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from tokencutseg.config import RECIPES
 from tokencutseg.model.saved import PRETRAINED
-from tokencutseg.study.claims import RULE
+from tokencutseg.study.claims import DEMONSTRATIONS, RULE
 from tokencutseg.study.grids import recipe_table
 from tokencutseg.study.runner import ROOT
 
@@ -41,21 +42,21 @@ def model_markdown(reference: Path = REFERENCE) -> str:
 
 
 def labels_markdown(reference: Path = REFERENCE) -> str:
-    """Lesion IoU by share of the labels, and how far ours is ahead of each other method on the same images."""
+    """Lesion IoU by share of the labels, and how far ours is ahead of each other method on the same images, in every
+    committed study that is more than a demonstration."""
     parts = []
     for path in sorted(reference.glob("*/tables/label_efficiency.csv")):
-        table = pd.read_csv(path)
-        if "ahead" not in table:  # made before the comparison was paired
+        if _config(path)["preset"] in DEMONSTRATIONS:
             continue
         rows = ["| labels | method | seeds | images | lesion IoU per image [95 %] "
                 "| TokenCutSeg is ahead by [95 %, paired] | p (Holm) |", "|---|---|---|---|---|---|---|"]
-        for row in table.itertuples():
+        for row in pd.read_csv(path).itertuples():
             ahead = "" if pd.isna(row.ahead) else f"{row.ahead:+.3f} [{row.ahead_low:+.3f}, {row.ahead_high:+.3f}]"
             p = "" if pd.isna(row.p_holm) else f"{row.p_holm:.2g}"
             rows.append(f"| {row.labels} ({row.fraction:.0%}) | {NAMES.get(row.method, row.method)} | {row.seeds} "
                         f"| {row.n} | {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}] | {ahead} | {p} |")
         parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
-    return "\n".join([*parts, PAIRED, ""]) if parts else "No committed study has a paired table of label shares yet.\n"
+    return "\n".join([*parts, PAIRED, ""]) if parts else "No committed study is large enough for this table yet.\n"
 
 
 def claims_markdown(reference: Path = REFERENCE) -> str:
@@ -65,7 +66,7 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
         table = pd.read_csv(path)
         if (table["verdict"] == "not testable here").all():
             continue
-        config = json.loads((path.parent.parent / "config.json").read_text())
+        config = _config(path)
         rows = ["| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
         for row in table.itertuples():
             shown = ["" if pd.isna(value) else f"{value:.4f}" for value in (row.published, row.measured)]
@@ -74,6 +75,11 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
         parts += [f"Study `{path.parent.parent.name}`, preset `{config['preset']}`, recipe `{config['recipe']}`:", "",
                   *rows, ""]
     return "\n".join([*parts, RULE, ""]) if parts else "No committed study is large enough for a verdict yet.\n"
+
+
+def _config(table: Path) -> dict[str, Any]:
+    """The configuration of the study that a table belongs to."""
+    return json.loads((table.parent.parent / "config.json").read_text())
 
 
 def bench_markdown(reference: Path = REFERENCE) -> str:
