@@ -29,7 +29,7 @@ OUTPUTS = {
     ),
     "05_ablations": Outputs(
         ("codebook_size", "stages", "graph_radius", "feature_quality", "label_efficiency", "deviations",
-         "revised_steps", "efficiency", "baselines"),
+         "revised_steps", "efficiency", "baselines", "claims"),
         ("codebook_size", "stages", "graph_radius", "feature_quality", "label_efficiency", "deviations",
          "revised_steps", "efficiency", "baselines", "pipeline"),
     ),
