@@ -89,6 +89,11 @@ def test_long_tables_say_that_they_are_cut():
     assert text[-2:] == [str(MAX_ROWS - 1), f"The first {MAX_ROWS} of {MAX_ROWS + 40} rows."]
 
 
+def test_readable_shows_a_sentence_whole():
+    reason = "not clearly better: iou +0.000214 [-0.0078, 0.00789] against unet, " * 3
+    assert reason in readable(pd.DataFrame({"reason": [reason]}))._repr_html_()
+
+
 def test_readable_joins_an_estimate_and_its_interval():
     table = pd.DataFrame({"n": [600, 7], "complete": [True, False], "mean": [0.73712, np.nan],
                           "difference": [-0.01, 0.5], "low": [-0.02, np.nan], "high": [0.004, np.nan],

@@ -158,7 +158,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """`table` as text, narrow enough to read: numbers rounded, and an estimate in one column with its interval.
 
     The bounds ``x_low`` and ``x_high`` belong to the column ``x``, and ``low`` and ``high`` to the column before them.
+    From here on pandas shows texts whole, which it would cut after 50 characters: a reason is a sentence.
     """
+    pd.set_option("display.max_colwidth", None)
     columns = list(table)
     bounds = {}  # of an estimate: the names of its two columns
     for low in columns:
