@@ -90,7 +90,7 @@ def test_long_tables_say_that_they_are_cut():
 
 
 def test_readable_shows_a_sentence_whole():
-    reason = "not clearly better: iou +0.000214 [-0.0078, 0.00789] against unet, " * 3
+    reason = " ".join(3 * ["not clearly better: iou +0.000214 [-0.0078, 0.00789] against unet;"])
     assert reason in readable(pd.DataFrame({"reason": [reason]}))._repr_html_()
 
 
