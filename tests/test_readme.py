@@ -13,6 +13,7 @@ from tokencutseg.study.readme import (
     budgets_markdown,
     claims_markdown,
     labels_markdown,
+    summary_markdown,
     with_results,
 )
 from tokencutseg.study.runner import ROOT
@@ -53,6 +54,8 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
     assert "Study `small-skin`, preset `small`, recipe `released`:" in shown
     assert "| mIoU is 81.37% | 0.8137 | 0.7012 [0.690, 0.710] image_lesion | **not supported** | above |" in shown
     assert "| robust |  |  | **not testable here** | no measure |" in shown and RULE in shown
+    assert summary_markdown(tmp_path).splitlines()[2:4] == ["- **not supported**: mIoU is 81.37%",
+                                                            "- **not testable here**: robust"]
     pd.DataFrame([{"method": "unet", "stage": "baseline", "saw": "skin", "training_images": 20, "images_seen": 400,
                    "unlabelled_seen": 30, "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(
                        tables / "budgets.csv", index=False)

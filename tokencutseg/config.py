@@ -423,7 +423,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "masked_gpt.n_layer": 4, "masked_gpt.n_embd": 128,
         "masked_gpt.epochs": 8, "masked_gpt.images_per_epoch": 2000,
         "segmentation.epochs": 16, "segmentation.images_per_epoch": 1000,
-        "ablation.images_per_epoch": 500,
+        "ablation.images_per_epoch": 300,
         "evaluation.lpips_images": 200, "evaluation.rivals": ["otsu", "unet", "released", "described"],
         "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
         "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,

@@ -50,16 +50,18 @@ DEMONSTRATIONS = ("tiny", "quick")
 
 def claims(results: pd.DataFrame, others: Mapping[str, pd.DataFrame | None] | None = None,
            preset: str = "full") -> pd.DataFrame:
-    """One row per claim: what was measured, its interval, and the verdict by `RULE`.
+    """One row per claim: what was measured, its interval, and the verdict by `RULE`. A published value has one more for
+    each other recipe that was scored.
 
     `results` is the table main_results, `others` the tables `label_efficiency`, `baselines` and `feature_quality` as
     far as they are there; `preset` is the one that they were made with. Columns claim, experiment, definition,
     published, measured, low, high, complete, verdict, reason.
     """
     others = others or {}
-    recipes = [recipe for recipe in RECIPES if recipe in set(results["method"])]
-    rows = [_cell(results, train, test, measure, method) for method in ("tokencutseg", *recipes)
-            for (train, test) in PUBLISHED for measure in ("iou", "dice")]
+    scored = set(results.loc[results["n"] > 0, ["train", "test", "method"]].itertuples(index=False, name=None))
+    rows = [_cell(results, train, test, measure, method) for method in ("tokencutseg", *RECIPES)
+            for (train, test) in PUBLISHED for measure in ("iou", "dice")
+            if method == "tokencutseg" or (train, test, method) in scored]
     table = pd.DataFrame([*rows, _state_of_the_art(others.get("baselines")), _boundaries(others.get("baselines")),
                           _generalisation(results), _label_efficiency(others.get("label_efficiency")),
                           _bottleneck(others.get("feature_quality")),

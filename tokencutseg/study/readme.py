@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ PAIRED = (
     "the images' differences, Holm-adjusted over the table's rows; it asks whether most images gain, and can be small "
     "where the interval holds zero (many small gains, a few large losses). Being clearly ahead asks for both.")
 DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md", PRETRAINED / "README.md")
+VERDICTS = ("supported", "not supported", "not testable here")
+NO_VERDICT = "No committed study is large enough for a verdict yet.\n"
 NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Otsu threshold", "unet": "U-Net",
          "unet_plain": "U-Net, trained plainly"}
 
@@ -59,14 +62,31 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
     return "\n".join([*parts, PAIRED, ""]) if parts else "No committed study is large enough for this table yet.\n"
 
 
+def summary_markdown(reference: Path = REFERENCE) -> str:
+    """Which claims every committed study supports and which not, in a few lines."""
+    parts = []
+    for path, table, config in _judged(reference):
+        parts += [f"The paper's claims, as far as our trainings carry (study `{path.parent.parent.name}`, preset "
+                  f"`{config['preset']}`, recipe `{config['recipe']}` where no other is named; "
+                  "[values, intervals and the rule](#the-papers-claims)):", ""]
+        parts += [f"- **{verdict}**: {'; '.join(table.loc[table['verdict'] == verdict, 'claim'])}"
+                  for verdict in VERDICTS if verdict in set(table["verdict"])]
+        parts += [""]
+    return "\n".join(parts) if parts else NO_VERDICT
+
+
+def _judged(reference: Path) -> Iterator[tuple[Path, pd.DataFrame, dict[str, Any]]]:
+    """The claims of every committed study that gives a verdict: path, table, the study's configuration."""
+    for path in sorted(reference.glob("*/tables/claims.csv")):
+        table = pd.read_csv(path)
+        if (table["verdict"] != "not testable here").any():
+            yield path, table, _config(path)
+
+
 def claims_markdown(reference: Path = REFERENCE) -> str:
     """The claims of every committed study that may give verdicts, and what it measured."""
     parts = []
-    for path in sorted(reference.glob("*/tables/claims.csv")):
-        table = pd.read_csv(path)
-        if (table["verdict"] == "not testable here").all():
-            continue
-        config = _config(path)
+    for path, table, config in _judged(reference):
         rows = ["| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
         for row in table.itertuples():
             shown = ["" if pd.isna(value) else f"{value:.4f}" for value in (row.published, row.measured)]
@@ -74,7 +94,7 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
             rows.append(f"| {row.claim} | {shown[0]} | {shown[1]}{interval} | **{row.verdict}** | {row.reason} |")
         parts += [f"Study `{path.parent.parent.name}`, preset `{config['preset']}`, recipe `{config['recipe']}`:", "",
                   *rows, ""]
-    return "\n".join([*parts, RULE, ""]) if parts else "No committed study is large enough for a verdict yet.\n"
+    return "\n".join([*parts, RULE, ""]) if parts else NO_VERDICT
 
 
 def _config(table: Path) -> dict[str, Any]:
@@ -121,7 +141,7 @@ def switches_markdown() -> str:
 def with_results(text: str, reference: Path = REFERENCE) -> str:
     """A document with the tables between its marks brought up to date."""
     for mark, table in (("results", results_markdown), ("budgets", budgets_markdown), ("labels", labels_markdown),
-                        ("claims", claims_markdown),
+                        ("claims", claims_markdown), ("summary", summary_markdown),
                         ("bench", bench_markdown), ("model", model_markdown),
                         ("switches", lambda _: switches_markdown())):
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"

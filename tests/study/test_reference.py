@@ -1,0 +1,44 @@
+"""The committed studies against the records of their own runs, which need no data and no weights."""
+
+import pandas as pd
+import pytest
+
+from tokencutseg.evaluation.records import COLUMNS_VERSION
+from tokencutseg.evaluation.summaries import summarise
+from tokencutseg.study.readme import REFERENCE
+from tokencutseg.study.store import Run
+
+STUDIES = sorted(path.parent for path in REFERENCE.glob("*/runs"))
+
+
+def scored_rows(study):
+    """(row of main_results, records that it must follow from) for every trained method and Otsu."""
+    results, budgets = (pd.read_csv(study / f"tables/{name}.csv") for name in ("main_results", "budgets"))
+    last = budgets[budgets["stage"].isin(["segmentation", "baseline"])].set_index(["train", "method"])["run"]
+    for row in results[results["n"] > 0].itertuples():
+        run = "otsu" if row.method == "otsu" else last[row.train, row.method]
+        records = pd.read_csv(study / "runs" / run / f"per_image-{COLUMNS_VERSION}.csv", dtype={"id": str})
+        yield row, records[(records["dataset"] == row.test) & (records["split"] == "test")]
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_main_results_follow_from_the_records_of_the_runs(study):
+    shown = [("image_lesion", "iou"), ("image_lesion", "dice"), ("pooled_two_class", "iou"), ("image_lesion", "hd95")]
+    checked = 0
+    for row, records in scored_rows(study):
+        if (row.definition, row.measure) in shown:
+            again = summarise(records, row.definition, row.measure)
+            assert (again.mean, again.low, again.high) == pytest.approx((row.mean, row.low, row.high), abs=1e-5)
+            assert again.n == row.n == records["id"].nunique()
+            checked += 1
+    assert checked == len(shown) * len(pd.read_csv(study / "tables/main_results.csv").query("n > 0")
+                                       .drop_duplicates(["train", "test", "method"]))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_budgets_are_those_of_the_runs(study):
+    for row in pd.read_csv(study / "tables/budgets.csv").itertuples():
+        run = Run(study / "runs" / row.run)
+        assert run.done and run.about["stage"] == row.stage
+        assert (run.metrics["images_seen"], run.metrics["steps"]) == (row.images_seen, row.steps)
+        assert run.metrics["seconds"] == pytest.approx(row.seconds)
