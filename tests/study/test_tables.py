@@ -10,6 +10,7 @@ import torch
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import DataSource
+from tokencutseg.evaluation.summaries import paired_difference
 from tokencutseg.model.deepcut import stencil_offsets
 from tokencutseg.study import tables
 from tokencutseg.study.claims import PUBLISHED
@@ -46,6 +47,23 @@ def test_main_results_agree_with_the_records(study):
         assert one.loc[("pooled_lesion", "iou"), "mean"] == pytest.approx(tp / (tp + fp + fn))
         assert (one["low"] <= one["mean"] + 1e-12).all() and (one["mean"] <= one["high"] + 1e-12).all()
     assert table["published"].isna().all() and table["complete"].all() and (table["note"] == "").all()
+
+
+def test_main_results_say_how_far_ours_is_ahead_of_each_rival(study):
+    records, table = tables.main_records(study), tables.main_results(study)
+    assert table.loc[table["method"] == "tokencutseg", "ahead"].isna().all()
+    rivals = table[table["method"] != "tokencutseg"]
+    assert len(rivals) and (rivals["ahead_low"] <= rivals["ahead"] + 1e-12).all()
+    cells = table.set_index(["train", "test", "definition", "measure", "method"])["mean"]
+    for row in rivals.itertuples():
+        key = (row.train, row.test, row.definition, row.measure)
+        assert row.ahead == pytest.approx(cells[(*key, "tokencutseg")] - cells[(*key, row.method)])
+    row = rivals[(rivals["definition"] == "image_lesion") & (rivals["measure"] == "iou")].iloc[0]
+    part = records[(records["train"] == row.train) & (records["test"] == row.test)]
+    ours, theirs = (part[part["method"] == method] for method in ("tokencutseg", row.method))
+    paired = paired_difference(ours, theirs, "image_lesion", "iou", study.config.evaluation.bootstrap_draws)
+    assert (row.ahead_low, row.ahead_high, row.p) == pytest.approx((paired.low, paired.high, paired.p))
+    assert row.p_holm >= row.p
 
 
 def test_cross_dataset_is_measured_against_the_models_own_test_set(study):

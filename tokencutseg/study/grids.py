@@ -30,7 +30,6 @@ from tokencutseg.evaluation.probes import (
 )
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.summaries import (
-    PairedDifference,
     holm,
     paired_difference,
     seeded_difference,
@@ -44,7 +43,7 @@ from tokencutseg.study.claims import DEMONSTRATIONS
 from tokencutseg.study.claims import claims as judged
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
-from tokencutseg.study.tables import budgets, leakage, main_results, written
+from tokencutseg.study.tables import budgets, holm_over, lead, leakage, main_results, with_leads, written
 
 CHAIN = ("vqgan", "masked_gpt", "segmentation")
 TOGETHER = {
@@ -219,7 +218,7 @@ def label_efficiency(study: Study) -> pd.DataFrame:
             runs = [segment_with(study, network, own, seed) for seed in range(first, first + ablation.seeds)]
             scored = [study.records(run, primary, "test") for run in runs]
             ours = ours or scored
-            ahead = {} if method == "tokencutseg" else _lead(seeded_difference(ours, scored, "iou", draws, first))
+            ahead = {} if method == "tokencutseg" else lead(seeded_difference(ours, scored, "iou", draws, first))
             result = summarise(pd.concat(scored), "image_lesion", "iou", draws, first, groups="id")
             means = [records["iou"].mean() for records in scored]
             rows.append({"method": method, "fraction": fraction, "labels": runs[0].metrics["training_images"],
@@ -227,7 +226,7 @@ def label_efficiency(study: Study) -> pd.DataFrame:
                          "mean": result.mean, "low": result.low, "high": result.high,
                          "seed_low": min(means), "seed_high": max(means), **ahead})
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=_holm(table["p"]))
+    return table.assign(p_holm=holm_over(table["p"]))
 
 
 def segment_with(study: Study, method: str, config: Config, seed: int) -> Run:
@@ -338,44 +337,24 @@ def baselines(study: Study) -> pd.DataFrame:
     is ahead: the paired difference `ahead` with its interval `ahead_low`, `ahead_high`, Wilcoxon's p, and `p_holm`,
     over the methods of one definition and measure.
     """
-    primary, parts, scored = study.source.primary, [], {}
+    primary, parts, scored = study.source.primary, [], []
     config = baselines_budget(study.config)
     for name in ("tokencutseg", *study.config.ablation.baselines):
         run = None if name == "otsu" else segment_with(study, name, config, config.seed)
         records = study.otsu_records(primary, "test") if run is None else study.records(run, primary, "test")
-        scored[name], about = records, {} if run is None else run.metrics
+        about = {} if run is None else run.metrics
+        scored.append(records.assign(method=name))
         table = summary_table(records, ["method"], draws=study.config.evaluation.bootstrap_draws,
                               seed=study.config.seed)
         table.insert(1, "weights", about.get("pretrained_weights", "none" if run is None else "self-supervised"))
         parts.append(table.assign(images_seen=about.get("images_seen", 0), seconds=about.get("seconds", 0.0),
                                   pretraining_seconds=_pretraining(study) if name == "tokencutseg" else 0.0))
-    table = pd.concat(parts, ignore_index=True)
-    differences = pd.DataFrame([_ahead(row, scored, study.config) for row in table.itertuples()], table.index)
-    table = table.join(differences)
-    table["p_holm"] = table.groupby(["definition", "measure"])["p"].transform(_holm)
-    return table
+    return with_leads(pd.concat(parts, ignore_index=True), pd.concat(scored), study.config)
 
 
 def baselines_budget(config: Config) -> Config:
     """`config` with the supervised budget that the table of baselines has."""
     return config if config.ablation.full_baselines else shortened(config)
-
-
-def _ahead(row: Any, scored: dict[str, pd.DataFrame], config: Config) -> dict[str, float]:
-    """How far our method's score is above that of a table's row, on the same images; nothing for its own row."""
-    if row.method == "tokencutseg":
-        return dict.fromkeys(("ahead", "ahead_low", "ahead_high", "p"), np.nan)
-    return _lead(paired_difference(scored["tokencutseg"], scored[row.method], row.definition, row.measure,
-                                   config.evaluation.bootstrap_draws, config.seed))
-
-
-def _lead(result: PairedDifference) -> dict[str, float]:
-    return {"ahead": result.difference, "ahead_low": result.low, "ahead_high": result.high, "p": result.p}
-
-
-def _holm(p: pd.Series) -> pd.Series:
-    """Holm's adjustment over the rows that hold a p-value."""
-    return pd.Series(holm(p.dropna()), p.dropna().index).reindex(p.index)
 
 
 def _pretraining(study: Study) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tokencutseg.config import RECIPES
+from tokencutseg.config import RECIPES, Config
 from tokencutseg.data.audit import overlaps
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
@@ -20,7 +21,14 @@ from tokencutseg.evaluation.codebook import codebook_table
 from tokencutseg.evaluation.inference import cell_masks, map_batches, predict_masks, tokenize
 from tokencutseg.evaluation.probes import cell_labels, layer_features, linear_probe, probe_scores
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
-from tokencutseg.evaluation.summaries import Summary, summarise, summary_table
+from tokencutseg.evaluation.summaries import (
+    PairedDifference,
+    Summary,
+    holm,
+    paired_difference,
+    summarise,
+    summary_table,
+)
 from tokencutseg.model.deepcut import GridGraph, normalised_cut, orthogonality, to_nodes
 from tokencutseg.model.losses import masked_token_loss
 from tokencutseg.model.masked_gpt import draw_mask
@@ -265,13 +273,16 @@ def _saw_pool(run: Run) -> bool:
 def main_results(study: Study) -> pd.DataFrame:
     """The study's main table; its columns are described in the README.
 
-    A pair whose images are missing has one row per published number with an empty `mean` and a `note` that says so.
+    A pair whose images are missing has one row per published number with an empty `mean` and a `note` that says so. How
+    far the study's own recipe is ahead of each other method stands in the columns of `with_leads`.
     """
-    table = summary_table(main_records(study), ["train", "test", "method", "recipe"],
+    records = main_records(study)
+    table = summary_table(records, ["train", "test", "method", "recipe"],
                           draws=study.config.evaluation.bootstrap_draws, seed=study.config.seed)
     table["published"] = np.array([_published(row) for row in table.itertuples()], float)
     table["complete"] = [_complete(study, row.train, row.test) for row in table.itertuples()]
     table["note"] = [_note(study, row.train, row.test) for row in table.itertuples()]
+    table = with_leads(table, records, study.config, ["train", "test"])
     there = available_rows(study)
     missing = [{"train": train, "test": test, "method": "tokencutseg", "recipe": study.config.recipe,
                 "definition": "pooled_two_class", "measure": measure, "n": 0, "published": published,
@@ -279,6 +290,34 @@ def main_results(study: Study) -> pd.DataFrame:
                for train, test in wanted_rows(study) if (train, test) not in there
                for measure, published in PUBLISHED.get((train, test), {}).items()]
     return pd.concat([table, pd.DataFrame(missing)], ignore_index=True) if missing else table
+
+
+def with_leads(table: pd.DataFrame, records: pd.DataFrame, config: Config, pair: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of scores with how far `tokencutseg` is above each other method on the same images.
+
+    `records` holds all methods' per-image records; `pair` are the columns of both that say what was trained and tested
+    on. Adds the paired difference `ahead` with its bootstrap interval `ahead_low`, `ahead_high`, Wilcoxon's p, and
+    `p_holm` over the methods of one pair, definition and measure; all empty in our own rows.
+    """
+    scored = dict(iter(records.groupby([*pair, "method"], sort=False)))
+    leads = []
+    for row in table.itertuples():
+        key = tuple(getattr(row, name) for name in pair)
+        leads.append(dict.fromkeys(("ahead", "ahead_low", "ahead_high", "p"), math.nan) if row.method == "tokencutseg"
+                     else lead(paired_difference(scored[*key, "tokencutseg"], scored[*key, row.method], row.definition,
+                                                 row.measure, config.evaluation.bootstrap_draws, config.seed)))
+    table = table.join(pd.DataFrame(leads, table.index))
+    return table.assign(p_holm=table.groupby([*pair, "definition", "measure"])["p"].transform(holm_over))
+
+
+def lead(result: PairedDifference) -> dict[str, float]:
+    """The columns that say how far one method is ahead of another."""
+    return {"ahead": result.difference, "ahead_low": result.low, "ahead_high": result.high, "p": result.p}
+
+
+def holm_over(p: pd.Series) -> pd.Series:
+    """Holm's adjustment over the rows that hold a p-value."""
+    return pd.Series(holm(p.dropna()), p.dropna().index).reindex(p.index)
 
 
 def _published(row: Any) -> float:
