@@ -11,28 +11,25 @@ from tokencutseg.study.store import Run
 STUDIES = sorted(path.parent for path in REFERENCE.glob("*/runs"))
 
 
-def scored_rows(study):
-    """(row of main_results, records that it must follow from) for every trained method and Otsu."""
-    results, budgets = (pd.read_csv(study / f"tables/{name}.csv") for name in ("main_results", "budgets"))
-    last = budgets[budgets["stage"].isin(["segmentation", "baseline"])].set_index(["train", "method"])["run"]
-    for row in results[results["n"] > 0].itertuples():
-        run = "otsu" if row.method == "otsu" else last[row.train, row.method]
-        records = pd.read_csv(study / "runs" / run / f"per_image-{COLUMNS_VERSION}.csv", dtype={"id": str})
-        yield row, records[(records["dataset"] == row.test) & (records["split"] == "test")]
+SHOWN = [("image_lesion", "iou"), ("image_lesion", "dice"), ("pooled_two_class", "iou"), ("image_lesion", "hd95")]
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
 def test_main_results_follow_from_the_records_of_the_runs(study):
-    shown = [("image_lesion", "iou"), ("image_lesion", "dice"), ("pooled_two_class", "iou"), ("image_lesion", "hd95")]
+    results, budgets = (pd.read_csv(study / f"tables/{name}.csv") for name in ("main_results", "budgets"))
+    last = budgets[budgets["stage"].isin(["segmentation", "baseline"])].set_index(["train", "method"])["run"]
     checked = 0
-    for row, records in scored_rows(study):
-        if (row.definition, row.measure) in shown:
-            again = summarise(records, row.definition, row.measure)
-            assert (again.mean, again.low, again.high) == pytest.approx((row.mean, row.low, row.high), abs=1e-5)
-            assert again.n == row.n == records["id"].nunique()
+    for (train, test, method), rows in results[results["n"] > 0].groupby(["train", "test", "method"]):
+        run = "otsu" if method == "otsu" else last[train, method]
+        records = pd.read_csv(study / "runs" / run / f"per_image-{COLUMNS_VERSION}.csv", dtype={"id": str})
+        records = records[(records["dataset"] == test) & (records["split"] == "test")]
+        cells = rows.set_index(["definition", "measure"])
+        for definition, measure in SHOWN:
+            row, again = cells.loc[(definition, measure)], summarise(records, definition, measure)
+            assert [again.mean, again.low, again.high] == pytest.approx(row[["mean", "low", "high"]].tolist(), abs=1e-5)
+            assert again.n == row["n"] == records["id"].nunique()
             checked += 1
-    assert checked == len(shown) * len(pd.read_csv(study / "tables/main_results.csv").query("n > 0")
-                                       .drop_duplicates(["train", "test", "method"]))
+    assert checked == len(SHOWN) * len(results.query("n > 0").drop_duplicates(["train", "test", "method"])) > 0
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
