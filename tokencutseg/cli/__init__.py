@@ -1,6 +1,6 @@
 """The command line. Handlers import what they need, so that help is instant.
 
-`run`, `fetch`, `audit`, `explore`, `report`, `bench` and `segment` are here, `train` and `tables` in
+`run`, `fetch`, `audit`, `explore`, `report`, `publish`, `bench` and `segment` are here, `train` and `tables` in
 `tokencutseg.cli.training`, and what the authors' README has in `tokencutseg.cli.authors`.
 """
 
@@ -105,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("studies", nargs="+", type=Path, metavar="STUDY", help="a study's folder, such as "
                         "results/quick-synthetic; or two of them")
     report.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the first study's folder)")
+
+    publish = command("publish", _publish, "Copy what of a study can be passed on: tables, the figures that show no "
+                      "image, and its trainings without weights.")
+    publish.add_argument("study", type=Path, metavar="STUDY", help="a study's folder, such as results/small-isic")
+    publish.add_argument("target", type=Path, metavar="DIR", help="where to; what is there already is added to")
 
     bench = command("bench", _bench, "Time each part of the method against its plain formulation.")
     bench.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
@@ -308,6 +313,16 @@ def _report(arguments: argparse.Namespace) -> int:
     if len(arguments.studies) > 2:
         raise UsageError(f"report takes one study or two, not {len(arguments.studies)}")
     print(write_report(arguments.studies, arguments.out))
+    return OK
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from tokencutseg.study.publish import publish
+    from tokencutseg.study.runner import check_writable
+
+    check_writable(arguments.target, "DIR")
+    paths = publish(arguments.study, arguments.target)
+    print(f"{len(paths)} files, {sum(path.stat().st_size for path in paths) / 2**20:.1f} MiB, in {arguments.target}")
     return OK
 
 

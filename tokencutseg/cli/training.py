@@ -32,8 +32,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
                        help="16 and bf16 are mixed precision; auto is bf16 on a GPU that has it, else 32")
     add_processes(train)
 
-    tables = command("tables", _tables, "Make single tables of a study, training what they need; what broke off "
-                     "goes on where it stopped, and `run` then finds all of it.")
+    tables = command("tables", _tables, "Make single tables of a study and their figures, training what they need; "
+                     "what broke off goes on where it stopped, and `run` then finds all of it.")
     tables.add_argument("names", metavar="TABLE[,TABLE]", type=lambda text: text.split(","),
                         help="such as stages,label_efficiency; an unknown one lists them all")
     add_study(tables)
@@ -118,7 +118,9 @@ def _train(arguments: argparse.Namespace) -> int:
 def _tables(arguments: argparse.Namespace) -> int:
     config = configure(arguments.preset, arguments.recipe, arguments.seed, read_overrides(arguments.overrides))
 
+    from tokencutseg.study.figures import ablations
     from tokencutseg.study.grids import TABLES
+    from tokencutseg.study.outputs import OUTPUTS
     from tokencutseg.study.runner import check_writable
     from tokencutseg.study.study import Study
 
@@ -129,8 +131,10 @@ def _tables(arguments: argparse.Namespace) -> int:
                        read_overrides(arguments.overrides))
     with terminable():
         for name in arguments.names:
-            study.table(name, TABLES[name](study))
+            table = study.table(name, TABLES[name](study))
             print(f"{name}: {study.folder / 'tables' / f'{name}.csv'}", flush=True)
+            if name in OUTPUTS["05_ablations"].figures:  # each is drawn from the table of its name
+                study.figure(name, getattr(ablations, name)(table))
     return OK
 
 

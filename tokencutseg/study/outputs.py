@@ -35,6 +35,11 @@ OUTPUTS = {
     ),
 }
 
+SHOW_IMAGES = frozenset(
+    ("dataset_preview", "reconstructions", "token_maps", "codebook_embedding", "masking", "token_inpainting",
+     "attention_maps", "predictions", "best_median_worst", "failures", "pipeline"))
+"""Figures that show images of the data, or patches painted after them: not to be passed on where the images are not."""
+
 CAPTIONS = {
     "dataset_preview":
         "What the stages learn from, one row per set, with the border of the mask where there is one. Look "

@@ -31,6 +31,8 @@ from tokencutseg.training.processes import leads, wait_until
 
 FORMAT = 3
 """Part of every hash: raise it when the same configuration would train to another result."""
+ENVIRONMENT, HISTORY, METRICS = "environment.json", "history.csv", "metrics.json"
+RECORDS = f"per_image-{COLUMNS_VERSION}.csv"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        return (self.folder / "metrics.json").is_file()
+        return (self.folder / METRICS).is_file()
 
     @property
     def about(self) -> dict[str, Any]:
@@ -81,12 +83,12 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return json.loads((self.folder / "metrics.json").read_text())
+        return json.loads((self.folder / METRICS).read_text())
 
     @property
     def history(self) -> pd.DataFrame:
         """One row per epoch."""
-        return pd.read_csv(self.folder / "history.csv")
+        return pd.read_csv(self.folder / HISTORY)
 
     def model(self) -> nn.Module:
         """The trained model, in evaluation mode on the CPU."""
@@ -94,7 +96,7 @@ class Run:
 
     def records(self, dataset: str, split: str, score: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The per-image records on one split, scored once and then read from the run's table."""
-        path = self.folder / f"per_image-{COLUMNS_VERSION}.csv"
+        path = self.folder / RECORDS
         with FileLock(self.folder / ".per_image.lock"):
             known = pd.read_csv(path, dtype={"id": str}) if path.is_file() else pd.DataFrame()
             if len(known):
@@ -135,11 +137,11 @@ class RunStore:
             if run.done:
                 return run
             write_json(spec.about(), run.folder / CONFIG)
-            write_json(environment(), run.folder / "environment.json")
+            write_json(environment(), run.folder / ENVIRONMENT)
             started = time.perf_counter()
             state, metrics = train(run.folder)
             save_weights(state, run.folder)
-            write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, run.folder / "metrics.json")
+            write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, run.folder / METRICS)
         return run
 
 

@@ -19,13 +19,13 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import DataSource, open_source
 from tokencutseg.evaluation.inference import predict_margins
 from tokencutseg.evaluation.records import contrast, native_scores, score
-from tokencutseg.model.saved import PRETRAINED_PARTS, Baseline, build
+from tokencutseg.model.saved import CONFIG, PRETRAINED_PARTS, Baseline, build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.figures.style import save
 from tokencutseg.study.names import differences, study_name
 from tokencutseg.study.outputs import OUTPUTS
-from tokencutseg.study.store import Run, RunSpec, RunStore, write_json
+from tokencutseg.study.store import ENVIRONMENT, Run, RunSpec, RunStore, environment, write_json
 from tokencutseg.training.batches import Batches, InOrder
 from tokencutseg.training.fit import Hardware, fit, write_csv
 from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
@@ -217,11 +217,16 @@ class Study:
     # ---- results --------------------------------------------------------------------------------------------------
 
     def table(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
-        """Write tables/<name>.csv and return the table. Raises ValueError for an empty one."""
+        """Write tables/<name>.csv, with the study's config.json and environment.json above it, and return the table.
+
+        Raises ValueError for an empty one.
+        """
         if not len(table):
             raise ValueError(f"table {name!r} is empty")
         path = self.folder / "tables" / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.config.to_dict(), self.folder / CONFIG)
+        write_json(environment(), self.folder / ENVIRONMENT)
         write_csv(table, path)
         self._written["tables"].add(name)
         return table
