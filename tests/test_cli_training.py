@@ -14,7 +14,7 @@ from torch import nn
 
 from tokencutseg.cli import main
 from tokencutseg.cli.training import hardware
-from tokencutseg.config import configure
+from tokencutseg.config import Config, configure
 from tokencutseg.study.study import Study
 from tokencutseg.study.tables import main_results
 from tokencutseg.training import fit
@@ -68,9 +68,11 @@ def test_a_single_table(alone, capsys):
     settings = dict(setting.split("=") for setting in SETTINGS)
     study = Study.open("tiny", "released", results=str(alone), overrides=settings)
     trained = sorted(alone.glob("*/runs/*/metrics.json"))
-    assert main(["tables", "main_results", "--preset", "tiny", "--recipe", "released", "--results", str(alone),
-                 "--set", *SETTINGS]) == 0
+    assert main(["tables", "main_results,efficiency", "--preset", "tiny", "--recipe", "released", "--results",
+                 str(alone), "--set", *SETTINGS]) == 0
     path = study.folder / "tables" / "main_results.csv"
+    assert {figure.name for figure in (study.folder / "figures").iterdir()} == {"efficiency.png", "efficiency.pdf"}
+    assert Config.from_dict(json.loads((study.folder / "config.json").read_text())) == study.config
     assert f"main_results: {path}" in capsys.readouterr().out
     assert sorted(alone.glob("*/runs/*/metrics.json")) == trained
     pd.testing.assert_frame_equal(pd.read_csv(path).fillna(""), main_results(study).fillna(""), check_dtype=False)

@@ -53,13 +53,40 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
     shown = claims_markdown(tmp_path)
     assert "Study `small-skin`, preset `small`, recipe `released`:" in shown
     assert "| mIoU is 81.37% | 0.8137 | 0.7012 [0.690, 0.710] image_lesion | **not supported** | above |" in shown
-    assert "| robust |  |  | **not testable here** | no measure |" in shown and RULE in shown
+    assert "In no study:" in shown and "| robust |  | **not testable here** | no measure |" in shown and RULE in shown
     assert summary_markdown(tmp_path).splitlines()[2:4] == ["- **not supported**: mIoU is 81.37%",
                                                             "- **not testable here**: robust"]
     pd.DataFrame([{"method": "unet", "stage": "baseline", "saw": "skin", "training_images": 20, "images_seen": 400,
                    "unlabelled_seen": 30, "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(
                        tables / "budgets.csv", index=False)
     assert "| unet | baseline | skin | 20 | 400 | 30 | 50 | 1.5 | cpu |" in budgets_markdown(tmp_path)
+
+
+def test_a_claim_is_open_only_where_no_study_judges_it(tmp_path):
+    """One study trains a set that the other leaves out; both judge the third claim, and nobody has the images of the
+    fourth."""
+    for study, verdicts in {
+            "small-a": [("supported", "inside"), ("not testable here", "this study does not train b"),
+                        ("supported", "ahead"), ("not testable here", "this study does not train c")],
+            "small-b": [("not testable here", "this study does not train a"), ("not supported", "above"),
+                        ("not supported", "behind"), ("not testable here", "no images of c")]}.items():
+        folder = tmp_path / study / "tables"
+        folder.mkdir(parents=True)
+        table = pd.DataFrame(verdicts, columns=["verdict", "reason"]).assign(
+            claim=["a holds", "b holds", "best", "c holds"], definition="image_lesion",
+            **dict.fromkeys(("published", "measured", "low", "high")))
+        table.to_csv(folder / "claims.csv", index=False)
+        (tmp_path / study / "config.json").write_text('{"preset": "small", "recipe": "revised"}')
+    assert summary_markdown(tmp_path).splitlines()[2:] == [
+        "- **supported**: a holds; best (study `small-a`)",
+        "- **not supported**: b holds; best (study `small-b`)",
+        "- **not testable here**: c holds"]
+    shown = claims_markdown(tmp_path)
+    assert [line.split(" |")[0] for line in shown.splitlines() if line.startswith(("| ", "Study", "In no"))] == [
+        "Study `small-a`, preset `small`, recipe `revised`:", "| claim", "| a holds", "| best",
+        "Study `small-b`, preset `small`, recipe `revised`:", "| claim", "| b holds", "| best",
+        "In no study:", "| claim", "| c holds"]
+    assert "| c holds |  | **not testable here** | no images of c |" in shown
 
 
 def test_label_shares_are_shown_as_they_stand(tmp_path):

@@ -20,6 +20,7 @@ from tokencutseg.evaluation.summaries import (
     holm,
     largest_dice,
     paired_difference,
+    paired_differences,
     seeded_difference,
     summarise,
     summary_table,
@@ -173,6 +174,8 @@ def test_paired_difference(definition, measure):
                 - resampled_by_hand(b, definition, measure, range(40)), *np.percentile(by_hand, [2.5, 97.5]))
     assert (result.difference, result.low, result.high) == pytest.approx(expected)
     assert result.n == 40
+    others = list(dict.fromkeys([(definition, measure), ("image_lesion", "iou"), ("pooled_two_class", "dice")]))
+    assert paired_differences(a, b, others, draws=64, seed=2)[0] == result, "what else is asked for changes nothing"
 
 
 def test_paired_wilcoxon():

@@ -113,7 +113,14 @@ def summary_table(records: pd.DataFrame, by: Sequence[str], definitions: Sequenc
 
 def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, definition: str, measure: str,
                       draws: int = 10_000, seed: int = 0) -> PairedDifference:
-    """Compare two methods on the same images, matched by `id`: both are resampled with the same draws.
+    """Compare two methods on the same images: `paired_differences` for one definition and measure."""
+    return paired_differences(records_a, records_b, [(definition, measure)], draws, seed)[0]
+
+
+def paired_differences(records_a: pd.DataFrame, records_b: pd.DataFrame, pairs: Sequence[tuple[str, str]],
+                       draws: int = 10_000, seed: int = 0) -> list[PairedDifference]:
+    """Compare two methods on the same images, matched by `id`, for each (definition, measure) of `pairs`: both methods
+    are resampled with the same draws.
 
     The p-value is Wilcoxon's signed-rank test on the images' own scores (for a pooled definition too, which has no
     score per image: those of `image_lesion` stand in), and 1 where no image differs.
@@ -121,24 +128,29 @@ def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, definiti
     Raises:
         ValueError: if the ids differ or repeat, or as `summarise`.
     """
-    _check(definition, measure)
+    for pair in pairs:
+        _check(*pair)
     a, b = records_a.set_index("id"), records_b.set_index("id")
     if not (a.index.is_unique and b.index.is_unique):
         raise ValueError("an image id occurs twice; compare one method with one other, one row per image each")
     if len(a) != len(b) or not a.index.isin(b.index).all():
         raise ValueError(f"the two methods were scored on different images: {len(a.index.difference(b.index))} ids "
                          f"only in the first, {len(b.index.difference(a.index))} only in the second")
-    a, b = a.reset_index(), b.loc[a.index].reset_index()
-    columns = [_columns(part, definition, measure) for part in (a, b)]
-    estimate = np.subtract(*(_statistic(c.sum(axis=0), definition, measure) for c in columns))
-    differences = np.concatenate([
-        np.subtract(*(_statistic(weights @ c, definition, measure) for c in columns))
-        for weights in _weights(len(a), draws, seed)
-    ])
-    low, high = np.percentile(differences, [2.5, 97.5])
-    per_image = definition if definition.startswith("image") else "image_lesion"
-    changes = np.subtract(*(_columns(part, per_image, measure)[:, 0] for part in (a, b)))
-    return PairedDifference(float(estimate), float(low), float(high), _signed_rank(changes), len(a))
+    both = a.reset_index(), b.loc[a.index].reset_index()
+    columns = {pair: [_columns(part, *pair) for part in both] for pair in pairs}
+    resampled: dict[tuple[str, str], list[np.ndarray]] = {pair: [] for pair in pairs}
+    for weights in _weights(len(a), draws, seed):
+        for pair in pairs:
+            resampled[pair].append(np.subtract(*(_statistic(weights @ c, *pair) for c in columns[pair])))
+    results = []
+    for definition, measure in pairs:
+        one = columns[definition, measure]
+        estimate = np.subtract(*(_statistic(c.sum(axis=0), definition, measure) for c in one))
+        low, high = np.percentile(np.concatenate(resampled[definition, measure]), [2.5, 97.5])
+        per_image = definition if definition.startswith("image") else "image_lesion"
+        changes = np.subtract(*(_columns(part, per_image, measure)[:, 0] for part in both))
+        results.append(PairedDifference(float(estimate), float(low), float(high), _signed_rank(changes), len(a)))
+    return results
 
 
 def _signed_rank(changes: np.ndarray) -> float:

@@ -18,6 +18,8 @@ PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
 }
 """mIoU and DSC of the authors' README, as shares, by (train, test)."""
 
+VERDICTS = SUPPORTED, NOT_SUPPORTED, UNTESTABLE = "supported", "not supported", "not testable here"
+
 RULE = (
     "A published value is supported when it lies inside the 95 % interval of the measured one or below it, and "
     "not supported above it. Being better than rivals is supported when the paired 95 % interval of the "
@@ -65,13 +67,17 @@ def claims(results: pd.DataFrame, others: Mapping[str, pd.DataFrame | None] | No
     table = pd.DataFrame([*rows, _state_of_the_art(others.get("baselines")), _boundaries(others.get("baselines")),
                           _generalisation(results), _label_efficiency(others.get("label_efficiency")),
                           _bottleneck(others.get("feature_quality")),
-                          _row("more robust and practical", "none", "not testable here",
+                          _row("more robust and practical", "none", UNTESTABLE,
                                "the paper names no measure of either")])
     if preset in DEMONSTRATIONS:
-        measured = table["verdict"] != "not testable here"
+        measured = table["verdict"] != UNTESTABLE
         table.loc[measured, "reason"] = f"preset {preset} is a demonstration; " + table.loc[measured, "reason"]
-        table["verdict"] = "not testable here"
+        table["verdict"] = UNTESTABLE
     return table
+
+
+def _verdict(holds: bool) -> str:
+    return SUPPORTED if holds else NOT_SUPPORTED
 
 
 def _row(claim: str, experiment: str, verdict: str, reason: str, **values: object) -> dict[str, object]:
@@ -88,13 +94,13 @@ def _cell(results: pd.DataFrame, train: str, test: str, measure: str, method: st
     experiment, definition = "main_results", "pooled_two_class"
     found = _find(results, train=train, test=test, method=method, definition=definition, measure=measure)
     if found is None:
-        return _row(claim, experiment, "not testable here", _absent(results, train, test), definition=definition,
+        return _row(claim, experiment, UNTESTABLE, _absent(results, train, test), definition=definition,
                     published=published)
     holds = published <= found["high"]
     reason = "within or below the measured interval" if holds else "above the measured interval"
     if not found["complete"]:
         reason += f"; {found['note']}"
-    return _row(claim, experiment, "supported" if holds else "not supported", reason, definition=definition,
+    return _row(claim, experiment, _verdict(holds), reason, definition=definition,
                 published=published, measured=found["mean"], low=found["low"], high=found["high"],
                 complete=bool(found["complete"]))
 
@@ -106,7 +112,7 @@ def _absent(results: pd.DataFrame, train: str, test: str) -> str:
 
 
 def _unwritten(claim: str, table: str) -> dict[str, object]:
-    return _row(claim, table, "not testable here", f"this study has not written {table} yet")
+    return _row(claim, table, UNTESTABLE, f"this study has not written {table} yet")
 
 
 def _state_of_the_art(table: pd.DataFrame | None) -> dict[str, object]:
@@ -116,8 +122,8 @@ def _state_of_the_art(table: pd.DataFrame | None) -> dict[str, object]:
         return _unwritten(claim, experiment)
     row = _against_all(claim, table, ["iou"])
     rivals = set(table.loc[~table["method"].isin(["tokencutseg", "otsu"]), "weights"])
-    if row["verdict"] == "supported" and "imagenet" not in rivals:
-        row |= {"verdict": "not testable here", "reason": row["reason"] + "; no rival started from ImageNet weights"}
+    if row["verdict"] == SUPPORTED and "imagenet" not in rivals:
+        row |= {"verdict": UNTESTABLE, "reason": row["reason"] + "; no rival started from ImageNet weights"}
     return row
 
 
@@ -132,7 +138,7 @@ def _against_all(claim: str, table: pd.DataFrame, measures: list[str]) -> dict[s
     rows = table[(table["definition"] == "image_lesion") & table["measure"].isin(measures)]
     rivals = rows[rows["method"] != "tokencutseg"]
     if set(rivals["method"]) <= {"otsu"}:
-        return _row(claim, "baselines", "not testable here", "no trained baseline was compared with")
+        return _row(claim, "baselines", UNTESTABLE, "no trained baseline was compared with")
     sign = rivals["measure"].map(lambda measure: -1 if measure == "hd95" else 1)  # a distance is better small
     nearest = (sign * rivals["ahead_low"]).where(sign > 0, -rivals["ahead_high"])  # the interval's worse end
     clear = (nearest > 0) & (rivals["p_holm"] < 0.05)
@@ -141,7 +147,7 @@ def _against_all(claim: str, table: pd.DataFrame, measures: list[str]) -> dict[s
             for row in rivals[~clear].itertuples()]
     reason = ("not clearly better: " + "; ".join(told) if told else
               f"better than {', '.join(dict.fromkeys(rivals['method']))} by {' and '.join(measures)}")
-    return _row(claim, "baselines", "supported" if clear.all() else "not supported", reason, definition="image_lesion",
+    return _row(claim, "baselines", _verdict(clear.all()), reason, definition="image_lesion",
                 measured=ours["mean"], low=ours["low"], high=ours["high"])
 
 
@@ -151,10 +157,10 @@ def _generalisation(results: pd.DataFrame) -> dict[str, object]:
     own, away = (_find(results, train="isic2016", test=test, method="tokencutseg", definition="image_lesion",
                        measure="iou") for test in ("isic2016", "isic2017"))
     if own is None or away is None:
-        return _row(claim, experiment, "not testable here", _absent(results, "isic2016", "isic2017"))
+        return _row(claim, experiment, UNTESTABLE, _absent(results, "isic2016", "isic2017"))
     change = f"lesion IoU {own['mean']:.3f} on isic2016 and {away['mean']:.3f} on isic2017"
     holds = away["high"] >= own["low"]
-    return _row(claim, experiment, "supported" if holds else "not supported", change, definition="image_lesion",
+    return _row(claim, experiment, _verdict(holds), change, definition="image_lesion",
                 measured=away["mean"], low=away["low"], high=away["high"],
                 complete=bool(own["complete"] and away["complete"]))
 
@@ -169,7 +175,7 @@ def _label_efficiency(table: pd.DataFrame | None) -> dict[str, object]:
     reason = (f"at {ours['fraction']:.0%} of the labels lesion IoU {ours['mean']:.3f}, U-Net {unet['mean']:.3f}: "
               f"{unet['ahead']:+.3f} [{unet['ahead_low']:.3f}, {unet['ahead_high']:.3f}]")
     holds = unet["ahead_low"] > 0 and unet["p_holm"] < 0.05
-    return _row(claim, experiment, "supported" if holds else "not supported", reason, definition="image_lesion",
+    return _row(claim, experiment, _verdict(holds), reason, definition="image_lesion",
                 measured=ours["mean"], low=ours["low"], high=ours["high"])
 
 
@@ -184,7 +190,7 @@ def _bottleneck(table: pd.DataFrame | None) -> dict[str, object]:
     reason = (f"token IoU of the graph head {ours['iou']:.3f} on transformer features, {rival['iou']:.3f} on those of: "
               f"{rival.name} ({rival['ahead']:+.3f} [{rival['ahead_low']:.3f}, {rival['ahead_high']:.3f}])")
     holds = rival["ahead_low"] > 0
-    return _row(claim, experiment, "supported" if holds else "not supported", reason, definition="token IoU",
+    return _row(claim, experiment, _verdict(holds), reason, definition="token IoU",
                 measured=ours["iou"], low=ours["iou_low"], high=ours["iou_high"])
 
 

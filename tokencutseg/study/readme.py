@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from tokencutseg.config import RECIPES
 from tokencutseg.model.saved import PRETRAINED
-from tokencutseg.study.claims import DEMONSTRATIONS, RULE
+from tokencutseg.study.claims import DEMONSTRATIONS, RULE, UNTESTABLE, VERDICTS
 from tokencutseg.study.grids import recipe_table
 from tokencutseg.study.runner import ROOT
 
@@ -24,7 +23,6 @@ PAIRED = (
     "the images' differences, Holm-adjusted over the table's rows; it asks whether most images gain, and can be small "
     "where the interval holds zero (many small gains, a few large losses). Being clearly ahead asks for both.")
 DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md", PRETRAINED / "README.md")
-VERDICTS = ("supported", "not supported", "not testable here")
 NO_VERDICT = "No committed study is large enough for a verdict yet.\n"
 NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Otsu threshold", "unet": "U-Net",
          "unet_plain": "U-Net, trained plainly"}
@@ -62,38 +60,57 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
 
 
 def summary_markdown(reference: Path = REFERENCE) -> str:
-    """Which claims every committed study supports and which not, in a few lines."""
-    parts = []
-    for path, table, config in _judged(reference):
-        parts += [f"The paper's claims, as far as our trainings carry (study `{path.parent.parent.name}`, preset "
-                  f"`{config['preset']}`, recipe `{config['recipe']}` where no other is named; "
-                  "[values, intervals and the rule](#the-papers-claims)):", ""]
-        parts += [f"- **{verdict}**: {'; '.join(table.loc[table['verdict'] == verdict, 'claim'])}"
-                  for verdict in VERDICTS if verdict in set(table["verdict"])]
-        parts += [""]
-    return "\n".join(parts) if parts else NO_VERDICT
-
-
-def _judged(reference: Path) -> Iterator[tuple[Path, pd.DataFrame, dict[str, Any]]]:
-    """The claims of every committed study that gives a verdict: path, table, the study's configuration."""
-    for path in sorted(reference.glob("*/tables/claims.csv")):
-        table = pd.read_csv(path)
-        if (table["verdict"] != "not testable here").any():
-            yield path, table, _config(path)
+    """Which claims the committed studies support and which not, in a few lines."""
+    table = _judged(reference)
+    if table.empty:
+        return NO_VERDICT
+    claims = table["claim"].where(~table["claim"].duplicated(keep=False),
+                                  table["claim"] + " (study `" + table["study"] + "`)")
+    lines = [f"- **{verdict}**: {'; '.join(claims[table['verdict'] == verdict])}"
+             for verdict in VERDICTS if (table["verdict"] == verdict).any()]
+    return "\n".join(["The paper's claims, as far as our trainings carry (recipe `revised` where no other is named; "
+                      "[values, intervals and the rule](#the-papers-claims)):", "", *lines, ""])
 
 
 def claims_markdown(reference: Path = REFERENCE) -> str:
-    """The claims of every committed study that may give verdicts, and what it measured."""
+    """The claims that a committed study judges, with what was measured; then those that none does."""
+    table = _judged(reference)
+    if table.empty:
+        return NO_VERDICT
+    testable = table["verdict"] != UNTESTABLE
     parts = []
-    for path, table, config in _judged(reference):
-        rows = ["| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
-        for row in table.itertuples():
+    for study, part in table[testable].groupby("study"):
+        config = _config(reference / study / "tables/claims.csv")
+        parts += [f"Study `{study}`, preset `{config['preset']}`, recipe `{config['recipe']}`:", "",
+                  "| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
+        for row in part.itertuples():
             shown = ["" if pd.isna(value) else f"{value:.4f}" for value in (row.published, row.measured)]
             interval = "" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}] {row.definition}"
-            rows.append(f"| {row.claim} | {shown[0]} | {shown[1]}{interval} | **{row.verdict}** | {row.reason} |")
-        parts += [f"Study `{path.parent.parent.name}`, preset `{config['preset']}`, recipe `{config['recipe']}`:", "",
-                  *rows, ""]
-    return "\n".join([*parts, RULE, ""]) if parts else NO_VERDICT
+            parts.append(f"| {row.claim} | {shown[0]} | {shown[1]}{interval} | **{row.verdict}** | {row.reason} |")
+        parts += [""]
+    if not testable.all():
+        parts += ["In no study:", "", "| claim | published | verdict | why |", "|---|---|---|---|"]
+        parts += [f"| {row.claim} | {'' if pd.isna(row.published) else f'{row.published:.4f}'} | **{row.verdict}** "
+                  f"| {row.reason} |" for row in table[~testable].itertuples()] + [""]
+    return "\n".join([*parts, RULE, ""])
+
+
+def _judged(reference: Path) -> pd.DataFrame:
+    """The rows of all committed tables `claims` that give a verdict, with the column study; then the claims that none
+    of these tables judges, each once. Empty while there is no verdict.
+
+    That a study left something out is no reason where another one lacks the images.
+    """
+    tables = {path.parent.parent.name: pd.read_csv(path) for path in sorted(reference.glob("*/tables/claims.csv"))}
+    tables = [table.assign(study=study) for study, table in tables.items() if (table["verdict"] != UNTESTABLE).any()]
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    judged = table[table["verdict"] != UNTESTABLE]
+    rest = table[~table["claim"].isin(judged["claim"])]
+    firm = ~rest["reason"].str.startswith("this study")
+    rest = pd.concat([rest[firm], rest[~firm]]).drop_duplicates("claim").sort_index()
+    return pd.concat([judged, rest], ignore_index=True)
 
 
 def _config(table: Path) -> dict[str, Any]:

@@ -16,14 +16,14 @@ import pandas as pd
 from PIL import Image
 
 from tokencutseg.data.images import DataError
-from tokencutseg.study.claims import RULE
+from tokencutseg.study.claims import NOT_SUPPORTED, RULE, SUPPORTED
 from tokencutseg.study.outputs import CAPTIONS, OUTPUTS
 from tokencutseg.study.pages import Cell, done_record, table_file, table_html, table_of, words, write_page
 
 FIGURE_ORDER = [name for notebook in sorted(OUTPUTS, key=lambda name: (name < "04", name))
                 for name in OUTPUTS[notebook].figures]
 """Results first (notebooks 04 and 05), then how they came about."""
-_VERDICTS = {"supported": "good", "not supported": "bad"}
+_COLOURS = {SUPPORTED: "good", NOT_SUPPORTED: "bad"}
 
 _STYLE = """
 .summary { font-size: 1.05rem; } .side { display: grid; gap: 1.25rem; } .side > * { min-width: 0; }
@@ -116,7 +116,7 @@ def _claims(studies: Sequence[Path]) -> str:
                                                 "published": Cell(row.published)})
             cells[f"measured{_of(study, studies)}"] = _interval(row.measured, row.low, row.high)
             cells[f"verdict{_of(study, studies)}"] = Cell(
-                row.verdict, f"<strong>{escape(row.verdict)}</strong>", _VERDICTS.get(row.verdict, ""))
+                row.verdict, f"<strong>{escape(row.verdict)}</strong>", _COLOURS.get(row.verdict, ""))
             if len(studies) == 1:
                 cells["why"] = Cell(row.reason, kind="wide")
     table = table_of(rows.values(), "Claims and verdicts", kind="whole")

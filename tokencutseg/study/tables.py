@@ -25,7 +25,7 @@ from tokencutseg.evaluation.summaries import (
     PairedDifference,
     Summary,
     holm,
-    paired_difference,
+    paired_differences,
     summarise,
     summary_table,
 )
@@ -300,13 +300,14 @@ def with_leads(table: pd.DataFrame, records: pd.DataFrame, config: Config, pair:
     `p_holm` over the methods of one pair, definition and measure; all empty in our own rows.
     """
     scored = dict(iter(records.groupby([*pair, "method"], sort=False)))
-    leads = []
-    for row in table.itertuples():
-        key = tuple(getattr(row, name) for name in pair)
-        leads.append(dict.fromkeys(("ahead", "ahead_low", "ahead_high", "p"), math.nan) if row.method == "tokencutseg"
-                     else lead(paired_difference(scored[*key, "tokencutseg"], scored[*key, row.method], row.definition,
-                                                 row.measure, config.evaluation.bootstrap_draws, config.seed)))
-    table = table.join(pd.DataFrame(leads, table.index))
+    none, leads = dict.fromkeys(("ahead", "ahead_low", "ahead_high", "p"), math.nan), []
+    for (*place, method), rows in table.groupby([*pair, "method"], sort=False):
+        shown = list(zip(rows["definition"], rows["measure"], strict=True))
+        found = [none] * len(rows) if method == "tokencutseg" else map(lead, paired_differences(
+            scored[*place, "tokencutseg"], scored[*place, method], shown, config.evaluation.bootstrap_draws,
+            config.seed))
+        leads.append(pd.DataFrame(found, rows.index))
+    table = table.join(pd.concat(leads))
     return table.assign(p_holm=table.groupby([*pair, "definition", "measure"])["p"].transform(holm_over))
 
 
