@@ -66,6 +66,19 @@ def test_a_pair_that_the_study_leaves_out_is_said_to_be_left_out():
     assert found["reason"] == "this study does not train and test isic2016 → isic2016"
 
 
+def test_without_main_results_their_claims_are_open_and_the_others_are_not():
+    rows = [rival("unet", "nsd", 0.05), rival("unet", "hd95", -2.0, half=1.0)]
+    table, whole = claims(None, compared(*rows)), claims(no_results(), compared(*rows))
+    assert list(table["claim"]) == list(whole["claim"])
+    reason = "this study has not written main_results yet"
+    cells = table[table["claim"].str.startswith(("mIoU", "DSC", "generalises"))]
+    assert len(cells) == 2 * len(PUBLISHED) + 1
+    assert (cells["verdict"] == "not testable here").all() and (cells["reason"] == reason).all()
+    assert (cells["published"].notna() == cells["claim"].str.startswith(("mIoU", "DSC"))).all()
+    rest = whole.drop(cells.index)
+    pd.testing.assert_frame_equal(table.drop(cells.index)[rest.columns], rest, check_dtype=False)
+
+
 def test_partial_data_are_named_in_the_reason():
     results = pd.DataFrame([row("isic2016", "isic2016", "pooled_two_class", "dice", 0.95, complete=False,
                                 note="isic2016 test partial: 305 of 379")])

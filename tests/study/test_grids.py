@@ -139,6 +139,7 @@ def test_claims_rest_on_what_the_study_has_written(study):
         return grids.claims(study).set_index("claim").loc["label-efficient", "reason"]
 
     assert reason() == "this study has not written label_efficiency yet"
+    assert not (study.folder / "tables/main_results.csv").exists(), "nothing is made that was not asked for"
     study.table("label_efficiency", grids.label_efficiency(study))
     assert reason().startswith("preset tiny is a demonstration; at 25% of the labels")
 

@@ -376,11 +376,9 @@ def evidence(study: Study) -> dict[str, pd.DataFrame | None]:
 
 
 def claims(study: Study) -> pd.DataFrame:
-    """Every claim with its verdict, from the main results (made now where they have not been written) and from as much
-    of `EVIDENCE` as the study has written."""
-    results = written(study, "main_results")
+    """Every claim with its verdict, from as much of the main results and of `EVIDENCE` as the study has written."""
     found = {table.__name__: written(study, table.__name__) for table in EVIDENCE}
-    return judged(main_results(study) if results is None else results, found, study.config.preset)
+    return judged(written(study, "main_results"), found, study.config.preset)
 
 
 TABLES = {table.__name__: table for table in (
