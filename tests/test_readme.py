@@ -53,7 +53,8 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
     shown = claims_markdown(tmp_path)
     assert "Study `small-skin`, preset `small`, recipe `released`:" in shown
     assert "| mIoU is 81.37% | 0.8137 | 0.7012 [0.690, 0.710] image_lesion | **not supported** | above |" in shown
-    assert "In no study:" in shown and "| robust |  | **not testable here** | no measure |" in shown and RULE in shown
+    assert "Open in every study:" in shown and "| robust |  |  | **not testable here** | no measure |" in shown
+    assert RULE in shown
     assert summary_markdown(tmp_path).splitlines()[2:4] == ["- **not supported**: mIoU is 81.37%",
                                                             "- **not testable here**: robust"]
     pd.DataFrame([{"method": "unet", "stage": "baseline", "saw": "skin", "training_images": 20, "images_seen": 400,
@@ -82,11 +83,11 @@ def test_a_claim_is_open_only_where_no_study_judges_it(tmp_path):
         "- **not supported**: b holds; best (study `small-b`)",
         "- **not testable here**: c holds"]
     shown = claims_markdown(tmp_path)
-    assert [line.split(" |")[0] for line in shown.splitlines() if line.startswith(("| ", "Study", "In no"))] == [
+    assert [line.split(" |")[0] for line in shown.splitlines() if line.startswith(("| ", "Study", "Open"))] == [
         "Study `small-a`, preset `small`, recipe `revised`:", "| claim", "| a holds", "| best",
         "Study `small-b`, preset `small`, recipe `revised`:", "| claim", "| b holds", "| best",
-        "In no study:", "| claim", "| c holds"]
-    assert "| c holds |  | **not testable here** | no images of c |" in shown
+        "Open in every study:", "| claim", "| c holds"]
+    assert "| c holds |  |  | **not testable here** | no images of c |" in shown
 
 
 def test_label_shares_are_shown_as_they_stand(tmp_path):

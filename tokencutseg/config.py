@@ -434,6 +434,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                            "segmentation.self_training_weight"],
         "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer",
                                "upernet"],
+        "ablation.full_baselines": True,
         # those that change the method most; each of them trains twice, and `full` has more
         "ablation.deviations": [
             "vqgan.input_normalisation", "vqgan.quantizer_start", "masked_gpt.mask_id", "masked_gpt.pretraining",

@@ -132,9 +132,33 @@ def test_comparison_in_blocks_finds_every_planted_pair():
     for (i, j), bits in planted.items():
         flipped = np.packbits(np.arange(256) < bits).view(np.uint64)
         hashes[j, 0] = hashes[i, generator.integers(8)] ^ flipped
-    found = {(i, j): d for i, j, d in audit._close_pairs(hashes, 60, progress=False)}
+    def close(limit):
+        return {(i, j): d for i, j, d in audit._close_pairs(hashes, hashes[:, 0], limit, progress=False, below=True)}
+
+    found = close(60)
     assert found == planted
-    assert (130, 131) not in {(i, j) for i, j, _ in audit._close_pairs(hashes, 59, progress=False)}
+    assert (130, 131) not in close(59)
+
+
+@pytest.mark.parametrize(("frame", "known"), [
+    ((96, 128), True), ((96, 144), True), ((128, 96), True), ((96, 110), True), ((96, 128), False), ((96, 144), False)])
+def test_central_squares_are_found(frame, known):
+    """A photograph that was squashed to a square, and the square cut out of its middle; without the photograph's size
+    the usual ones are tried on labelled images."""
+    height, width = frame
+    photographs = torch.stack([F.interpolate(t[None].float(), size=frame, mode="bilinear", antialias=True)[0]
+                               for t in textures(6, 160)]).byte()
+    side = min(frame)
+    top, left = (height - side) // 2, (width - side) // 2
+    squares = photographs[:, :, top:top + side, left:left + side]
+    squashed = F.interpolate(photographs.float(), size=(96, 96), mode="bilinear", antialias=True).round().byte()
+    squares = F.interpolate(squares.float(), size=(96, 96), mode="bilinear", antialias=True).round().byte()
+    labelled = ImageSet("a", "test", [f"a{i}" for i in range(6)], squashed, torch.zeros(6, 96, 96, dtype=torch.uint8),
+                        None, [frame if known else (96, 96)] * 6)
+    mixed = torch.cat([textures(4, 96, seed=7), torch.rot90(squares[2:4], 1, (-2, -1))])
+    found = overlaps(keyed(labelled, image_set("b", "unlabelled", mixed)))
+    assert found[["id_1", "id_2", "kind"]].values.tolist() == [
+        ["a2", "b_unlabelled_4", "near duplicate"], ["a3", "b_unlabelled_5", "near duplicate"]]
 
 
 def test_appearance_starts_with_the_image_as_it_is():

@@ -162,6 +162,28 @@ def test_an_own_folder_is_not_taken_for_an_official_set(tmp_path):
 
 # bad input: (what is there, what the message must say)
 
+def test_a_manifest_says_what_the_files_do_not(tmp_path):
+    ids = isic_ids(4)
+    make(tmp_path, "isic2017", "test", ids)
+    (tmp_path / "manifest.csv").write_text(
+        "id,split,native_size,lesion_id,patient_id\n"
+        f"{ids[0]},test,1022x767,L1,P1\n{ids[1]},test,,L2,\n{ids[2]},test,640 × 480,,\nISIC_9999999,test,1x1,L9,P9\n")
+    samples = find_datasets(tmp_path)["isic2017"]["test"].samples
+    assert [(s.id, s.native_size, s.cluster) for s in samples] == [
+        (ids[0], (767, 1022), "P1"), (ids[1], None, "L2"), (ids[2], (480, 640), None), (ids[3], None, None)]
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("image,native_size\na,3x4\n", "has no column id, only image, native_size; add the images' names"),
+    ("id,native_size\nISIC_0000001,767\n", "gives the native_size of ISIC_0000001 as '767'; write WIDTHxHEIGHT"),
+    ("id,native_size\nISIC_0000001,0x767\n", "as '0x767'; write WIDTHxHEIGHT"),
+])
+def test_a_manifest_that_cannot_be_used(tmp_path, text, said):
+    make(tmp_path, "isic2017", "test", isic_ids(3))
+    (tmp_path / "manifest.csv").write_text(text)
+    assert said in error_for(tmp_path)
+
+
 def error_for(root):
     with pytest.raises(DataError) as caught:
         find_datasets(root)

@@ -3,6 +3,7 @@
 import os
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,6 +182,20 @@ def test_completeness_is_inherited():
     assert image_set(n=4, expected=4).complete and image_set(n=4).complete
     assert not ImageSet.concatenate([partial, image_set(name="b")]).complete
     assert ImageSet.concatenate([image_set(n=4, expected=4), image_set(name="b")]).complete
+
+
+def test_what_a_manifest_says_stays_with_its_images(tmp_path):
+    split = make_split(tmp_path / "files")
+    known = [{"native_size": (300, 400), "cluster": "P1"}, {}, {"cluster": "P2"}, {}, {"native_size": (7, 9)}]
+    samples = tuple(replace(sample, **one) for sample, one in zip(split.samples, known, strict=True))
+    plain = load_split(split, 16, tmp_path / "cache")
+    loaded = load_split(replace(split, samples=samples), 16, tmp_path / "cache")
+    assert loaded.native_sizes == [(300, 400), (20, 30), (20, 30), (20, 30), (7, 9)]
+    assert loaded.clusters == ["P1", None, "P2", None, None] and plain.clusters is None
+    assert loaded.fingerprint == plain.fingerprint, "nothing is trained anew"
+    assert loaded.subset([2, 0]).clusters == ["P2", "P1"]
+    assert ImageSet.concatenate([plain, loaded.subset([2])]).clusters == [None] * 5 + ["P2"]
+    assert ImageSet.concatenate([plain, plain]).clusters is None
 
 
 @settings(max_examples=20, deadline=None)

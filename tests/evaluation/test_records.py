@@ -95,6 +95,33 @@ def test_native_scores_of_masks_without_files_are_those_at_their_size():
         assert rows[f"{name}_native"].tolist() == plain[name].tolist()
 
 
+@pytest.mark.parametrize(("native", "shape"), [((767, 1022), (24, 32)), ((600, 400), (36, 24)), ((50, 50), (24, 24))])
+def test_a_squashed_mask_is_scored_in_the_shape_of_its_photograph(tmp_path, native, shape):
+    """Pillow stretches the mask, torch the prediction; IoU hardly moves, distances along the stretched axis grow."""
+    rng = np.random.default_rng(0)
+    target = ndimage.gaussian_filter(rng.random((24, 24)), 3) > 0.5
+    Image.fromarray(target.astype(np.uint8) * 255).save(tmp_path / "a.png")
+    margin = torch.from_numpy(ndimage.gaussian_filter(rng.random((24, 24)), 3) - 0.5).float()
+    images = ImageSet("x", "test", ["a"], torch.zeros(1, 3, 24, 24, dtype=torch.uint8),
+                      torch.zeros(1, 24, 24, dtype=torch.uint8), None, [native], [tmp_path / "a.png"])
+    row = native_scores(margin[None], images).iloc[0]
+    assert (row.height, row.width) == shape
+    stretched = np.array(Image.fromarray(target).resize(shape[::-1], Image.Resampling.NEAREST))
+    prediction = F.interpolate(margin[None, None], shape, mode="bilinear", align_corners=False)[0, 0].numpy() > 0
+    expected = score_rectangle(prediction, stretched)
+    assert (row.tp_native, row.fp_native, row.fn_native, row.nsd_native, row.hd95_native) == pytest.approx(
+        expected, rel=0.1, abs=0.02 * target.size), "Pillow and we may round one column apart"
+    assert abs(row.tp_native + row.fn_native - stretched.sum()) <= max(shape)
+
+
+def score_rectangle(prediction, target):
+    edges = [np.argwhere(m & ~ndimage.binary_erosion(m)) for m in (prediction, target)]
+    far = distance.cdist(*edges)
+    near = np.concatenate([far.min(1), far.min(0)]) <= NSD_TOLERANCE * math.hypot(*target.shape)
+    return ((prediction & target).sum(), (prediction & ~target).sum(), (~prediction & target).sum(), near.mean(),
+            max(np.percentile(far.min(i), 95) for i in (0, 1)))
+
+
 def test_contrast_is_the_distance_of_means_over_the_spread():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 6, 6), dtype=np.uint8)
     masks_ = np.zeros((3, 6, 6), np.uint8)

@@ -100,21 +100,53 @@ def test_bootstrap_equals_a_plain_loop_with_the_same_draws(definition, measure, 
         assert summary.n == n
 
 
-def coverage(groups, repeats=400):
-    """How often the interval holds the truth, on 40 groups of 4 rows that share most of their randomness."""
+def coverage(column, repeats=600):
+    """How often the interval holds the truth, on 80 groups of 4 rows that share most of their randomness."""
     generator = np.random.default_rng(1)
     hits = 0
     for seed in range(repeats):
-        shared = generator.beta(5, 2, size=40).repeat(4)
-        records = pd.DataFrame({"iou": 0.9 * shared + 0.1 * generator.random(160), "patient": np.arange(160) // 4})
-        summary = summarise(records, "image_lesion", "iou", draws=400, seed=seed, groups=groups)
+        shared = generator.beta(5, 2, size=80).repeat(4)
+        records = pd.DataFrame({"iou": 0.9 * shared + 0.1 * generator.random(320), column: np.arange(320) // 4})
+        summary = summarise(records, "image_lesion", "iou", draws=500, seed=seed)
         hits += summary.low <= 0.9 * 5 / 7 + 0.05 <= summary.high
     return hits / repeats
 
 
-def test_bootstrap_coverage_over_groups():
-    assert 0.92 <= coverage("patient") <= 0.97
-    assert coverage(None) < 0.8, "rows of a group are not independent: drawing them alone must fall short"
+def test_bootstrap_coverage_over_clusters():
+    assert 0.93 <= coverage("cluster") <= 0.97
+    assert coverage("unnoticed", 200) < 0.8, "drawn one by one, rows that are not independent must fall short"
+
+
+def clustered(seed=0, n=24, clusters=7):
+    """Two methods' scores of the same images, which belong to clusters of different sizes."""
+    generator = np.random.default_rng(seed)
+    labels = [f"patient {i}" for i in generator.integers(clusters, size=n)]
+    return [pd.DataFrame({"id": [f"i{i}" for i in range(n)], "iou": generator.random(n), "cluster": labels})
+            for _ in range(2)]
+
+
+def drawn_by_hand(column, labels, draws, seed):
+    """Means over images where whole clusters are drawn, in the clusters' sorted order."""
+    names = sorted(set(labels))
+    members = [column[[label == name for label in labels]] for name in names]
+    taken = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
+    return [np.concatenate([members[i] for i in row]).mean() for row in taken]
+
+
+def test_clusters_are_drawn_whole_in_each_interval():
+    a, b = clustered()
+    labels, difference = a["cluster"].tolist(), (a["iou"] - b["iou"]).to_numpy()
+    one = summarise(a, "image_lesion", "iou", draws=80, seed=4)
+    assert (one.low, one.high) == pytest.approx(tuple(np.percentile(
+        drawn_by_hand(a["iou"].to_numpy(), labels, 80, 4), [2.5, 97.5])))
+    expected = tuple(np.percentile(drawn_by_hand(difference, labels, 80, 4), [2.5, 97.5]))
+    paired = paired_difference(a, b.sample(frac=1, random_state=0), "image_lesion", "iou", draws=80, seed=4)
+    assert (paired.low, paired.high) == pytest.approx(expected) and paired.n == 24
+    seeded = seeded_difference([a, a], [b, b.sample(frac=1, random_state=0)], draws=80, seed=4)
+    assert (seeded.low, seeded.high) == pytest.approx(expected) and seeded.difference == pytest.approx(
+        difference.mean())
+    assert summarise(a.assign(cluster=None), "image_lesion", "iou", draws=80, seed=4) == summarise(
+        a.drop(columns="cluster"), "image_lesion", "iou", draws=80, seed=4), "nothing is known of any"
 
 
 def test_bootstrap_coverage_over_images():

@@ -82,16 +82,18 @@ def test_stages_change_one_thing_per_row(recipe):
     cells = [flat(cell, pretrained) for _, cell, pretrained in grids.stage_cells(config)]
     changes = [{key for key in one if one[key] != two[key]} for one, two in itertools.pairwise(cells)]
     stage_2 = "segmentation.mlm_weight" if recipe == "released" else "stage 2 goes before"
-    last = [{"segmentation.encoder"}, {"segmentation.self_training_weight"}] if recipe == "revised" else []
+    last = [{"segmentation.transformer_rate"}, {"segmentation.encoder"}, {"segmentation.self_training_weight"}]
+    last = last if recipe == "revised" else []
     assert changes == [{"masked_gpt.n_layer"}, {stage_2}, {"segmentation.use_deepcut"}, *last]
     assert cells[-1] == flat(grids.shortened(config), True)
+    assert all(cell["segmentation.transformer_rate"] == 1 for cell in cells[:4]), "with and without stage 2 alike"
 
 
 def test_stages(study):
     table = grids.stages(study)
     assert_scores(table)
     assert list(table["stages"]) == ["tokenizer", "+ transformer", "+ masked pretraining", "+ graph module",
-                                     "+ fine-tuned encoder", "+ self-training"]
+                                     "+ slower transformer", "+ fine-tuned encoder", "+ self-training"]
     np.testing.assert_allclose(table["change"][1:], table["mean"].diff()[1:], atol=1e-12)
     assert table["change"][1:].between(table["change_low"][1:] - 1e-12, table["change_high"][1:] + 1e-12).all()
     assert np.isnan(table["change"][0])
@@ -109,6 +111,8 @@ def test_feature_quality(study):
     assert study.config.masked_gpt.n_layer == 2
     assert list(zip(table["features"], table["head"], strict=True)) == [
         (features, head) for head in ("linear probe", "graph") for features in names]
+    supervised = table["features"] == "supervised U-Net"
+    assert (table.loc[~supervised, "images_seen"] == 0).all() and (table.loc[supervised, "images_seen"] == 24).all()
     ours = table[table["features"] == "transformer"].set_index("head")
     assert ours["ahead"].isna().all()
     others = table[table["features"] != "transformer"]

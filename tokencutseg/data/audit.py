@@ -29,6 +29,8 @@ MAX_DISTANCE = 60
 """Bits of 256 in which two copies of one picture may differ; unrelated pictures differ in about 128. Chosen by eye on
 9,800 images of ISIC 2016, ISIC 2017 and HAM10000 at 96 pixels: each of the 33 pairs up to 60 shows one and the same
 lesion. A few more such pairs lie between 60 and 80, but there they mix with pairs that only look alike."""
+FRAMES = (3 / 4, 2 / 3)
+"""Short side over long side of photographs, where a labelled image is stored as a square and may have been squashed."""
 
 
 def overlaps(sets: Mapping[tuple[str, str], ImageSet], max_distance: int = MAX_DISTANCE, near_duplicates: bool = True,
@@ -43,8 +45,9 @@ def overlaps(sets: Mapping[tuple[str, str], ImageSet], max_distance: int = MAX_D
 
     Returns one row per pair, the earlier set first, with `COLUMNS`. `kind` is the first that holds of "same id", "same
     content" (identical pixels at the stored size) and "near duplicate" (as one of them or any of its flips and quarter
-    turns). `distance` is in hash bits: 0 for identical pixels, NaN for a shared id whose images are further apart than
-    `max_distance` or were not compared.
+    turns; also as its central square where the other one is a square, since some collections were published as such
+    crops; other crops are not found). `distance` is in hash bits: 0 for identical pixels, NaN for a shared id whose
+    images are further apart than `max_distance` or were not compared.
     """
     owner = [key for key, images in sets.items() for _ in images.ids]
     ids = [i for images in sets.values() for i in images.ids]
@@ -53,7 +56,10 @@ def overlaps(sets: Mapping[tuple[str, str], ImageSet], max_distance: int = MAX_D
     distance: dict[tuple[int, int], float] = {}
     if near_duplicates and ids:
         hashes = np.concatenate([appearance(images.images, progress) for images in sets.values()])
-        distance = {(i, j): float(d) for i, j, d in _close_pairs(hashes, max_distance, progress)}
+        found = [(i, j, d) for i, j, d in _close_pairs(hashes, hashes[:, 0], max_distance, progress, below=True)]
+        found += _central_pairs(sets, hashes[:, 0], max_distance, progress)
+        for i, j, d in found:
+            distance[i, j] = min(distance.get((i, j), HASH_BITS), float(d))
     same_content = set(_equal_pairs(pixels))
     same_id = set(_equal_pairs(ids))
     distance |= dict.fromkeys(same_content, 0.0)
@@ -98,19 +104,54 @@ def _orientations(image: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(np.rot90(side, k)) for side in (image, image[:, ::-1]) for k in range(4)]
 
 
-def _close_pairs(hashes: np.ndarray, max_distance: int, progress: bool) -> Iterator[tuple[int, int, int]]:
-    """(i, j, bits that differ), i < j, where any orientation of i is within `max_distance` of j as it is."""
-    N, rows = len(hashes), 128  # as many rows at once as keep the intermediate arrays in the processor's cache
-    for start in tqdm(range(0, N, rows), desc="comparing", unit="block of 128 images", disable=not progress):
-        block, others = hashes[start:start + rows], hashes[start:, 0]
+def _central_pairs(sets: Mapping[tuple[str, str], ImageSet], plain: np.ndarray, max_distance: int,
+                   progress: bool) -> list[tuple[int, int, int]]:
+    """(i, j, bits that differ), i < j, where the central square of one photograph is near another image, itself a
+    square. `plain` (N, 4) are the hashes of the images as they are."""
+    sizes = [(size, images.masks is not None) for images in sets.values() for size in images.native_sizes]
+    shares = [[min(size) / max(size)] if min(size) < 0.95 * max(size) else FRAMES if labelled else ()
+              for size, labelled in sizes]
+    pixels = (image for images in sets.values() for image in images.images)
+    crops, owner = [], []
+    for i, (image, ((height, width), _), own) in enumerate(zip(pixels, sizes, shares, strict=True)):
+        for share in own:
+            crops.append(_central(image, share, upright=height > width))
+            owner.append(i)
+    squares = [i for i, ((height, width), _) in enumerate(sizes) if min(height, width) >= 0.95 * max(height, width)]
+    if not crops or not squares:
+        return []
+    hashes = appearance(torch.stack(crops), progress)
+    found = [(owner[a], squares[b], d) for a, b, d in _close_pairs(hashes, plain[squares], max_distance, progress)]
+    return [(min(i, j), max(i, j), d) for i, j, d in found if i != j]
+
+
+def _central(image: Tensor, share: float, upright: bool) -> Tensor:
+    """The central square of a photograph that was squashed to uint8 (3, S, S), at the same size; `share` is its short
+    side over its long one, `upright` whether that one is its height."""
+    S = image.shape[-1]
+    kept = max(1, round(share * S))
+    start = (S - kept) // 2
+    crop = image[:, start:start + kept] if upright else image[:, :, start:start + kept]
+    return F.interpolate(crop[None].float(), size=(S, S), mode="bilinear", antialias=True)[0].round().byte()
+
+
+def _close_pairs(turned: np.ndarray, plain: np.ndarray, max_distance: int, progress: bool,
+                 below: bool = False) -> Iterator[tuple[int, int, int]]:
+    """(i, j, bits that differ) where any orientation of `turned` (M, 8, 4) i is within `max_distance` of `plain` (N, 4)
+    j; `below`: i < j alone."""
+    rows = 128  # as many at once as keep the intermediate arrays in the processor's cache
+    for start in tqdm(range(0, len(turned), rows), desc="comparing", unit="block of 128 images", disable=not progress):
+        first = start if below else 0
+        block, others = turned[start:start + rows], plain[first:]
         nearest = np.full((len(block), len(others)), HASH_BITS, np.uint16)
         for k in range(block.shape[1]):
             differing = np.zeros_like(nearest)
             for word in range(block.shape[2]):
                 differing += np.bitwise_count(block[:, None, k, word] ^ others[None, :, word])
             np.minimum(nearest, differing, out=nearest)
-        i, j = np.nonzero(np.triu(nearest <= max_distance, k=1))
-        yield from zip((i + start).tolist(), (j + start).tolist(), nearest[i, j].tolist(), strict=True)
+        close = nearest <= max_distance
+        i, j = np.nonzero(np.triu(close, k=1) if below else close)
+        yield from zip((i + start).tolist(), (j + first).tolist(), nearest[i, j].tolist(), strict=True)
 
 
 def _content(image: Tensor) -> bytes:

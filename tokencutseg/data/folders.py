@@ -11,22 +11,30 @@ split: about 10 % of its training images, drawn by a hash of the id, become one.
 A user's own data is a folder with `images/` and `masks/`, either directly (split 70/15/15 by a hash of the id) or
 inside each of `train/`, `validation/` (or `val/`) and `test/`. Images without masks may lie in `unlabelled/`.
 A mask is named as its image, or with `_segmentation` or `_mask` behind it.
+
+What the files do not say may stand in a table beside the sets, `manifest.csv` in the root: the column `id`, and any of
+`native_size` (WIDTHxHEIGHT in pixels, of photographs whose files here have another size or shape), `patient_id` and
+`lesion_id` (what images have in common).
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
 import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokencutseg.data.images import DataError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
 VALIDATION_SHARE_2016 = 0.10
+MANIFEST = "manifest.csv"
+CLUSTERS = ("patient_id", "lesion_id")
+"""Columns of a manifest that say which images belong together, the wider first."""
 OWN_SHARES = {"test": 0.15, "validation": 0.15, "train": 0.70}
 
 
@@ -37,6 +45,10 @@ class Sample:
     id: str
     image: Path
     mask: Path | None
+    native_size: tuple[int, int] | None = None
+    """(H, W) of the photograph in pixels, where a manifest gives it."""
+    cluster: str | None = None
+    """What it shares with other images, the patient or the lesion, where a manifest gives it."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +95,18 @@ def find_datasets(root: str | Path) -> dict[str, dict[str, Split]]:
     """Every dataset under `root`, as {dataset: {split: Split}}; `root` may also be one dataset of the user's own.
 
     An official split whose masks were never published (or are not there) is left out, training splits excepted.
-    Raises DataError when the folder is missing, misnamed or empty, and for an image without mask, a mask without image
-    or two files with one id.
+    Raises DataError when the folder is missing, misnamed or empty, for an image without mask, a mask without image
+    or two files with one id, and for a manifest that cannot be used.
     """
-    root = Path(root)
+    known = _read_manifest(Path(root) / MANIFEST)
+    datasets = _found_datasets(Path(root))
+    if not known:
+        return datasets
+    return {dataset: {name: replace(split, samples=tuple(replace(s, **known.get(s.id, {})) for s in split.samples))
+                      for name, split in splits.items()} for dataset, splits in datasets.items()}
+
+
+def _found_datasets(root: Path) -> dict[str, dict[str, Split]]:
     if not root.is_dir():
         raise DataError(f"data folder {root} does not exist; give the folder that holds {_one_of_each()}, or fetch one "
                         f"with `tokencutseg fetch isic2017`")
@@ -241,6 +261,28 @@ def _check_disjoint(splits: dict[str, Split]) -> None:
             if sample.id in seen:
                 raise DataError(f"id {sample.id} is in two splits, {seen[sample.id]} and {sample.image}; remove one")
             seen[sample.id] = sample.image
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, object]]:
+    """What `manifest.csv` says of each id, as fields of a `Sample`; nothing where there is no such file."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if rows and "id" not in rows[0]:
+        raise DataError(f"{path} has no column id, only {', '.join(map(str, rows[0]))}; add the images' names without "
+                        f"ending as id, or give the file another name")
+    known: dict[str, dict[str, object]] = {}
+    for row in rows:
+        fields = known.setdefault(row["id"], {})
+        if size := (row.get("native_size") or "").strip():
+            if not (parts := re.fullmatch(r"([1-9]\d*) ?[x×] ?([1-9]\d*)", size)):
+                raise DataError(f"{path} gives the native_size of {row['id']} as {size!r}; write WIDTHxHEIGHT in "
+                                f"pixels, such as 1022x767, or leave it empty")
+            fields["native_size"] = int(parts[2]), int(parts[1])
+        if cluster := next((row[column] for column in CLUSTERS if row.get(column)), None):
+            fields["cluster"] = cluster
+    return known
 
 
 # files --------------------------------------------------------------------------------------------------------------

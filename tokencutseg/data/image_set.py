@@ -40,9 +40,11 @@ class ImageSet:
     expected: int | None
     """How many images the official split has; None where there is no official count."""
     native_sizes: list[tuple[int, int]]
-    """(H, W) in pixels of each file."""
+    """(H, W) in pixels of each photograph: of its file, unless a manifest says otherwise."""
     mask_files: list[Path] | None = None
     """Where each mask lies at its native size; None for masks that are in no files, and for none."""
+    clusters: list[str | None] | None = None
+    """What images share, the patient or the lesion, where it is known of any."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,6 +73,7 @@ class ImageSet:
             len(index) if self.complete and self.expected is not None else self.expected,
             [self.native_sizes[i] for i in index.tolist()],
             None if self.mask_files is None else [self.mask_files[i] for i in index.tolist()],
+            None if self.clusters is None else [self.clusters[i] for i in index.tolist()],
         )
 
     @staticmethod
@@ -92,6 +95,8 @@ class ImageSet:
             else sum(len(s) if s.expected is None else s.expected for s in sets),
             [size for s in sets for size in s.native_sizes],
             None if any(s.mask_files is None for s in sets) else [file for s in sets for file in s.mask_files],
+            None if all(s.clusters is None for s in sets)
+            else [cluster for s in sets for cluster in s.clusters or [None] * len(s)],
         )
 
 
@@ -111,8 +116,9 @@ def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
     return ImageSet(
         split.dataset, split.name, [s.id for s in split.samples], torch.from_numpy(arrays["images"]),
         torch.from_numpy(arrays["masks"]) if "masks" in arrays else None, split.expected,
-        [(int(h), int(w)) for h, w in arrays["native_sizes"]],
+        [s.native_size or (int(h), int(w)) for s, (h, w) in zip(split.samples, arrays["native_sizes"], strict=True)],
         [s.mask for s in split.samples] if "masks" in arrays else None,
+        [s.cluster for s in split.samples] if any(s.cluster for s in split.samples) else None,
     )
 
 

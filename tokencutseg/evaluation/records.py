@@ -23,7 +23,7 @@ from scipy.spatial import KDTree
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import read_mask
 
-COLUMNS_VERSION = 4
+COLUMNS_VERSION = 5
 """Part of the name of stored records: raise it when their columns or what these mean change."""
 COUNTS = ("tp", "fp", "fn", "tn")
 """Pixels of a mask by prediction and target: lesion in both, only predicted, only there, in neither."""
@@ -75,10 +75,11 @@ def score(predictions: torch.Tensor | np.ndarray, targets: torch.Tensor | np.nda
 
 
 def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
-    """The scores against the masks as they lie in their files, at whose size the predictions are brought.
+    """The scores against the masks as they lie in their files, to whose size the predictions are brought.
 
-    Where the files have the size of the original photographs, this is how the ISIC challenges score. Several files are
-    read at once, and none is kept.
+    Where the files have the size of the original photographs, this is how the ISIC challenges score. Where they were
+    stored at another shape, the mask is first stretched to that of the photograph (`native_sizes`), along one axis and
+    by repeating pixels. Several files are read at once, and none is kept.
 
     Args:
         margins: (N, S, S) float, the probability of lesion minus that of skin; stretched bilinearly to the size of each
@@ -86,13 +87,14 @@ def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
         images: the set that was predicted. Where its masks are in no files (synthetic ones), its own size is the native
             one.
 
-    Returns N rows with `height`, `width` (of the file, in pixels), and `tp`, `fp`, `fn`, `tn`, `iou`, `dice`, `nsd`,
-    `hd95`, each with `_native` behind it, decided for empty masks as `score` does. Raises DataError for a file that can
-    no longer be read.
+    Returns N rows with `height`, `width` (at which it was scored, in pixels), and `tp`, `fp`, `fn`, `tn`, `iou`,
+    `dice`, `nsd`, `hd95`, each with `_native` behind it, decided for empty masks as `score` does. Raises DataError for
+    a file that can no longer be read.
     """
     def one(index: int) -> dict[str, float]:
         target = images.masks[index].bool().numpy() if images.mask_files is None else read_mask(
             images.mask_files[index])
+        target = _in_shape(target, images.native_sizes[index])
         stretched = torch.nn.functional.interpolate(margins[index][None, None].float(), target.shape, mode="bilinear",
                                                     align_corners=False)
         prediction = stretched[0, 0].numpy() > 0
@@ -105,6 +107,13 @@ def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding lets go of the interpreter
         return pd.DataFrame(list(pool.map(one, range(len(images)))))
+
+
+def _in_shape(mask: np.ndarray, native: tuple[int, int]) -> np.ndarray:
+    """A mask bool (h, w) stretched along one axis to the shape, not the size, of a photograph (H, W)."""
+    (h, w), (H, W) = mask.shape, native
+    height, width = max(h, round(w * H / W)), max(w, round(h * W / H))
+    return mask[np.arange(height) * h // height][:, np.arange(width) * w // width]
 
 
 def confusion(prediction: np.ndarray, target: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:

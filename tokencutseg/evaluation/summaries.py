@@ -3,6 +3,9 @@
 Every definition is a function of *sums* over images (of pixel counts, or of per-image scores). That makes the bootstrap
 one matrix product: draw how often each image is taken, (draws, images), times the columns to be summed, (images,
 columns). The point estimate is the same function of the plain sums.
+
+Images of one patient or lesion are not independent. Where the records say so in a column `cluster`, whole clusters are
+drawn, in every interval of this module.
 """
 
 from __future__ import annotations
@@ -72,8 +75,8 @@ def summarise(records: pd.DataFrame, definition: str, measure: str, draws: int =
         measure: a key of `MEASURES`.
         draws: bootstrap resamples.
         seed: the same records, draws and seed give the same interval.
-        groups: a column whose equal values belong together (a patient, a lesion, the same image under several seeds):
-            whole groups are drawn then, as they must be where rows are not independent.
+        groups: a column whose equal values belong together (such as `id`, for the same image under several seeds):
+            whole groups are drawn then. By default `cluster`, where there is such a column.
 
     Raises:
         ValueError: for an unknown or impossible pair of definition and measure, no records, or no such column.
@@ -137,9 +140,11 @@ def paired_differences(records_a: pd.DataFrame, records_b: pd.DataFrame, pairs: 
         raise ValueError(f"the two methods were scored on different images: {len(a.index.difference(b.index))} ids "
                          f"only in the first, {len(b.index.difference(a.index))} only in the second")
     both = a.reset_index(), b.loc[a.index].reset_index()
-    columns = {pair: [_columns(part, *pair) for part in both] for pair in pairs}
+    labels = _labels(both[0])
+    columns = {pair: [_by_group(_columns(part, *pair), labels) for part in both] for pair in pairs}
     resampled: dict[tuple[str, str], list[np.ndarray]] = {pair: [] for pair in pairs}
-    for weights in _weights(len(a), draws, seed):
+    units = len(a) if labels is None else len(pd.unique(labels))
+    for weights in _weights(units, draws, seed):
         for pair in pairs:
             resampled[pair].append(np.subtract(*(_statistic(weights @ c, *pair) for c in columns[pair])))
     results = []
@@ -169,9 +174,9 @@ def seeded_difference(changed: Sequence[pd.DataFrame], reference: Sequence[pd.Da
                       draws: int = 10_000, seed: int = 0) -> PairedDifference:
     """Compare two ways of training under `image_lesion`, each with the same seeds and scored on the same images.
 
-    Images and seeds are resampled independently of each other. A handful of seeds shows less chance than there is, and
-    one seed none: the interval is then that of `paired_difference`. Wilcoxon's test is on the images' changes, averaged
-    over the seeds, and takes these as given.
+    Images (or their clusters) and seeds are resampled independently of each other. A handful of seeds shows less chance
+    than there is, and one seed none: the interval is then that of `paired_difference`. Wilcoxon's test is on the
+    images' changes, averaged over the seeds, and takes these as given.
 
     Args:
         changed, reference: the records of one training per seed, seeds in the same order.
@@ -188,9 +193,11 @@ def seeded_difference(changed: Sequence[pd.DataFrame], reference: Sequence[pd.Da
             raise ValueError("the trainings were scored on different images, or an image id occurs twice")
     changes = np.subtract(*(np.stack([one.loc[ids].to_numpy(float) for one in group]) for group in scores))
     seeds, n = changes.shape
-    over_seeds = np.concatenate(list(_weights(seeds, draws, seed + 1))) @ changes / seeds  # (draws, n)
-    images = np.concatenate(list(_weights(n, draws, seed)))
-    low, high = np.percentile((over_seeds * images).sum(1) / n, [2.5, 97.5])
+    labels = _labels(changed[0].set_index("id").loc[ids])
+    sums = _by_group(np.column_stack([changes.T, np.ones(n)]), labels)  # (units, seeds + 1), the last: images
+    over_seeds = np.concatenate(list(_weights(seeds, draws, seed + 1))) @ sums[:, :-1].T / seeds  # (draws, units)
+    taken = np.concatenate(list(_weights(len(sums), draws, seed)))
+    low, high = np.percentile((over_seeds * taken).sum(1) / (taken @ sums[:, -1]), [2.5, 97.5])
     mean = changes.mean(0)
     return PairedDifference(float(changes.mean()), float(low), float(high), _signed_rank(mean), n)
 
@@ -222,14 +229,11 @@ def _summaries(records: pd.DataFrame, pairs: list[tuple[str, str]], draws: int, 
     """One row per (definition, measure), all from the same draws."""
     if len(records) == 0:
         raise ValueError("there are no records to summarise")
-    columns = {pair: _columns(records, *pair) for pair in pairs}
-    if groups is not None:
-        if groups not in records:
-            raise ValueError(f"the records have no column {groups!r} to group by; they have: "
-                             f"{', '.join(records.columns)}")
-        labels = records[groups].to_numpy()
-        columns = {pair: pd.DataFrame(c).groupby(labels, dropna=False).sum().to_numpy() for pair, c in columns.items()}
-    units = len(records) if groups is None else records[groups].nunique(dropna=False)
+    if groups is not None and groups not in records:
+        raise ValueError(f"the records have no column {groups!r} to group by; they have: {', '.join(records.columns)}")
+    labels = _labels(records) if groups is None else records[groups].to_numpy()
+    columns = {pair: _by_group(_columns(records, *pair), labels) for pair in pairs}
+    units = len(records) if labels is None else len(pd.unique(labels))
     resampled: dict[tuple[str, str], list[np.ndarray]] = {pair: [] for pair in pairs}
     for weights in _weights(units, draws, seed):
         for pair in pairs:
@@ -241,6 +245,18 @@ def _summaries(records: pd.DataFrame, pairs: list[tuple[str, str]], draws: int, 
         rows.append({"definition": definition, "measure": measure, "n": len(records), "mean": float(mean),
                      "low": float(low), "high": float(high)})
     return rows
+
+
+def _labels(records: pd.DataFrame) -> np.ndarray | None:
+    """The cluster of each image (N,), or None where nothing is known."""
+    known = "cluster" in records and records["cluster"].notna().any()
+    return records["cluster"].to_numpy() if known else None
+
+
+def _by_group(columns: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """The sums of (N, columns) over equal labels: (units, columns); every row a unit of its own where there are none.
+    The units stand in the same order for the same labels."""
+    return columns if labels is None else pd.DataFrame(columns).groupby(labels, dropna=False).sum().to_numpy()
 
 
 def _weights(units: int, draws: int, seed: int) -> Iterator[np.ndarray]:

@@ -21,16 +21,17 @@ PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
 VERDICTS = SUPPORTED, NOT_SUPPORTED, UNTESTABLE = "supported", "not supported", "not testable here"
 
 RULE = (
-    "A published value is supported when it lies inside the 95 % interval of the measured one or below it, and "
-    "not supported above it. Being better than rivals is supported when the paired 95 % interval of the "
+    "A published value is supported when it lies inside the 95 % interval of the measured one or below it. Above it, "
+    "it is not supported where we train as long and at as many pixels as the paper (preset full); a smaller preset can "
+    "reach a value, but not refute it. Being better than rivals is supported when the paired 95 % interval of the "
     "difference to each of them lies on the better side of zero and its Holm-adjusted p is below 0.05, and not "
-    "supported otherwise; where only rivals trained from scratch are beaten, the state of the art is not "
-    "testable. Label efficiency is being better in this sense than a U-Net at the fewest labels. The feature "
-    "bottleneck is solved when, under the graph head, the paired interval of the lead that the transformer's "
-    "features have over each other kind lies above zero. Generalisation is not supported when the interval on the "
-    "other data set lies wholly below that at home; few images then speak for the claim. Not testable here: the "
-    "data or the comparison is missing. A verdict holds for the preset of its study and for its recipe, where no "
-    "other is named; the presets tiny and quick give none.")
+    "supported otherwise; all methods then have one budget. Where only rivals trained from scratch are beaten, the "
+    "state of the art is not testable. Generalisation is being better in this sense on the images of a data set that "
+    "was not trained on, label efficiency being better than a U-Net at the fewest labels. The feature bottleneck is "
+    "solved when, under the graph head, the paired interval of the lead that the transformer's features have over each "
+    "other kind lies above zero. Not testable here: the data, the comparison or the training is missing. A verdict "
+    "holds for the preset of its study and for its recipe, where no other is named; the presets tiny and quick give "
+    "none.")
 
 
 def published_consistency() -> pd.DataFrame:
@@ -62,7 +63,7 @@ def claims(results: pd.DataFrame | None, others: Mapping[str, pd.DataFrame | Non
     others = others or {}
     scored = (set() if results is None else
               set(results.loc[results["n"] > 0, ["train", "test", "method"]].itertuples(index=False, name=None)))
-    rows = [_cell(results, train, test, measure, method) for method in ("tokencutseg", *RECIPES)
+    rows = [_cell(results, train, test, measure, method, preset) for method in ("tokencutseg", *RECIPES)
             for (train, test) in PUBLISHED for measure in ("iou", "dice")
             if method == "tokencutseg" or (train, test, method) in scored]
     table = pd.DataFrame([*rows, _state_of_the_art(others.get("baselines")), _boundaries(others.get("baselines")),
@@ -87,7 +88,8 @@ def _row(claim: str, experiment: str, verdict: str, reason: str, **values: objec
         "verdict": verdict, "reason": reason}
 
 
-def _cell(results: pd.DataFrame | None, train: str, test: str, measure: str, method: str) -> dict[str, object]:
+def _cell(results: pd.DataFrame | None, train: str, test: str, measure: str, method: str,
+          preset: str) -> dict[str, object]:
     """One cell of the published table, held against the study's own recipe or another one."""
     published = PUBLISHED[train, test][measure]
     claim = (f"{'mIoU' if measure == 'iou' else 'DSC'} {train} → {test} is {published:.2%}"
@@ -101,9 +103,12 @@ def _cell(results: pd.DataFrame | None, train: str, test: str, measure: str, met
                     published=published)
     holds = published <= found["high"]
     reason = "within or below the measured interval" if holds else "above the measured interval"
+    verdict = _verdict(holds)
+    if not holds and preset != "full":
+        verdict, reason = UNTESTABLE, f"{reason}, but preset {preset} trains less and at fewer pixels than the paper"
     if not found["complete"]:
         reason += f"; {found['note']}"
-    return _row(claim, experiment, _verdict(holds), reason, definition=definition,
+    return _row(claim, experiment, verdict, reason, definition=definition,
                 published=published, measured=found["mean"], low=found["low"], high=found["high"],
                 complete=bool(found["complete"]))
 
@@ -123,7 +128,7 @@ def _state_of_the_art(table: pd.DataFrame | None) -> dict[str, object]:
     claim, experiment = "achieves state-of-the-art performance", "baselines"
     if table is None:
         return _unwritten(claim, experiment)
-    row = _against_all(claim, table, ["iou"])
+    row = _against_all(claim, experiment, table, ["iou"])
     rivals = set(table.loc[~table["method"].isin(["tokencutseg", "otsu"]), "weights"])
     if row["verdict"] == SUPPORTED and "imagenet" not in rivals:
         row |= {"verdict": UNTESTABLE, "reason": row["reason"] + "; no rival started from ImageNet weights"}
@@ -133,15 +138,16 @@ def _state_of_the_art(table: pd.DataFrame | None) -> dict[str, object]:
 def _boundaries(table: pd.DataFrame | None) -> dict[str, object]:
     """Both boundary measures against every other method."""
     claim, experiment = "superior boundary accuracy", "baselines"
-    return _unwritten(claim, experiment) if table is None else _against_all(claim, table, ["nsd", "hd95"])
+    return (_unwritten(claim, experiment) if table is None
+            else _against_all(claim, experiment, table, ["nsd", "hd95"]))
 
 
-def _against_all(claim: str, table: pd.DataFrame, measures: list[str]) -> dict[str, object]:
-    """Whether our method is clearly better than all others of the table `baselines` by every one of `measures`."""
+def _against_all(claim: str, experiment: str, table: pd.DataFrame, measures: list[str]) -> dict[str, object]:
+    """Whether our method is clearly better than all others of `table` by every one of `measures`."""
     rows = table[(table["definition"] == "image_lesion") & table["measure"].isin(measures)]
     rivals = rows[rows["method"] != "tokencutseg"]
     if set(rivals["method"]) <= {"otsu"}:
-        return _row(claim, "baselines", UNTESTABLE, "no trained baseline was compared with")
+        return _row(claim, experiment, UNTESTABLE, "no trained baseline was compared with")
     sign = rivals["measure"].map(lambda measure: -1 if measure == "hd95" else 1)  # a distance is better small
     nearest = (sign * rivals["ahead_low"]).where(sign > 0, -rivals["ahead_high"])  # the interval's worse end
     clear = (nearest > 0) & (rivals["p_holm"] < 0.05)
@@ -150,24 +156,26 @@ def _against_all(claim: str, table: pd.DataFrame, measures: list[str]) -> dict[s
             for row in rivals[~clear].itertuples()]
     reason = ("not clearly better: " + "; ".join(told) if told else
               f"better than {', '.join(dict.fromkeys(rivals['method']))} by {' and '.join(measures)}")
-    return _row(claim, "baselines", _verdict(clear.all()), reason, definition="image_lesion",
+    return _row(claim, experiment, _verdict(clear.all()), reason, definition="image_lesion",
                 measured=ours["mean"], low=ours["low"], high=ours["high"])
 
 
 def _generalisation(results: pd.DataFrame | None) -> dict[str, object]:
-    """16 → 17: how far the score falls when the test set changes."""
-    claim, experiment = "generalises across data sets", "cross_dataset"
+    """16 → 17: lesion IoU on another data set than was trained on, against every trained rival there.
+
+    How far a score falls from one test set to the other says little: the other may be harder for everyone.
+    """
+    claim, experiment, (train, test) = "superior generalisation", "main_results", ("isic2016", "isic2017")
     if results is None:
-        return _unwritten(claim, "main_results") | {"experiment": experiment}
-    own, away = (_find(results, train="isic2016", test=test, method="tokencutseg", definition="image_lesion",
-                       measure="iou") for test in ("isic2016", "isic2017"))
-    if own is None or away is None:
-        return _row(claim, experiment, UNTESTABLE, _absent(results, "isic2016", "isic2017"))
-    change = f"lesion IoU {own['mean']:.3f} on isic2016 and {away['mean']:.3f} on isic2017"
-    holds = away["high"] >= own["low"]
-    return _row(claim, experiment, _verdict(holds), change, definition="image_lesion",
-                measured=away["mean"], low=away["low"], high=away["high"],
-                complete=bool(own["complete"] and away["complete"]))
+        return _unwritten(claim, experiment)
+    away = results[(results["train"] == train) & (results["test"] == test) & (results["n"] > 0)
+                   & ~results["method"].isin(RECIPES)]
+    if away.empty:
+        return _row(claim, experiment, UNTESTABLE, _absent(results, train, test))
+    row = _against_all(claim, experiment, away, ["iou"])
+    home = _find(results, train=test, test=test, method="tokencutseg", definition="image_lesion", measure="iou")
+    row["reason"] += "" if home is None else f"; trained at home, lesion IoU {home['mean']:.3f}"
+    return row | {"complete": bool(away["complete"].all())}
 
 
 def _label_efficiency(table: pd.DataFrame | None) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -132,19 +133,21 @@ def stages(study: Study) -> pd.DataFrame:
 def stage_cells(config: Config) -> list[tuple[str, Config, bool]]:
     """The rows of `stages`: name, configuration, and whether stage 2 goes before.
 
-    The encoder is the tokenizer's frozen one, and only labelled images teach, until the last rows of a recipe that has
-    it otherwise.
+    The encoder is the tokenizer's frozen one, the transformer learns at the full rate, and only labelled images teach,
+    until the last rows of a recipe that has it otherwise. The graph module comes with its loss.
     """
     last = shortened(config)
     tuned = last.override({"segmentation.self_training_weight": 0.0})
-    whole = tuned.override({"segmentation.encoder": "frozen"})
+    frozen = tuned.override({"segmentation.encoder": "frozen"})
+    whole = frozen.override({"segmentation.transformer_rate": 1.0})  # that of one without pretraining
     pretrained = whole.override({"segmentation.use_deepcut": False})
     transformer = pretrained.override({"segmentation.mlm_weight": 0.0})
     tokenizer = transformer.override({"masked_gpt.n_layer": 0})
-    return [("tokenizer", tokenizer, False), ("+ transformer", transformer, False),
-            ("+ masked pretraining", pretrained, True), ("+ graph module", whole, True),
-            *([] if tuned == whole else [("+ fine-tuned encoder", tuned, True)]),
-            *([] if last == tuned else [("+ self-training", last, True)])]
+    cells = [("tokenizer", tokenizer, False), ("+ transformer", transformer, False),
+             ("+ masked pretraining", pretrained, True), ("+ graph module", whole, True),
+             ("+ slower transformer", frozen, True), ("+ fine-tuned encoder", tuned, True),
+             ("+ self-training", last, True)]
+    return cells[:4] + [cell for above, cell in pairwise(cells[3:]) if cell[1] != above[1]]
 
 
 def graph_radius(study: Study) -> pd.DataFrame:
@@ -162,17 +165,20 @@ def graph_radius(study: Study) -> pd.DataFrame:
 def feature_quality(study: Study) -> pd.DataFrame:
     """A linear probe and the graph head on the same frozen features, from raw colour to a supervised U-Net's last.
 
-    Colour, an untrained CNN, tokenizer and transformer (block by block) have seen no mask; the U-Net has seen all
-    training masks. Columns features, head, balanced_accuracy, low, high (its 95 % interval over images), iou (pooled
-    over tokens), iou_low, iou_high, n (tokens of validation images), and for every row but the transformer's output how
-    far that is ahead under the same head: `ahead` with its paired interval `ahead_low`, `ahead_high`.
+    Colour, an untrained CNN, tokenizer and transformer (block by block) have seen no mask; the U-Net is that of the
+    main results where these hold one, else one trained as long as a cell. Columns features, head, images_seen (images
+    with masks, in the training of the features), balanced_accuracy, low, high (its 95 % interval over images), iou
+    (pooled over tokens), iou_low, iou_high, n (tokens of validation images), and for every row but the transformer's
+    output how far that is ahead under the same head: `ahead` with its paired interval `ahead_low`, `ahead_high`.
     """
     model, primary = study.transformer().model(), study.source.primary
     train = study.source.load(primary, "train")
     train, test = train.subset(range(min(len(train), 200))), study.source.load(primary, "validation")
     grid = (study.config.grid_size,) * 2
     labels, test_labels = cell_labels(train, grid), cell_labels(test, grid)
-    untrained, unet = TokenCutSeg(study.config).eval(), study.baseline("unet", config=shortened(study.config)).model()
+    rival = study.baseline("unet", config=study.config if "unet" in study.config.evaluation.rivals else shortened(
+        study.config))
+    untrained, unet = TokenCutSeg(study.config).eval(), rival.model()
     features, test_features = (
         layer_features(model, images) | {"untrained CNN": layer_features(untrained, images)["tokenizer"],
                                          "supervised U-Net": decoder_features(unet, images, grid)}
@@ -186,7 +192,9 @@ def feature_quality(study: Study) -> pd.DataFrame:
     rows = []
     for head, probe in heads.items():
         margins = {name: probe(features[key], labels, test_features[key]) for name, key in shown.items()}
-        rows += [{"features": name, "head": head, **probe_scores(one, test_labels)}
+        rows += [{"features": name, "head": head,
+                  "images_seen": rival.metrics["images_seen"] if name == "supervised U-Net" else 0,
+                  **probe_scores(one, test_labels)}
                  | ({} if name == "transformer" else iou_ahead(margins["transformer"], one, test_labels))
                  for name, one in margins.items()]
     return pd.DataFrame(rows).drop(columns="auc")
@@ -219,7 +227,8 @@ def label_efficiency(study: Study) -> pd.DataFrame:
             scored = [study.records(run, primary, "test") for run in runs]
             ours = ours or scored
             ahead = {} if method == "tokencutseg" else lead(seeded_difference(ours, scored, "iou", draws, first))
-            result = summarise(pd.concat(scored), "image_lesion", "iou", draws, first, groups="id")
+            result = summarise(pd.concat(scored), "image_lesion", "iou", draws, first,
+                               groups="cluster" if "cluster" in scored[0] else "id")
             means = [records["iou"].mean() for records in scored]
             rows.append({"method": method, "fraction": fraction, "labels": runs[0].metrics["training_images"],
                          "seeds": len(runs), "definition": "image_lesion", "measure": "iou", "n": len(scored[0]),

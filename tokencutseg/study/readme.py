@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,75 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
     return "\n".join([*parts, PAIRED, ""]) if parts else "No committed study is large enough for this table yet.\n"
 
 
+def ablations_markdown(reference: Path = REFERENCE) -> str:
+    """The tables of notebook 05 that ask what each part gives, of every committed study that is more than a
+    demonstration: what was measured with its interval, and paired changes."""
+    parts = []
+    for study in sorted(path.parent for path in reference.glob("*/about.md")):
+        tables = {name: study / f"tables/{name}.csv" for name in ABLATIONS}
+        there = {name: pd.read_csv(path) for name, path in tables.items() if path.is_file()}
+        if there and _config(tables["stages"])["preset"] not in DEMONSTRATIONS:
+            parts += [(study / "about.md").read_text().strip(), ""]
+            for name, table in there.items():
+                heading, columns = ABLATIONS[name]
+                parts += [f"**{heading}** (`{name}.csv`):", "", f"| {' | '.join(columns)} |",
+                          "|" + "---|" * len(columns)]
+                parts += [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in table.itertuples()]
+                parts += [""]
+    return "\n".join(parts) if parts else "No committed study is large enough for these tables yet.\n"
+
+
+def _scored(row: Any) -> str:
+    return f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]"
+
+
+def _signed(*keys: str) -> Callable[[Any], str]:
+    """A difference with its interval, by the names of the three columns."""
+    def shown(row: Any) -> str:
+        value, low, high = (getattr(row, key) for key in keys)
+        return "" if pd.isna(value) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+    return shown
+
+
+def _turned(row: Any) -> str:
+    """What a step changes."""
+    also = "" if pd.isna(row.also) else f" ({row.also})"
+    return "" if pd.isna(row.setting) else f"{row.setting} → {row.instead}{also}"
+
+
+_CHANGE = _signed("change", "change_low", "change_high")
+_VALIDATION = "lesion IoU on validation [95 %]"
+ABLATIONS: dict[str, tuple[str, dict[str, Callable[[Any], str]]]] = {
+    "stages": ("What each stage adds, under one head, loss and budget", {
+        "stages": lambda row: row.stages, _VALIDATION: _scored, "change to the row above [paired]": _CHANGE}),
+    "graph_radius": ("How far the graph reaches", {
+        "radius in tokens": lambda row: f"{row.radius:g}", "neighbours": lambda row: f"{row.neighbours}",
+        _VALIDATION: _scored}),
+    "codebook_size": ("How many visual words", {
+        "codes": lambda row: f"{row.n_embed}", "in use": lambda row: f"{row.usage:.0%}",
+        "perplexity": lambda row: f"{row.perplexity:.1f}",
+        "PSNR in dB [95 %]": lambda row: f"{row.psnr:.2f} [{row.psnr_low:.2f}, {row.psnr_high:.2f}]",
+        _VALIDATION: _scored}),
+    "feature_quality": ("What frozen features know about lesions", {
+        "features": lambda row: row.features, "head": lambda row: row.head,
+        "token IoU on validation [95 %]": lambda row: f"{row.iou:.3f} [{row.iou_low:.3f}, {row.iou_high:.3f}]",
+        "the transformer's output is ahead by [paired]": _signed("ahead", "ahead_low", "ahead_high")}),
+    "revised_steps": ("From `described` to `revised`, a switch at a time", {
+        "step": lambda row: f"`{row.step}`", "change": _turned, _VALIDATION: _scored,
+        "change to the best so far [paired]": _CHANGE, "kept": lambda row: "yes" if row.kept else "no"}),
+    "deviations": ("One switch turned in each recipe", {
+        "recipe": lambda row: row.recipe, "switch": lambda row: f"`{row.switch}`", "change": _turned,
+        "seeds": lambda row: f"{row.seeds}", "change in lesion IoU on validation [paired]": _signed(
+            "difference", "low", "high"), "p (Holm)": lambda row: f"{row.p_holm:.2g}"}),
+    "efficiency": ("What one prediction costs", {
+        "method": lambda row: NAMES.get(row.method, row.method), "parameters": lambda row: f"{row.parameters:,}",
+        "GFLOP": lambda row: f"{row.flops / 1e9:.2f}", "seconds": lambda row: f"{row.latency_seconds:.3f}",
+        "peak memory in MiB": lambda row: f"{row.peak_memory_bytes / 2**20:.1f}"}),
+}
+"""What the documents show of notebook 05's tables: heading, and how each column is written from a row."""
+
+
 def summary_markdown(reference: Path = REFERENCE) -> str:
     """Which claims the committed studies support and which not, in a few lines."""
     table = _judged(reference)
@@ -77,30 +147,24 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
     table = _judged(reference)
     if table.empty:
         return NO_VERDICT
-    testable = table["verdict"] != UNTESTABLE
     parts = []
-    for study, part in table[testable].groupby("study"):
-        config = _config(reference / study / "tables/claims.csv")
-        parts += [f"Study `{study}`, preset `{config['preset']}`, recipe `{config['recipe']}`:", "",
+    for study, part in table.groupby(table["study"].where(table["verdict"] != UNTESTABLE, ""), sort=False):
+        config = _config(reference / study / "tables/claims.csv") if study else {}
+        parts += [f"Study `{study}`, preset `{config['preset']}`, recipe `{config['recipe']}`:" if study
+                  else "Open in every study:", "",
                   "| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
         for row in part.itertuples():
             shown = ["" if pd.isna(value) else f"{value:.4f}" for value in (row.published, row.measured)]
             interval = "" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}] {row.definition}"
             parts.append(f"| {row.claim} | {shown[0]} | {shown[1]}{interval} | **{row.verdict}** | {row.reason} |")
         parts += [""]
-    if not testable.all():
-        parts += ["In no study:", "", "| claim | published | verdict | why |", "|---|---|---|---|"]
-        parts += [f"| {row.claim} | {'' if pd.isna(row.published) else f'{row.published:.4f}'} | **{row.verdict}** "
-                  f"| {row.reason} |" for row in table[~testable].itertuples()] + [""]
     return "\n".join([*parts, RULE, ""])
 
 
 def _judged(reference: Path) -> pd.DataFrame:
     """The rows of all committed tables `claims` that give a verdict, with the column study; then the claims that none
-    of these tables judges, each once. Empty while there is no verdict.
-
-    That a study left something out is no reason where another one lacks the images.
-    """
+    of these tables judges, each once: the row that measured something, or else the one that does not just say what its
+    study left out. Empty while there is no verdict."""
     tables = {path.parent.parent.name: pd.read_csv(path) for path in sorted(reference.glob("*/tables/claims.csv"))}
     tables = [table.assign(study=study) for study, table in tables.items() if (table["verdict"] != UNTESTABLE).any()]
     if not tables:
@@ -108,8 +172,8 @@ def _judged(reference: Path) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     judged = table[table["verdict"] != UNTESTABLE]
     rest = table[~table["claim"].isin(judged["claim"])]
-    firm = ~rest["reason"].str.startswith("this study")
-    rest = pd.concat([rest[firm], rest[~firm]]).drop_duplicates("claim").sort_index()
+    rank = rest["measured"].isna() * 2 + rest["reason"].str.startswith("this study")
+    rest = rest.loc[rank.sort_values(kind="stable").index].drop_duplicates("claim").sort_index()
     return pd.concat([judged, rest], ignore_index=True)
 
 
@@ -157,7 +221,7 @@ def switches_markdown() -> str:
 def with_results(text: str, reference: Path = REFERENCE) -> str:
     """A document with the tables between its marks brought up to date."""
     for mark, table in (("results", results_markdown), ("budgets", budgets_markdown), ("labels", labels_markdown),
-                        ("claims", claims_markdown), ("summary", summary_markdown),
+                        ("claims", claims_markdown), ("summary", summary_markdown), ("ablations", ablations_markdown),
                         ("bench", bench_markdown), ("model", model_markdown),
                         ("switches", lambda _: switches_markdown())):
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"

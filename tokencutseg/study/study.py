@@ -210,8 +210,11 @@ class Study:
 
     @staticmethod
     def _scored(margins: Tensor, images: ImageSet, method: str) -> pd.DataFrame:
-        """One row per image from its margins (N, S, S): `score`, `native_scores` and the lesion's contrast."""
+        """One row per image from its margins (N, S, S): `score`, `native_scores`, the lesion's contrast, and `cluster`
+        (the patient or lesion, else the image itself) where it is known."""
         records = score(margins > 0, images.masks, images.ids, method=method).assign(contrast=contrast(images))
+        if images.clusters is not None:
+            records["cluster"] = [cluster or own for own, cluster in zip(images.ids, images.clusters, strict=True)]
         return records.join(native_scores(margins, images))
 
     # ---- results --------------------------------------------------------------------------------------------------
