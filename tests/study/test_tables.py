@@ -155,20 +155,28 @@ def test_leakage_counts_shared_images_and_scores_without_them(study, tmp_path, m
     leaking = Study(study.config, leaking_source(shared=3), tmp_path / "leaking")
     trained = study.segmenter()
     monkeypatch.setattr(leaking, "segmenter", lambda train: trained)  # which model is scored does not matter here
-    table = tables.leakage(leaking).set_index(["set_1", "set_2"])
+    whole = tables.leakage(leaking)
+    otsu = whole[whole["method"] == "otsu"].set_index(["set_1", "set_2"])
+    table = whole[whole["method"] != "otsu"].set_index(["set_1", "set_2"])
+    assert table.index.is_unique
     row = table.loc[("skin/train", "skin/test")]
     assert (row["same_id"], row["same_content"], row["images"], row["n_without"]) == (2, 1, 3, 3)
     records = leaking.records(trained, "skin", "test")
     assert row["iou"] == pytest.approx(records["iou"].mean())
     assert row["iou_without"] == pytest.approx(records["iou"][3:].mean())
     assert row["low"] <= row["iou"] <= row["high"] and row["low_without"] <= row["iou_without"] <= row["high_without"]
-    others = table.drop(index=("skin/train", "skin/test"))
+    theirs = leaking.otsu_records("skin", "test")["iou"]
+    assert otsu.loc[("skin/train", "skin/test"), ["iou", "iou_without"]].tolist() == pytest.approx(
+        [theirs.mean(), theirs[3:].mean()])
+    both = ("self-supervised pool or skin/train", "skin/test")
+    assert table.loc[both, ["images", "n_without", "iou_without"]].tolist() == [3, 3, row["iou_without"]]
+    others = table.drop(index=[("skin/train", "skin/test"), both])
     assert (others["images"] == 0).all()
     # the pool leaves the three out by itself
     assert len(leaking.source.pool()) == 5
     pool = table.loc[("self-supervised pool", "skin/test")]
     assert (pool["train"], pool["n_without"], pool["iou_without"]) == ("skin", 6, pool["iou"])
-    assert table["train"].notna().sum() == 2
+    assert table["train"].notna().sum() == 3
     assert table.loc[("self-supervised pool", "validation and test"), "images"] == 0
 
 
@@ -176,7 +184,8 @@ def test_leakage_of_a_test_set_that_was_trained_on_leaves_no_score(study, tmp_pa
     leaking = Study(study.config, leaking_source(shared=6, dataset="known"), tmp_path / "leaking")
     trained = study.segmenter()
     monkeypatch.setattr(leaking, "segmenter", lambda train: trained)
-    row = tables.leakage(leaking).set_index(["set_1", "set_2"]).loc[("known/train", "known/test")]
+    row = tables.leakage(leaking).set_index(["set_1", "set_2", "method"]).loc[("known/train", "known/test",
+                                                                               "tokencutseg")]
     assert row["n_without"] == 0 and np.isnan(row["iou_without"]) and not np.isnan(row["iou"])
 
 

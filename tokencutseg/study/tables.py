@@ -388,33 +388,36 @@ def worst_first(study: Study, count: int = 12) -> tuple[ImageSet, Tensor, np.nda
 
 
 def leakage(study: Study) -> pd.DataFrame:
-    """Images that two splits share, and what leaving them out does to the score.
+    """Images that two splits share, and what leaving them out does to every method's score.
 
-    One row per pair of splits (a split with itself: its own duplicates); then, if the recipe uses the self-supervised
-    pool, one for it and each test set of the main results; last the pool against all validation and test splits.
-    Columns set_1, set_2, same_id, same_content, near_duplicate (pairs, see `overlaps`), images (of set_2 that are also
-    in set_1), and where these are what a model of the main results was trained and tested on: train (its training set),
-    n_without (images left when the shared ones are left out), iou (image_lesion over all test images), low, high,
-    iou_without, low_without, high_without.
+    Each pair of splits (a split with itself: its own duplicates); then, if the recipe uses the self-supervised pool,
+    this and each test set of the main results, and pool and training set together; last the pool against all validation
+    and test splits. Columns set_1, set_2, same_id, same_content, near_duplicate (pairs, see `overlaps`), images (of
+    set_2 that are also in set_1). Where these are what the main results were trained and tested on, one row per method
+    with train (the training set), method, n_without (images left when the shared ones are left out), iou (image_lesion
+    over all test images), low, high, iou_without, low_without, high_without; else one row without these.
     """
     source = study.source
     sets = {(dataset, split): source.load(dataset, split)
             for dataset, splits in source.datasets.items() for split in splits}
-    found, results = overlaps(sets), available_rows(study)
-    rows = []
+    found, results, records = overlaps(sets), available_rows(study), main_records(study)
+    rows, with_train = [], {}
     for one, two in itertools.combinations_with_replacement(sets, 2):
         pairs = found[(found["dataset_1"] == one[0]) & (found["split_1"] == one[1])
                       & (found["dataset_2"] == two[0]) & (found["split_2"] == two[1])]
-        row = _shared("/".join(one), "/".join(two), pairs)
-        for (train, test), column in (((one, two), "id_2"), ((two, one), "id_1")):
+        scores = []
+        for (train, test), side in (((one, two), 2), ((two, one), 1)):
             if (train[1], test[1]) == ("train", "test") and (train[0], test[0]) in results:
-                row |= _scores_without(study, train[0], test[0], pairs[column])
-        rows.append(row)
+                with_train[train[0], test[0]] = pairs if side == 2 else _swapped(pairs)
+                scores = _scores_without(study, records, train[0], test[0], pairs[f"id_{side}"])
+        rows += [_shared("/".join(one), "/".join(two), pairs) | score for score in scores or [{}]]
     pool = _pool_pairs(source, found)
     for train, test in results if "all" in (study.config.vqgan.pool, study.config.masked_gpt.pool) else ():
         pairs = pool[(pool["dataset_2"] == test) & (pool["split_2"] == "test")]
-        rows.append(_shared("self-supervised pool", f"{test}/test", pairs)
-                    | _scores_without(study, train, test, pairs["id_2"]))
+        both = pd.concat([pairs, with_train[train, test]]).drop_duplicates()
+        for name, shared in (("self-supervised pool", pairs), (f"self-supervised pool or {train}/train", both)):
+            rows += [_shared(name, f"{test}/test", shared) | score
+                     for score in _scores_without(study, records, train, test, shared["id_2"])]
     rows.append(_shared("self-supervised pool", "validation and test", pool))
     return pd.DataFrame(rows)
 
@@ -426,23 +429,31 @@ def _shared(one: str, two: str, pairs: pd.DataFrame) -> dict[str, Any]:
     return {"set_1": one, "set_2": two, **counts, "images": images}
 
 
-def _scores_without(study: Study, train: str, test: str, shared: pd.Series) -> dict[str, Any]:
-    """The score of the model of `train` on `test`, with and without the images of the ids `shared`."""
-    records = study.records(study.segmenter(train), test, "test")
-    kept = records[~records["id"].isin(shared)]
-    found = {"train": train, "n_without": len(kept)}
-    for behind, part in (("", records), ("_without", kept)):
-        score = summarise(part, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
-                          study.config.seed) if len(part) else Summary(math.nan, math.nan, math.nan, 0)
-        found |= {f"iou{behind}": score.mean, f"low{behind}": score.low, f"high{behind}": score.high}
-    return found
+def _scores_without(study: Study, records: pd.DataFrame, train: str, test: str,
+                    shared: pd.Series) -> list[dict[str, Any]]:
+    """The score of each method of the main results on `test`, with and without the images of the ids `shared`."""
+    rows = []
+    own = records[(records["train"] == train) & (records["test"] == test)]
+    for method, part in own.groupby("method", sort=False):
+        kept = part[~part["id"].isin(shared)]
+        row = {"train": train, "method": method, "n_without": len(kept)}
+        for behind, chosen in (("", part), ("_without", kept)):
+            score = summarise(chosen, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
+                              study.config.seed) if len(chosen) else Summary(math.nan, math.nan, math.nan, 0)
+            row |= {f"iou{behind}": score.mean, f"low{behind}": score.low, f"high{behind}": score.high}
+        rows.append(row)
+    return rows
+
+
+def _swapped(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of images the other way round."""
+    return pairs.rename(columns={f"{name}_{i}": f"{name}_{3 - i}" for name in ("dataset", "split", "id")
+                                 for i in (1, 2)})
 
 
 def _pool_pairs(source: DataSource, found: pd.DataFrame) -> pd.DataFrame:
     """Of the pairs `found`, those of an image in the self-supervised pool (first) and a scored one (second)."""
-    swapped = found.rename(columns={f"{name}_{i}": f"{name}_{3 - i}" for name in ("dataset", "split", "id")
-                                    for i in (1, 2)})
-    pairs = pd.concat([found, swapped])
+    pairs = pd.concat([found, _swapped(found)])
     left_out = {(image["dataset"], image["split"], image["id"]) for image in source.pool_exclusions}
     pairs = pairs[pairs["split_1"].isin(["train", "unlabelled"]) & pairs["split_2"].isin(["validation", "test"])]
     first = zip(pairs["dataset_1"], pairs["split_1"], pairs["id_1"], strict=True)
