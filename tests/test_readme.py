@@ -8,12 +8,15 @@ from tokencutseg.cli import main
 from tokencutseg.study.claims import RULE
 from tokencutseg.study.outputs import OUTPUTS
 from tokencutseg.study.readme import (
+    ABLATIONS,
     DOCUMENTS,
     REFERENCE,
+    ablations_markdown,
     budgets_markdown,
     claims_markdown,
     labels_markdown,
     summary_markdown,
+    tokenizer_markdown,
     with_results,
 )
 from tokencutseg.study.runner import ROOT
@@ -81,7 +84,9 @@ def test_a_claim_is_open_only_where_no_study_judges_it(tmp_path):
     assert summary_markdown(tmp_path).splitlines()[2:] == [
         "- **supported**: a holds; best (study `small-a`)",
         "- **not supported**: b holds; best (study `small-b`)",
-        "- **not testable here**: c holds"]
+        "- **not testable here**: c holds",
+        "- **not possible by one scoring rule**: the published mIoU and DSC of isic2016 → isic2016, "
+        "isic2017 → isic2017, isic2016 → isic2017, whatever was trained"]
     shown = claims_markdown(tmp_path)
     assert [line.split(" |")[0] for line in shown.splitlines() if line.startswith(("| ", "Study", "Open"))] == [
         "Study `small-a`, preset `small`, recipe `revised`:", "| claim", "| a holds", "| best",
@@ -103,6 +108,39 @@ def test_label_shares_are_shown_as_they_stand(tmp_path):
     assert theirs == "| 100 (5%) | U-Net | 1 | 600 | 0.690 [0.600, 0.800] | +0.020 [+0.010, +0.030] | 0.004 |"
     (tables.parent / "config.json").write_text('{"preset": "quick"}')
     assert "yet" in labels_markdown(tmp_path)
+
+
+def test_ablations_and_tokenizers_are_shown_as_they_stand(tmp_path):
+    tables = tmp_path / "small-skin" / "tables"
+    tables.mkdir(parents=True)
+    (tables.parent / "config.json").write_text('{"preset": "small"}')
+    (tables.parent / "about.md").write_text("How it was made.\n")
+    pd.DataFrame({"stages": ["tokenizer", "+ transformer"], "mean": 0.5, "low": 0.4, "high": 0.6,
+                  "change": [None, -0.02], "change_low": [None, -0.03], "change_high": [None, 0.01]}).to_csv(
+                      tables / "stages.csv", index=False)
+    pd.DataFrame({"recipe": ["released"], "switch": ["vqgan.pool"], "setting": ["labelled"], "instead": ["all"],
+                  "also": ["masked_gpt.pool = all"], "seeds": 3, "difference": 0.1, "low": 0.05, "high": 0.15,
+                  "p_holm": 0.00321}).to_csv(tables / "deviations.csv", index=False)
+    lines = ablations_markdown(tmp_path).splitlines()
+    assert lines[0] == "How it was made."
+    assert "| + transformer | 0.500 [0.400, 0.600] | -0.020 [-0.030, +0.010] |" in lines
+    assert ("| released | `vqgan.pool` | labelled → all (masked_gpt.pool = all) | 3 | +0.100 [+0.050, +0.150] "
+            "| 0.0032 |") in lines
+    pd.DataFrame({"code": [0, 1, 2, 3], "count": [6, 6, 6, 0]}).to_csv(tables / "codebook_usage.csv", index=False)
+    pd.DataFrame({"dataset": ["skin"], "measure": ["lpips"], "n": [9], "mean": [0.0244], "low": [0.02], "high": [0.03],
+                  "weights": ["vgg16-random"]}).to_csv(tables / "reconstruction.csv", index=False)
+    shown = tokenizer_markdown(tmp_path)
+    assert "75% of 4 words in use on test images, perplexity 3.0:" in shown
+    assert "| skin | LPIPS | 9 | 0.0244 [0.02, 0.03] | vgg16-random |" in shown
+    (tables.parent / "config.json").write_text('{"preset": "quick"}')
+    assert "yet" in ablations_markdown(tmp_path) and "yet" in tokenizer_markdown(tmp_path)
+
+
+def test_every_column_that_is_shown_is_in_its_table():
+    """The tables that the demonstration holds, whatever their numbers."""
+    for name, (_, columns) in ABLATIONS.items():
+        for row in pd.read_csv(REFERENCE / "quick-isic/tables" / f"{name}.csv").itertuples():
+            assert all(isinstance(cell(row), str) for cell in columns.values()), name
 
 
 def test_every_output_is_listed():

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tokencutseg.config import RECIPES
 from tokencutseg.model.saved import PRETRAINED
-from tokencutseg.study.claims import DEMONSTRATIONS, RULE, UNTESTABLE, VERDICTS
+from tokencutseg.study.claims import DEMONSTRATIONS, RULE, UNTESTABLE, VERDICTS, published_consistency
 from tokencutseg.study.grids import recipe_table
 from tokencutseg.study.runner import ROOT
 
@@ -23,7 +24,10 @@ PAIRED = (
     "The interval is that of the mean difference over the same images (bootstrap). p is Wilcoxon's signed-rank test on "
     "the images' differences, Holm-adjusted over the table's rows; it asks whether most images gain, and can be small "
     "where the interval holds zero (many small gains, a few large losses). Being clearly ahead asks for both.")
+CHOSEN = ("All methods choose their epoch on the same validation masks, which the number of labels does not count.")
+MEASURED = {"l1": "L1", "psnr": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS"}
 DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md", PRETRAINED / "README.md")
+NO_TABLE = "No committed study is large enough for this yet.\n"
 NO_VERDICT = "No committed study is large enough for a verdict yet.\n"
 NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Otsu threshold", "unet": "U-Net",
          "unet_plain": "U-Net, trained plainly"}
@@ -57,7 +61,36 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
             rows.append(f"| {row.labels} ({row.fraction:.0%}) | {NAMES.get(row.method, row.method)} | {row.seeds} "
                         f"| {row.n} | {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}] | {_lead(row)} | {p} |")
         parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
-    return "\n".join([*parts, PAIRED, ""]) if parts else "No committed study is large enough for this table yet.\n"
+    return "\n".join([*parts, PAIRED, CHOSEN, ""]) if parts else NO_TABLE
+
+
+def tokenizer_markdown(reference: Path = REFERENCE) -> str:
+    """How well the tokenizer of every committed study that is more than a demonstration paints test images again, and
+    how many of its words it uses."""
+    parts = []
+    for path in sorted(reference.glob("*/tables/reconstruction.csv")):
+        if _config(path)["preset"] in DEMONSTRATIONS:
+            continue
+        counts = pd.read_csv(path.with_name("codebook_usage.csv"))["count"].to_numpy(float)
+        share = counts[counts > 0] / counts.sum()
+        words = (f"{len(share) / len(counts):.0%} of {len(counts)} words in use on test images, perplexity "
+                 f"{np.exp(-(share * np.log(share)).sum()):.1f}")
+        parts += [f"Study `{path.parent.parent.name}`, {words}:", "",
+                  "| test images | measure | images | mean [95 %] | features |", "|---|---|---|---|---|"]
+        for row in pd.read_csv(path).itertuples():
+            weights = "" if pd.isna(row.weights) else row.weights
+            parts.append(f"| {row.dataset} | {MEASURED[row.measure]} | {row.n} "
+                         f"| {row.mean:.4g} [{row.low:.4g}, {row.high:.4g}] | {weights} |")
+        parts += [""]
+    return "\n".join(parts) if parts else NO_TABLE
+
+
+def consistency_markdown() -> str:
+    """Each published pair of mIoU and DSC against the bound that one scoring rule sets."""
+    return "\n".join([
+        "| train → test | mIoU $J$ | DSC | at most $2J/(1+J)$ | possible |", "|---|---|---|---|---|",
+        *(f"| {row.train} → {row.test} | {row.iou:.4f} | {row.dice:.4f} | {row.largest_dice:.4f} "
+          f"| {'yes' if row.possible else '**no**'} |" for row in published_consistency().itertuples()), ""])
 
 
 def ablations_markdown(reference: Path = REFERENCE) -> str:
@@ -75,7 +108,7 @@ def ablations_markdown(reference: Path = REFERENCE) -> str:
                           "|" + "---|" * len(columns)]
                 parts += [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in table.itertuples()]
                 parts += [""]
-    return "\n".join(parts) if parts else "No committed study is large enough for these tables yet.\n"
+    return "\n".join(parts) if parts else NO_TABLE
 
 
 def _scored(row: Any) -> str:
@@ -138,6 +171,10 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
                                   table["claim"] + " (study `" + table["study"] + "`)")
     lines = [f"- **{verdict}**: {'; '.join(claims[table['verdict'] == verdict])}"
              for verdict in VERDICTS if (table["verdict"] == verdict).any()]
+    pairs = published_consistency()
+    broken = [f"{row.train} → {row.test}" for row in pairs[~pairs["possible"]].itertuples()]
+    lines += [f"- **not possible by one scoring rule**: the published mIoU and DSC of {', '.join(broken)}, whatever "
+              "was trained"]
     return "\n".join(["The paper's claims, as far as our trainings carry (recipe `revised` where no other is named; "
                       "[values, intervals and the rule](#the-papers-claims)):", "", *lines, ""])
 
@@ -220,10 +257,11 @@ def switches_markdown() -> str:
 
 def with_results(text: str, reference: Path = REFERENCE) -> str:
     """A document with the tables between its marks brought up to date."""
-    for mark, table in (("results", results_markdown), ("budgets", budgets_markdown), ("labels", labels_markdown),
-                        ("claims", claims_markdown), ("summary", summary_markdown), ("ablations", ablations_markdown),
-                        ("bench", bench_markdown), ("model", model_markdown),
-                        ("switches", lambda _: switches_markdown())):
+    made = {"results": results_markdown, "budgets": budgets_markdown, "labels": labels_markdown,
+            "tokenizer": tokenizer_markdown, "ablations": ablations_markdown, "claims": claims_markdown,
+            "summary": summary_markdown, "bench": bench_markdown, "model": model_markdown,
+            "consistency": lambda _: consistency_markdown(), "switches": lambda _: switches_markdown()}
+    for mark, table in made.items():
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
         before, found, rest = text.partition(start)
         if found:
