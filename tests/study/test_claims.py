@@ -84,7 +84,7 @@ def test_partial_data_are_named_in_the_reason():
                                 note="isic2016 test partial: 305 of 379")])
     found = verdict(claims(results), "DSC isic2016 → isic2016")
     assert not found["complete"]
-    assert "305 of 379" in found["reason"]
+    assert "305 of 379" in found["reason"] and "breaks the bound" in found["reason"]
 
 
 def away_from_home(*rivals):
