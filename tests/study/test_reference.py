@@ -5,9 +5,10 @@ import pytest
 
 from tokencutseg.evaluation.summaries import summarise
 from tokencutseg.study.readme import REFERENCE
-from tokencutseg.study.store import Run
+from tokencutseg.study.store import RECORDS, Run
 
-STUDIES = sorted(path.parent for path in REFERENCE.glob("*/runs"))
+STUDIES = sorted(path.parent for path in REFERENCE.glob("*/runs") if (path.parent / "tables/main_results.csv").exists())
+RADII = sorted(REFERENCE.glob("small-*/tables/graph_radius.csv"))
 
 
 SHOWN = [("image_lesion", "iou"), ("image_lesion", "dice"), ("pooled_two_class", "iou"), ("image_lesion", "hd95")]
@@ -39,3 +40,13 @@ def test_budgets_are_those_of_the_runs(study):
         assert run.done and run.about["stage"] == row.stage
         assert (run.metrics["images_seen"], run.metrics["steps"]) == (row.images_seen, row.steps)
         assert run.metrics["seconds"] == pytest.approx(row.seconds)
+
+
+@pytest.mark.parametrize("table", RADII, ids=lambda path: path.parents[1].name)
+def test_graph_radius_follows_from_the_records_of_its_cells(table):
+    cells = [Run(folder) for folder in table.parents[1].glob("runs/segmentation-*")]
+    for row in pd.read_csv(table).itertuples():
+        own = [run for run in cells if run.config.segmentation.graph_radius == row.radius]
+        scores = [summarise(pd.read_csv(run.folder / RECORDS, dtype={"id": str}), "image_lesion", "iou") for run in own]
+        assert any([score.mean, score.low, score.high] == pytest.approx([row.mean, row.low, row.high])
+                   for score in scores), row.radius
