@@ -160,8 +160,6 @@ def test_an_own_folder_is_not_taken_for_an_official_set(tmp_path):
     assert set(found) == {"own_isic2017"} and found["own_isic2017"]["train"].dataset == "own_isic2017"
 
 
-# bad input: (what is there, what the message must say)
-
 def test_a_manifest_says_what_the_files_do_not(tmp_path):
     ids = isic_ids(4)
     make(tmp_path, "isic2017", "test", ids)
@@ -172,6 +170,8 @@ def test_a_manifest_says_what_the_files_do_not(tmp_path):
     assert [(s.id, s.native_size, s.cluster) for s in samples] == [
         (ids[0], (767, 1022), "P1"), (ids[1], None, "L2"), (ids[2], (480, 640), None), (ids[3], None, None)]
 
+
+# bad input: (what is there, what the message must say)
 
 @pytest.mark.parametrize(("text", "said"), [
     ("image,native_size\na,3x4\n", "has no column id, only image, native_size; add the images' names"),
