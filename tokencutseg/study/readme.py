@@ -130,6 +130,7 @@ def _turned(row: Any) -> str:
     return "" if pd.isna(row.setting) else f"{row.setting} → {row.instead}{also}"
 
 
+_lead = _signed("ahead", "ahead_low", "ahead_high")
 _CHANGE = _signed("change", "change_low", "change_high")
 _VALIDATION = "lesion IoU on validation [95 %]"
 ABLATIONS: dict[str, tuple[str, dict[str, Callable[[Any], str]]]] = {
@@ -146,7 +147,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, Callable[[Any], str]]]] = {
     "feature_quality": ("What frozen features know about lesions", {
         "features": lambda row: row.features, "head": lambda row: row.head,
         "token IoU on validation [95 %]": lambda row: f"{row.iou:.3f} [{row.iou_low:.3f}, {row.iou_high:.3f}]",
-        "the transformer's output is ahead by [paired]": _signed("ahead", "ahead_low", "ahead_high")}),
+        "the transformer's output is ahead by [paired]": _lead}),
     "revised_steps": ("From `described` to `revised`, a switch at a time", {
         "step": lambda row: f"`{row.step}`", "change": _turned, _VALIDATION: _scored,
         "change to the best so far [paired]": _CHANGE, "kept": lambda row: "yes" if row.kept else "no"}),
@@ -301,11 +302,6 @@ def _table(results: pd.DataFrame) -> str:
                      f"| {'' if pd.isna(published) else f'{published:.4f}'} |"
                      + (f" {_lead(cells.loc['image_lesion', 'iou']) if n else ''} |" if paired else ""))
     return "\n".join(lines)
-
-
-def _lead(row: Any) -> str:
-    """How far ours is ahead of a row's method."""
-    return "" if pd.isna(row.ahead) else f"{row.ahead:+.3f} [{row.ahead_low:+.3f}, {row.ahead_high:+.3f}]"
 
 
 def _interval(cells: pd.DataFrame, definition: str, measure: str) -> str:
