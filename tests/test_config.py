@@ -29,6 +29,8 @@ def test_sizes_and_counts_have_a_least_value(setting, value, least):
 
 def test_a_model_saved_before_there_was_a_choice_has_a_frozen_encoder():
     values = configure().to_dict()
+    del values["masked_gpt"]["encoder"]
+    assert Config.from_dict(values).masked_gpt.encoder == "frozen"
     del values["segmentation"]["encoder"]
     assert Config.from_dict(values).segmentation.encoder == "frozen"
 
@@ -96,6 +98,7 @@ def test_text_is_read_as_the_fields_type(name, text, value):
     ({"masked_gpt.n_head": 3}, ["n_embd", "multiple", "3"]),
     ({"data.label_fraction": 0}, ["label_fraction", "(0, 1]"]),
     ({"masked_gpt.mask_ratio": 1.0}, ["mask_ratio"]),
+    ({"segmentation.encoder": "frozen"}, ["segmentation.encoder", "fine_tuned", "set masked_gpt.encoder=frozen too"]),
     ({"segmentation.batch_size": 0}, ["segmentation.batch_size", "positive"]),
     ({"vqgan.hidden_channels": 24, "vqgan.norm_groups": 32}, ["vqgan.hidden_channels", "48 channels"]),
 ])

@@ -114,6 +114,9 @@ class MaskedGPTConfig:
     """Hiding tokens is regularisation enough for a short training."""
     inputs: Literal["tokens", "tokens_and_vectors"] = "tokens_and_vectors"
     """Released: token ids only. Revised: the encoder's vectors at the visible positions too."""
+    encoder: Literal["frozen", "trained"] = "trained"
+    """What reads the image for the transformer in the masked pretraining. frozen: the tokenizer's encoder. trained: a
+    copy of it that learns along and never sees the pixels of a hidden cell (BEiT); stage 3 goes on with it."""
     norm: Literal["post", "pre"] = "pre"
     """Where LayerNorm stands in a block (Xiong et al. 2020)."""
     positions: Literal["first", "interpolated"] = "interpolated"
@@ -130,7 +133,7 @@ class MaskedGPTConfig:
     """Which images it learns from, as for the tokenizer."""
     batch_size: int = 32
     """Images per step of the masked pretraining."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak of the masked pretraining; it goes with the batch size."""
     weight_decay: float = 0.05
     """AdamW's, in the masked pretraining."""
@@ -272,6 +275,11 @@ class Config:
         if self.masked_gpt.n_embd % self.masked_gpt.n_head:
             raise ConfigError(f"masked_gpt.n_embd ({self.masked_gpt.n_embd}) must be a multiple of masked_gpt.n_head "
                               f"({self.masked_gpt.n_head})")
+        if self.masked_gpt.encoder == "trained" and self.masked_gpt.pretraining == "separate":
+            for name, needed in TRAINED_ENCODER_NEEDS.items():
+                if self.value(name) != needed:
+                    raise ConfigError(f"{name} is {self.value(name)}, but the encoder of a masked pretraining is only "
+                                      f"trained where it is {needed}; set masked_gpt.encoder=frozen too")
         if not 0 < self.data.label_fraction <= 1:
             raise ConfigError(f"data.label_fraction must lie in (0, 1], not {self.data.label_fraction}")
         if not 0 < self.masked_gpt.mask_ratio < 1:
@@ -301,7 +309,7 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """The inverse of `to_dict`. Raises ConfigError for an unknown key."""
         # models saved before there was a choice
-        flat = {"segmentation.encoder": "frozen"} | {
+        flat = {"segmentation.encoder": "frozen", "masked_gpt.encoder": "frozen"} | {
             f"{stage}.{key}": value for stage in STAGES for key, value in values.get(stage, {}).items()}
         head = {key: values[key] for key in ("preset", "recipe", "seed") if key in values}
         return dataclasses.replace(cls(**head), **_sections(cls(), flat))
@@ -325,6 +333,9 @@ _LEAST = dict.fromkeys((
     "ablation.images_per_epoch", "ablation.seeds",
     "ablation.deviation_seeds"), 1) | {"vqgan.n_res_blocks": 0, "masked_gpt.n_layer": 0}
 """The smallest value of each size and count."""
+TRAINED_ENCODER_NEEDS = {"segmentation.encoder": "fine_tuned", "segmentation.frozen_transformer": False,
+                         "masked_gpt.inputs": "tokens_and_vectors"}
+"""Without these nothing would go on with, or learn from, an encoder that the masked pretraining trains."""
 STAGES = {name: typing.get_type_hints(Config)[name] for name in
           ("data", "vqgan", "masked_gpt", "segmentation", "evaluation", "ablation")}
 
@@ -421,7 +432,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vqgan.perceptual_size": 64, "vqgan.perceptual_every": 4,
         "vqgan.disc_start": 1000, "vqgan.epochs": 8, "vqgan.images_per_epoch": 2000,
         "masked_gpt.n_layer": 4, "masked_gpt.n_embd": 128,
-        "masked_gpt.epochs": 8, "masked_gpt.images_per_epoch": 2000,
+        "masked_gpt.epochs": 12, "masked_gpt.images_per_epoch": 2000,
         "segmentation.epochs": 16, "segmentation.images_per_epoch": 1000,
         "ablation.images_per_epoch": 300,
         "evaluation.lpips_images": 200, "evaluation.rivals": ["otsu", "unet", "released", "described"],
@@ -430,7 +441,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ablation.label_recipes": ["released"],
         "ablation.steps": ["masked_gpt.inputs", "masked_gpt.mask_pattern", "segmentation.graph_radius",
                            "segmentation.deepcut_loss_weight", "segmentation.upsampling", "segmentation.encoder",
-                           "segmentation.transformer_rate", "segmentation.weight_average", "segmentation.batch_size",
+                           "masked_gpt.encoder", "segmentation.transformer_rate", "segmentation.weight_average",
+                           "segmentation.batch_size",
                            "segmentation.self_training_weight"],
         "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer",
                                "upernet"],
@@ -495,6 +507,7 @@ _RELEASED: dict[str, Any] = {
     "vqgan.pool": "labelled",
     "masked_gpt.dropout": 0.1,
     "masked_gpt.inputs": "tokens",
+    "masked_gpt.encoder": "frozen",
     "masked_gpt.norm": "post",
     "masked_gpt.positions": "first",
     "masked_gpt.mask_id": "zero",

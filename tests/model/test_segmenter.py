@@ -42,7 +42,7 @@ def test_images_in_a_batch_do_not_mix():
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_training_mode_leaves_alone_what_is_frozen(frozen):
-    model = model_of(**{"segmentation.frozen_transformer": frozen}).train()
+    model = model_of(**{"segmentation.frozen_transformer": frozen, "masked_gpt.encoder": "frozen"}).train()
     before = {name: value.clone() for name, value in model.vqgan.state_dict().items()}
     model(torch.rand(2, 3, 32, 32))
     assert not model.vqgan.training and model.masked_gpt.training == (not frozen)
@@ -58,8 +58,9 @@ def test_released_drift_is_a_switch():
 
 
 def test_the_fine_tuned_encoder_starts_as_the_tokenizers_and_leaves_the_words_alone():
-    frozen = {"segmentation.frozen_transformer": True}
-    trained, images = model_of(**{"segmentation.encoder": "frozen"}), torch.rand(2, 3, 32, 32)
+    tokenizers = {"masked_gpt.encoder": "frozen"}
+    frozen = tokenizers | {"segmentation.frozen_transformer": True}
+    trained, images = model_of(**tokenizers, **{"segmentation.encoder": "frozen"}), torch.rand(2, 3, 32, 32)
     torch.manual_seed(1)
     weights = trained.vqgan.state_dict(), trained.masked_gpt.state_dict()
     model = TokenCutSeg(configure("tiny", overrides=frozen)).eval().start_from(*weights)
@@ -80,6 +81,38 @@ def test_the_fine_tuned_encoder_starts_as_the_tokenizers_and_leaves_the_words_al
     assert torch.equal(three.features, one.features), "a frozen transformer reads the tokenizer's own vectors"
     model.config = configure("tiny", overrides={"segmentation.frozen_transformer": False})
     assert not torch.equal(model(images).features, one.features)
+
+
+def test_the_encoder_can_start_from_the_masked_pretrainings():
+    pretrained, tokenizer = model_of(), model_of().vqgan.state_dict()
+    with torch.no_grad():
+        for p in pretrained.encoder.parameters():
+            p += 1
+    model = model_of().start_from(tokenizer, pretrained.masked_gpt.state_dict(), pretrained.encoder.state_dict())
+    assert all(torch.equal(value, pretrained.encoder.state_dict()[name])
+               for name, value in model.encoder.state_dict().items())
+    model.start_from(tokenizer)
+    assert all(torch.equal(value, tokenizer[name]) for name, value in model.encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("encoder", ["trained", "frozen"])
+def test_what_fills_in_hidden_words_never_sees_their_pixels(encoder):
+    """Where the encoder is trained for it; the tokenizer's own sees over a cell's border."""
+    model, images = model_of(**{"masked_gpt.encoder": encoder}), torch.rand(2, 3, 32, 32)
+    hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
+    hidden[0, 1:3, 2], hidden[1, 0] = True, True
+    tokens, logits = model.fill_in(images, hidden.flatten(1))
+    assert torch.equal(tokens, model.words(images)[0]) and logits.shape == (2, 16, model.config.vqgan.n_embed + 1)
+    pixels = hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+    painted = torch.where(pixels, torch.rand_like(images), images)
+    words, encoding = model.words(images)
+    if encoder == "trained":
+        assert torch.equal(model.fill_in(painted, hidden.flatten(1), (words, encoding))[1], logits)
+        encoding = model.encoder(model.vqgan.normalise(images) * ~pixels)
+    features = model.transformer_features(words, encoding, hidden.flatten(1))
+    torch.testing.assert_close(logits, model.masked_gpt.lm_head(features))
+    shown = torch.where(pixels, images, torch.rand_like(images))
+    assert not torch.equal(model.fill_in(shown, hidden.flatten(1))[1], logits)
 
 
 def test_flips_at_test_time_make_the_prediction_equivariant():

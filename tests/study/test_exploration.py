@@ -138,7 +138,7 @@ def test_the_model_to_explore(tmp_path):
 
 @pytest.mark.parametrize(("stage", "setting", "forgot"), [
     ("segmentation", {"segmentation.frozen_transformer": False}, True),
-    ("segmentation", {"segmentation.frozen_transformer": True}, False),
+    ("segmentation", {"segmentation.frozen_transformer": True, "masked_gpt.encoder": "frozen"}, False),
     ("segmentation", {"segmentation.frozen_transformer": False, "segmentation.mlm_weight": 1.0}, False),
     ("masked_gpt", {"segmentation.frozen_transformer": False}, False)])
 def test_a_transformer_that_was_trained_on_is_said_to_be(tmp_path, stage, setting, forgot):

@@ -82,7 +82,8 @@ def test_stages_change_one_thing_per_row(recipe):
     cells = [flat(cell, pretrained) for _, cell, pretrained in grids.stage_cells(config)]
     changes = [{key for key in one if one[key] != two[key]} for one, two in itertools.pairwise(cells)]
     stage_2 = "segmentation.mlm_weight" if recipe == "released" else "stage 2 goes before"
-    last = [{"segmentation.transformer_rate"}, {"segmentation.encoder"}, {"segmentation.self_training_weight"}]
+    last = [{"segmentation.transformer_rate"}, {"segmentation.encoder"}, {"masked_gpt.encoder"},
+            {"segmentation.self_training_weight"}]
     last = last if recipe == "revised" else []
     assert changes == [{"masked_gpt.n_layer"}, {stage_2}, {"segmentation.use_deepcut"}, *last]
     assert cells[-1] == flat(grids.shortened(config), True)
@@ -93,7 +94,8 @@ def test_stages(study):
     table = grids.stages(study)
     assert_scores(table)
     assert list(table["stages"]) == ["tokenizer", "+ transformer", "+ masked pretraining", "+ graph module",
-                                     "+ slower transformer", "+ fine-tuned encoder", "+ self-training"]
+                                     "+ slower transformer", "+ fine-tuned encoder",
+                                     "+ encoder in the pretraining", "+ self-training"]
     np.testing.assert_allclose(table["change"][1:], table["mean"].diff()[1:], atol=1e-12)
     assert table["change"][1:].between(table["change_low"][1:] - 1e-12, table["change_high"][1:] + 1e-12).all()
     assert np.isnan(table["change"][0])
@@ -248,6 +250,12 @@ def test_a_switch_takes_its_companions_along():
     _, changes = grids.deviation_changes(configure().under("released"), "masked_gpt.pretraining")
     assert changes == {"masked_gpt.pretraining": "separate", "segmentation.mlm_weight": 0.0,
                        "segmentation.transformer_rate": 0.1}
+    revised, described = configure(), configure(recipe="described")
+    for switch in ("segmentation.encoder", "masked_gpt.inputs"):
+        assert grids.switched(revised, switch, "described")["masked_gpt.encoder"] == "frozen"
+    assert grids.switched(described, "masked_gpt.encoder", "revised") == {
+        "masked_gpt.encoder": "trained", "segmentation.encoder": "fine_tuned",
+        "masked_gpt.inputs": "tokens_and_vectors"}
 
 
 def test_efficiency(study):

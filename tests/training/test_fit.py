@@ -97,10 +97,12 @@ def test_tokenizer_and_codebook_stay_bit_identical(tmp_path, stage, recipe):
     assert any(name.startswith("masked_gpt.") for name in learnt) == (not stays)
 
 
-def test_only_the_transformer_learns_in_stage_2(tmp_path):
-    reference = {n: v.clone() for n, v in made("masked_gpt")[0].model.head.state_dict().items()}
-    module, _, _ = train("masked_gpt", tmp_path, epochs=1)
-    assert all(torch.equal(v, reference[n]) for n, v in module.model.head.state_dict().items())
+@pytest.mark.parametrize(("encoder", "parts"), [("frozen", {"masked_gpt"}), ("trained", {"masked_gpt", "encoder"})])
+def test_stage_2_teaches_the_transformer_and_where_told_the_encoder(tmp_path, encoder, parts):
+    before = made("masked_gpt", **{"masked_gpt.encoder": encoder})[0].model.state_dict()
+    module, _, _ = train("masked_gpt", tmp_path, epochs=1, **{"masked_gpt.encoder": encoder})
+    assert {name.split(".")[0] for name, value in module.model.state_dict().items()
+            if not torch.equal(value, before[name])} == parts
 
 
 def test_best_epoch_is_chosen_on_validation(tmp_path):
@@ -227,7 +229,7 @@ def test_self_training_waits_for_weights_worth_averaging():
 
 
 def test_the_second_stage_trains_the_transformer_that_the_third_one_freezes():
-    module, *_ = made("masked_gpt", **{"segmentation.frozen_transformer": True})
+    module, *_ = made("masked_gpt", **{"segmentation.frozen_transformer": True, "masked_gpt.encoder": "frozen"})
     module.train()
     assert module.model.masked_gpt.training and not module.model.vqgan.training
     learning = {name.split(".")[1] for name, p in module.named_parameters() if p.requires_grad}

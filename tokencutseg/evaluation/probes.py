@@ -28,15 +28,15 @@ def layer_features(model: TokenCutSeg, images: ImageSet, batch_size: int = 32) -
     parts: dict[str, list[Tensor]] = {}
     for chunk in images.images.split(batch_size):
         x = chunk.float() / 255
-        tokens, encoding = model.words(x)
+        words = tokens, encoding = model.words(x)
         grid = tuple(tokens.shape[1:])
-        latents = encoding.latents.flatten(2).transpose(1, 2)
+        read = model.read(x, words).encoding.latents.flatten(2).transpose(1, 2)
         features = {
             "colour": torch.nn.functional.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2),
-            "tokenizer": latents,
+            "tokenizer": encoding.latents.flatten(2).transpose(1, 2),
             "code": model.vqgan.quantize.lookup(tokens).flatten(2).transpose(1, 2),
         }
-        states = model.masked_gpt.hidden_states(tokens.flatten(1), latents, grid=grid)
+        states = model.masked_gpt.hidden_states(tokens.flatten(1), read, grid=grid)
         names = ["embedding", *(f"block {i + 1}" for i in range(len(states) - 2)), "output"]
         for name, values in (features | dict(zip(names, states, strict=True))).items():
             parts.setdefault(name, []).append(values)

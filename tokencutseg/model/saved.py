@@ -18,8 +18,9 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """The model that comes with the package: a revised segmenter with its tokenizer; `README.md` beside it is its card."""
 
-PRETRAINED_PARTS = ("vqgan.", "masked_gpt.")
-"""What a masked-token run holds of a `TokenCutSeg`: the parts that the first two stages train."""
+PRETRAINED_PARTS = ("vqgan.", "masked_gpt.", "encoder.")
+"""What a masked-token run holds of a `TokenCutSeg`: the parts that the first two stages train, and the encoder
+that the third goes on with."""
 
 
 class Baseline(nn.Module):

@@ -156,11 +156,13 @@ class TokenCutSeg(nn.Module):
         self.masked_gpt.requires_grad_(not seg.frozen_transformer)
         self.train()  # modules are born in training mode, which a frozen tokenizer must never be in
 
-    def start_from(self, tokenizer: dict[str, Tensor], transformer: dict[str, Tensor] | None = None) -> TokenCutSeg:
-        """Take over the weights of a trained tokenizer and, where there is one, transformer: their state dicts."""
+    def start_from(self, tokenizer: dict[str, Tensor], transformer: dict[str, Tensor] | None = None,
+                   encoder: dict[str, Tensor] | None = None) -> TokenCutSeg:
+        """Take over the weights of a trained tokenizer and, where there are such, of a transformer and of the encoder
+        that was trained with it: their state dicts. Else the encoder starts as the tokenizer's."""
         self.vqgan.load_state_dict(tokenizer)
         if self.encoder is not None:
-            self.encoder.load_state_dict({key: tokenizer[key] for key in self.encoder.state_dict()})
+            self.encoder.load_state_dict(encoder or {key: tokenizer[key] for key in self.encoder.state_dict()})
         if transformer is not None:
             self.masked_gpt.load_state_dict(transformer)
         return self
@@ -196,6 +198,19 @@ class TokenCutSeg(nn.Module):
         """Tokens (B, H, W) and their encoding → (B, T, E); mask (B, T) True where a token is hidden."""
         grid = tuple(tokens.shape[1:])
         return self.masked_gpt(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), mask, grid)
+
+    def fill_in(self, images: Tensor, mask: Tensor,
+                words: tuple[Tensor, Encoding] | None = None) -> tuple[Tensor, Tensor]:
+        """RGB in [0, 1] (B, 3, S, S), of which the tokens in mask (B, T) are hidden → all tokens (B, H, W), and what
+        the transformer thinks of each, logits (B, T, K + 1). `words` as for `read`.
+
+        An encoder that was pretrained with the transformer reads the image with the hidden cells blanked.
+        """
+        tokens, encoding = self.words(images) if words is None else words
+        if self.config.masked_gpt.encoder == "trained" and self.encoder is not None:
+            visible = (~mask).view(-1, 1, *tokens.shape[1:]).to(images.dtype)
+            encoding = self.encoder(self.vqgan.normalise(images) * F.interpolate(visible, images.shape[-2:]))
+        return tokens, self.masked_gpt.lm_head(self.transformer_features(tokens, encoding, mask))
 
     def forward(self, images: Tensor, token_mask: Tensor | None = None,
                 words: tuple[Tensor, Encoding] | None = None) -> Segmentation:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from tokencutseg import config as config_module
-from tokencutseg.config import RECIPES, STAGES, Config
+from tokencutseg.config import RECIPES, STAGES, TRAINED_ENCODER_NEEDS, Config
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.efficiency import efficiency_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
@@ -137,7 +137,8 @@ def stage_cells(config: Config) -> list[tuple[str, Config, bool]]:
     until the last rows of a recipe that has it otherwise. The graph module comes with its loss.
     """
     last = shortened(config)
-    tuned = last.override({"segmentation.self_training_weight": 0.0})
+    labelled = last.override({"segmentation.self_training_weight": 0.0})
+    tuned = labelled.override({"masked_gpt.encoder": "frozen"})
     frozen = tuned.override({"segmentation.encoder": "frozen"})
     whole = frozen.override({"segmentation.transformer_rate": 1.0})  # that of one without pretraining
     pretrained = whole.override({"segmentation.use_deepcut": False})
@@ -146,7 +147,7 @@ def stage_cells(config: Config) -> list[tuple[str, Config, bool]]:
     cells = [("tokenizer", tokenizer, False), ("+ transformer", transformer, False),
              ("+ masked pretraining", pretrained, True), ("+ graph module", whole, True),
              ("+ slower transformer", frozen, True), ("+ fine-tuned encoder", tuned, True),
-             ("+ self-training", last, True)]
+             ("+ encoder in the pretraining", labelled, True), ("+ self-training", last, True)]
     return cells[:4] + [cell for above, cell in pairwise(cells[3:]) if cell[1] != above[1]]
 
 
@@ -290,6 +291,11 @@ def deviation_changes(config: Config, switch: str) -> tuple[Any, dict[str, Any]]
 def switched(config: Config, switch: str, recipe: str) -> dict[str, Any]:
     """What to change in `config` so that `switch` has the setting of `recipe` and means something."""
     changes = {name: RECIPES[recipe][name] for name in (switch, *TOGETHER.get(switch, ()))}
+    if (changes.get("masked_gpt.encoder") or config.masked_gpt.encoder) == "trained":
+        missing = {name: needed for name, needed in TRAINED_ENCODER_NEEDS.items()
+                   if changes.get(name, config.value(name)) != needed}
+        if missing:
+            changes |= missing if switch == "masked_gpt.encoder" else {"masked_gpt.encoder": "frozen"}
     after = config.override(changes)
     seg = after.segmentation
     bypassed = after.masked_gpt.inputs == "tokens" or seg.frozen_transformer

@@ -154,8 +154,10 @@ class Study:
 
         def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             torch.manual_seed(own.seed)
+            before = None if transformer is None else transformer.model()
             model = TokenCutSeg(own).start_from(
-                tokenizer.model().state_dict(), transformer and transformer.model().masked_gpt.state_dict())
+                tokenizer.model().state_dict(), before and before.masked_gpt.state_dict(),
+                before.encoder.state_dict() if before and own.masked_gpt.encoder == "trained" else None)
             module = TokenCutSegModule(own, model, unlabelled)
             state, facts = self._fit(module, images, validation, own, "segmentation", folder)
             return state, facts | ({} if unlabelled is None else {"unlabelled_seen": int(module.unlabelled_seen)})

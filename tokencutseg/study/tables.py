@@ -104,17 +104,18 @@ def masked_prediction(study: Study) -> pd.DataFrame:
     saying the most frequent code), n (hidden tokens).
     """
     model, images = transformer_of(study), study.source.load(study.source.primary, "test")
-    batches = [model.words(chunk.float() / 255) for chunk in images.images.split(32)]
-    commonest = torch.cat([tokens.flatten() for tokens, _ in batches]).mode().values
+    batches = [chunk.float() / 255 for chunk in images.images.split(32)]
+    words = [model.words(batch) for batch in batches]
+    commonest = torch.cat([tokens.flatten() for tokens, _ in words]).mode().values
     rng, rows = np.random.default_rng(study.config.seed), []
     for pattern in ("iid", "block"):
         config = study.config.override({"masked_gpt.mask_pattern": pattern}).masked_gpt
         for ratio in MASK_RATIOS:
             generator = torch.Generator().manual_seed(study.config.seed)
             counts, loss = [], 0.0  # per image: hits, hits by chance, hidden
-            for tokens, encoding in batches:
-                mask = draw_mask(tuple(tokens.shape), config, generator, ratio=ratio)
-                logits = model.masked_gpt.lm_head(model.transformer_features(tokens, encoding, mask))
+            for batch, known in zip(batches, words, strict=True):
+                mask = draw_mask(tuple(known[0].shape), config, generator, ratio=ratio)
+                tokens, logits = model.fill_in(batch, mask, known)
                 flat = tokens.flatten(1)
                 hits = (logits.argmax(-1) == flat) & mask
                 counts.append(torch.stack([hits.sum(1), ((flat == commonest) & mask).sum(1), mask.sum(1)], 1))

@@ -181,14 +181,21 @@ class VQGANModule(StageModule):
 
 
 class MaskedGPTModule(StageModule):
-    """Stage 2. The tokenizer inside `model` is frozen; only the transformer learns."""
+    """Stage 2. The tokenizer inside `model` is frozen; the transformer learns, and the copy of the encoder where the
+    recipe has it trained."""
 
     def __init__(self, config: Config, model: TokenCutSeg) -> None:
         super().__init__(config.seed)
         self.config, self.model = config.masked_gpt, model
         self._validation_words = WordCache(model)
         model.requires_grad_(False)
-        model.masked_gpt.requires_grad_(True)
+        for part in self.learning:
+            part.requires_grad_(True)
+
+    @property
+    def learning(self) -> list[nn.Module]:
+        """The parts of the model that learn."""
+        return [self.model.masked_gpt] + ([self.model.encoder] if self.config.encoder == "trained" else [])
 
     def train(self, mode: bool = True) -> MaskedGPTModule:
         super().train(mode)
@@ -199,7 +206,7 @@ class MaskedGPTModule(StageModule):
     def learn(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         images, _ = self.augment(batch["images"], None, generator)
         mask = own_rows(hidden_tokens(self.model, images, generator))
-        loss, accuracy = self._masked(self.model.words(own_rows(images)), mask)
+        loss, accuracy = self._masked(own_rows(images), mask)
         self.note(train_loss=loss, train_accuracy=accuracy)
         return loss
 
@@ -207,18 +214,22 @@ class MaskedGPTModule(StageModule):
         # the same masks in every epoch
         images = batch["images"]
         mask = hidden_tokens(self.model, images, torch.Generator().manual_seed(batch_index))
-        loss, accuracy = self._masked(self._validation_words(batch_index, images), mask)
+        loss, accuracy = self._masked(images, mask, self._validation_words(batch_index, images))
         self.log_dict({"validation_loss": loss, "validation_accuracy": accuracy}, batch_size=len(images),
                       sync_dist=True)
 
-    def _masked(self, words: tuple[Tensor, Encoding], mask: Tensor) -> tuple[Tensor, Tensor]:
-        tokens, encoding = words
-        logits = self.model.masked_gpt.lm_head(self.model.transformer_features(tokens, encoding, mask))
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+
+    def _masked(self, images: Tensor, mask: Tensor,
+                words: tuple[Tensor, Encoding] | None = None) -> tuple[Tensor, Tensor]:
+        tokens, logits = self.model.fill_in(images, mask, words)
         flat = tokens.flatten(1)
         return masked_token_loss(logits, flat, mask), batch_mean((logits.argmax(-1) == flat)[mask].float())
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.model.masked_gpt.parameters(), self.config.learning_rate, betas=(0.9, 0.95),
+        parameters = [p for part in self.learning for p in part.parameters()]
+        optimizer = torch.optim.AdamW(parameters, self.config.learning_rate, betas=(0.9, 0.95),
                                       weight_decay=self.config.weight_decay, fused=True)
         return [optimizer], [{"scheduler": warm_cosine(optimizer, self.total_steps()), "interval": "step"}]
 
@@ -363,10 +374,10 @@ class TokenCutSegModule(SegmenterModule):
         if c.use_deepcut:
             terms["deepcut"] = c.deepcut_loss_weight * out.deepcut_loss
         if c.mlm_weight > 0:
-            features = out.features
             if c.training_features == "full":
-                features = model.transformer_features(*model.read(images)[:2], token_mask)
-            logits = model.masked_gpt.lm_head(features)
+                _, logits = model.fill_in(images, token_mask, model.read(images)[:2])
+            else:
+                logits = model.masked_gpt.lm_head(out.features)
             terms["masked_tokens"] = c.mlm_weight * masked_token_loss(logits, out.tokens, token_mask)
         return terms
 

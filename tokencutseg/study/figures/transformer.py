@@ -146,9 +146,8 @@ class Inpainting(NamedTuple):
 @torch.no_grad()
 def inpaint(model: TokenCutSeg, images: Tensor, hidden: Tensor) -> Inpainting:
     """Hide words of images (N, 3, S, S) in [0, 1] and let the transformer fill them in. hidden: (N, H, W) bool."""
-    tokens, encoding = model.words(images)
+    tokens, logits = model.fill_in(images, hidden.flatten(1))
     grid, n_embed = tuple(tokens.shape[1:]), model.masked_gpt.n_embed
-    logits = model.masked_gpt.lm_head(model.transformer_features(tokens, encoding, hidden.flatten(1)))
     distribution = torch.distributions.Categorical(logits=logits[..., :n_embed])  # without the slot of the mask
     guess = distribution.probs.argmax(-1).unflatten(1, grid)
     filled = torch.where(hidden, guess, tokens)
