@@ -45,6 +45,21 @@ def test_every_result_comes_from_a_committed_table():
         assert len(score) and all(f"{value:.3f} [" in README for value in score)
 
 
+@pytest.mark.parametrize("about", [path for path in sorted(REFERENCE.glob("*/about.md"))
+                                   if (path.parent / "tables").is_dir()], ids=lambda path: path.parent.name)
+def test_what_is_said_of_a_study_is_in_its_files(about):
+    """Every number of the prose is in its tables, settings or runs; years, notebooks and 95 % apart."""
+    def numbers(text):
+        return {match.replace(",", "").rstrip(".") for match in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?", text)}
+
+    prose = re.sub(r"```.*?```|`[^`]*`", "", about.read_text(), flags=re.DOTALL)
+    files = [path for path in about.parent.rglob("*") if path.suffix in (".csv", ".json")
+             and not path.name.startswith("per_image")]
+    known = {str(int(float(number))) if float(number).is_integer() else number
+             for path in files for number in numbers(path.read_text())}
+    assert numbers(prose) - known <= {"95", "2016", "2017", "01", "02", "03", "04", "05"}
+
+
 def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
     tables = tmp_path / "small-skin" / "tables"
     tables.mkdir(parents=True)

@@ -50,6 +50,19 @@ def test_boundary_scores_equal_brute_force(pair):
     assert (row.nsd, row.hd95) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("S", [33, 96])
+def test_boundary_scores_equal_monais(S):
+    from monai import metrics as monai  # slow to import
+
+    blobs = ndimage.gaussian_filter(np.random.default_rng(S).normal(size=(2, 12, S, S)), (0, 0, 4, 4)) > 0.01
+    rows = score(*blobs, [f"{i}" for i in range(12)])
+    pair = [torch.from_numpy(masks[:, None]).float() for masks in blobs]
+    nsd = monai.compute_surface_dice(*pair, [NSD_TOLERANCE * math.hypot(S, S)], include_background=True)
+    hd95 = monai.compute_hausdorff_distance(*pair, include_background=True, percentile=95)
+    np.testing.assert_allclose(rows["nsd"], nsd[:, 0], atol=1e-6)
+    np.testing.assert_allclose(rows["hd95"], hd95[:, 0], atol=1e-4)
+
+
 @pytest.mark.parametrize(("height", "width"), [(24, 32), (9, 40), (16, 16), (5, 5)])
 def test_native_scores_are_those_of_the_stretched_prediction_against_the_file(tmp_path, height, width):
     """Against Pillow-read files, torch's own stretching of probabilities, torchmetrics and brute-force boundaries."""
