@@ -138,6 +138,11 @@ class MaskedGPTConfig:
     weight_decay: float = 0.05
     """AdamW's, in the masked pretraining."""
 
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether there is a masked pretraining that trains the encoder."""
+        return self.encoder == "trained" and self.pretraining == "separate"
+
 
 @dataclass(frozen=True)
 class SegmentationConfig:
@@ -185,7 +190,7 @@ class SegmentationConfig:
     frozen_codebook: bool = True
     """Released under Lightning < 2.2: fit() put the tokenizer back in train mode, and its EMA codebook drifted."""
     frozen_transformer: bool = False
-    """True keeps the pretrained transformer as it is, reading the tokenizer's own vectors."""
+    """True keeps the pretrained transformer as it is; one that learned on the tokenizer's vectors goes on reading those."""
     augmentation: Literal["released", "plain", "none"] = "released"
     schedule: Literal["cosine", "one_cycle"] = "one_cycle"
     """cosine: per epoch down to a tenth (released). one_cycle: warm-up, then cosine to zero, per step."""
@@ -275,7 +280,7 @@ class Config:
         if self.masked_gpt.n_embd % self.masked_gpt.n_head:
             raise ConfigError(f"masked_gpt.n_embd ({self.masked_gpt.n_embd}) must be a multiple of masked_gpt.n_head "
                               f"({self.masked_gpt.n_head})")
-        if self.masked_gpt.encoder == "trained" and self.masked_gpt.pretraining == "separate":
+        if self.masked_gpt.trains_encoder:
             for name, needed in TRAINED_ENCODER_NEEDS.items():
                 if self.value(name) != needed:
                     raise ConfigError(f"{name} is {self.value(name)}, but the encoder of a masked pretraining is only "
@@ -333,8 +338,7 @@ _LEAST = dict.fromkeys((
     "ablation.images_per_epoch", "ablation.seeds",
     "ablation.deviation_seeds"), 1) | {"vqgan.n_res_blocks": 0, "masked_gpt.n_layer": 0}
 """The smallest value of each size and count."""
-TRAINED_ENCODER_NEEDS = {"segmentation.encoder": "fine_tuned", "segmentation.frozen_transformer": False,
-                         "masked_gpt.inputs": "tokens_and_vectors"}
+TRAINED_ENCODER_NEEDS = {"segmentation.encoder": "fine_tuned", "masked_gpt.inputs": "tokens_and_vectors"}
 """Without these nothing would go on with, or learn from, an encoder that the masked pretraining trains."""
 STAGES = {name: typing.get_type_hints(Config)[name] for name in
           ("data", "vqgan", "masked_gpt", "segmentation", "evaluation", "ablation")}

@@ -253,9 +253,21 @@ def test_a_switch_takes_its_companions_along():
     revised, described = configure(), configure(recipe="described")
     for switch in ("segmentation.encoder", "masked_gpt.inputs"):
         assert grids.switched(revised, switch, "described")["masked_gpt.encoder"] == "frozen"
-    assert grids.switched(described, "masked_gpt.encoder", "revised") == {
-        "masked_gpt.encoder": "trained", "segmentation.encoder": "fine_tuned",
-        "masked_gpt.inputs": "tokens_and_vectors"}
+    assert grids.switched(described, "masked_gpt.encoder", "revised") == {name: RECIPES["revised"][name] for name in (
+        "masked_gpt.encoder", "masked_gpt.learning_rate", "masked_gpt.batch_size", "masked_gpt.inputs",
+        "segmentation.encoder", "segmentation.encoder_rate", "segmentation.upsampling")}
+
+
+@pytest.mark.parametrize("kept", list(itertools.product([True, False], repeat=3)))
+def test_every_path_from_described_to_revised_can_be_gone(kept):
+    """Whichever of the steps that depend on each other are kept."""
+    depending = dict(zip(("masked_gpt.inputs", "segmentation.upsampling", "segmentation.encoder"), kept, strict=True))
+    config = configure("small", "described")
+    for step in config.ablation.steps:
+        changes = grids.switched(config, step, "revised")
+        tried = config.override(changes)
+        assert tried.value(step) == RECIPES["revised"][step]
+        config = tried if depending.get(step, True) else config
 
 
 def test_efficiency(study):

@@ -69,7 +69,7 @@ def test_a_broken_training_resumes_to_the_same_weights(tmp_path, stage):
 
 
 @pytest.mark.parametrize("recipe", ["released", "revised"])
-@pytest.mark.parametrize("stage", ["vqgan", "segmentation"])
+@pytest.mark.parametrize("stage", ["vqgan", "masked_gpt", "segmentation"])
 def test_mixed_precision_stays_close_to_single(tmp_path, stage, recipe):
     """The first epoch's mean losses; the quantizer and all sums over tokens are in single precision either way."""
     losses = []

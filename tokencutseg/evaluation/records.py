@@ -149,8 +149,8 @@ def boundary_scores(prediction: np.ndarray, target: np.ndarray) -> tuple[float, 
     """Normalised surface Dice and 95 % Hausdorff distance (in pixels) of two masks (H, W) bool.
 
     Distances run between the centres of boundary pixels: both are what MONAI's `compute_surface_dice` and
-    `compute_hausdorff_distance(percentile=95)` give (a test holds them together), in a seventh of the time. NSD: Nikolov et al. 2021, doi 10.2196/26151. HD95 is the larger of
-    the two directed 95th percentiles.
+    `compute_hausdorff_distance(percentile=95)` give (a test holds them together), in a seventh of the time. NSD:
+    Nikolov et al. 2021, doi 10.2196/26151. HD95 is the larger of the two directed 95th percentiles.
     """
     diagonal, edges = math.hypot(*target.shape), [np.argwhere(_boundary(mask)) for mask in (prediction, target)]
     if min(map(len, edges)) == 0:

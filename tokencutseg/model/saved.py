@@ -92,12 +92,14 @@ def load(path: str | Path = PRETRAINED) -> nn.Module:
     when there is no model.
     """
     about, folder = _about(path)
-    model, state = build(about["stage"], Config.from_dict(about["config"]), about.get("name")), load_file(
-        folder / WEIGHTS)
+    config, state = Config.from_dict(about["config"]), load_file(folder / WEIGHTS)
+    model = build(about["stage"], config, about.get("name"))
     try:
         if about["stage"] == "masked_gpt":
-            model.start_from(*({key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
-                               for part in PRETRAINED_PARTS))
+            tokenizer, transformer, encoder = (
+                {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
+                for part in PRETRAINED_PARTS)
+            model.start_from(tokenizer, transformer, encoder if config.masked_gpt.trains_encoder else None)
         else:
             model.load_state_dict(state)
     except RuntimeError as error:

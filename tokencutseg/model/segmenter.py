@@ -162,7 +162,8 @@ class TokenCutSeg(nn.Module):
         that was trained with it: their state dicts. Else the encoder starts as the tokenizer's."""
         self.vqgan.load_state_dict(tokenizer)
         if self.encoder is not None:
-            self.encoder.load_state_dict(encoder or {key: tokenizer[key] for key in self.encoder.state_dict()})
+            own = {key: tokenizer[key] for key in self.encoder.state_dict()}
+            self.encoder.load_state_dict(own if encoder is None else encoder)
         if transformer is not None:
             self.masked_gpt.load_state_dict(transformer)
         return self
@@ -192,7 +193,8 @@ class TokenCutSeg(nn.Module):
         tokens, own = self.words(images) if words is None else words
         tuned = own if self.encoder is None else self.encoder(self.vqgan.normalise(images))
         # a frozen transformer reads what it was pretrained on
-        return Reading(tokens, own if self.config.segmentation.frozen_transformer else tuned, tuned)
+        stays = self.config.segmentation.frozen_transformer and not self.config.masked_gpt.trains_encoder
+        return Reading(tokens, own if stays else tuned, tuned)
 
     def transformer_features(self, tokens: Tensor, encoding: Encoding, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, H, W) and their encoding → (B, T, E); mask (B, T) True where a token is hidden."""
@@ -207,7 +209,7 @@ class TokenCutSeg(nn.Module):
         An encoder that was pretrained with the transformer reads the image with the hidden cells blanked.
         """
         tokens, encoding = self.words(images) if words is None else words
-        if self.config.masked_gpt.encoder == "trained" and self.encoder is not None:
+        if self.config.masked_gpt.trains_encoder:
             visible = (~mask).view(-1, 1, *tokens.shape[1:]).to(images.dtype)
             encoding = self.encoder(self.vqgan.normalise(images) * F.interpolate(visible, images.shape[-2:]))
         return tokens, self.masked_gpt.lm_head(self.transformer_features(tokens, encoding, mask))

@@ -53,6 +53,7 @@ TOGETHER = {
     "vqgan.pool": ("masked_gpt.pool",),
     "masked_gpt.pretraining": ("segmentation.mlm_weight", "segmentation.transformer_rate"),
     "masked_gpt.mask_pattern": ("masked_gpt.mask_ratio",),
+    "masked_gpt.encoder": ("masked_gpt.learning_rate", "masked_gpt.batch_size"),
     "segmentation.graph_radius": ("segmentation.radius_unit",),
     "segmentation.encoder": ("segmentation.encoder_rate",),
     "segmentation.batch_size": ("segmentation.learning_rate",),
@@ -292,10 +293,12 @@ def switched(config: Config, switch: str, recipe: str) -> dict[str, Any]:
     """What to change in `config` so that `switch` has the setting of `recipe` and means something."""
     changes = {name: RECIPES[recipe][name] for name in (switch, *TOGETHER.get(switch, ()))}
     if (changes.get("masked_gpt.encoder") or config.masked_gpt.encoder) == "trained":
-        missing = {name: needed for name, needed in TRAINED_ENCODER_NEEDS.items()
-                   if changes.get(name, config.value(name)) != needed}
-        if missing:
-            changes |= missing if switch == "masked_gpt.encoder" else {"masked_gpt.encoder": "frozen"}
+        missing = [name for name, needed in TRAINED_ENCODER_NEEDS.items()
+                   if changes.get(name, config.value(name)) != needed]
+        if missing and switch != "masked_gpt.encoder":
+            changes["masked_gpt.encoder"] = "frozen"
+        for name in missing if switch == "masked_gpt.encoder" else ():
+            changes |= switched(config, name, recipe)
     after = config.override(changes)
     seg = after.segmentation
     bypassed = after.masked_gpt.inputs == "tokens" or seg.frozen_transformer

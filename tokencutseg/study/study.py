@@ -154,10 +154,10 @@ class Study:
 
         def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             torch.manual_seed(own.seed)
+            model = TokenCutSeg(own)  # before others are opened: they draw from the seed's numbers too
             before = None if transformer is None else transformer.model()
-            model = TokenCutSeg(own).start_from(
-                tokenizer.model().state_dict(), before and before.masked_gpt.state_dict(),
-                before.encoder.state_dict() if before and own.masked_gpt.encoder == "trained" else None)
+            model.start_from(tokenizer.model().state_dict(), before and before.masked_gpt.state_dict(),
+                             before.encoder.state_dict() if before and own.masked_gpt.trains_encoder else None)
             module = TokenCutSegModule(own, model, unlabelled)
             state, facts = self._fit(module, images, validation, own, "segmentation", folder)
             return state, facts | ({} if unlabelled is None else {"unlabelled_seen": int(module.unlabelled_seen)})

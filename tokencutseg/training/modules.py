@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -66,6 +67,12 @@ class StageModule(pl.LightningModule):
 
     def total_steps(self) -> int:
         return self.trainer.max_epochs * self.steps_per_epoch
+
+    def clip(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Cut the norm of the gradients at 1."""
+        # in half precision the gradients are still multiplied by the scaler's factor, and so is the limit then
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        nn.utils.clip_grad_norm_(parameters, 1.0 if scaler is None else scaler.get_scale())
 
 
 class WordCache:
@@ -148,9 +155,7 @@ class VQGANModule(StageModule):
     def _descend(self, optimizer: Any, loss: Tensor, module: nn.Module) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
-        # in half precision the gradients are still multiplied by the scaler's factor, and so is the limit then
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0 if scaler is None else scaler.get_scale())
+        self.clip(module.parameters())
         optimizer.step()
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
@@ -195,7 +200,7 @@ class MaskedGPTModule(StageModule):
     @property
     def learning(self) -> list[nn.Module]:
         """The parts of the model that learn."""
-        return [self.model.masked_gpt] + ([self.model.encoder] if self.config.encoder == "trained" else [])
+        return [self.model.masked_gpt] + ([self.model.encoder] if self.config.trains_encoder else [])
 
     def train(self, mode: bool = True) -> MaskedGPTModule:
         super().train(mode)
@@ -219,7 +224,8 @@ class MaskedGPTModule(StageModule):
                       sync_dist=True)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        if self.config.trains_encoder:  # through which the loss of blanked images is steep at times
+            self.clip(p for part in self.learning for p in part.parameters())
 
     def _masked(self, images: Tensor, mask: Tensor,
                 words: tuple[Tensor, Encoding] | None = None) -> tuple[Tensor, Tensor]:
@@ -375,7 +381,8 @@ class TokenCutSegModule(SegmenterModule):
             terms["deepcut"] = c.deepcut_loss_weight * out.deepcut_loss
         if c.mlm_weight > 0:
             if c.training_features == "full":
-                _, logits = model.fill_in(images, token_mask, model.read(images)[:2])
+                reads = model.words if model.config.masked_gpt.trains_encoder else model.read
+                _, logits = model.fill_in(images, token_mask, reads(images)[:2])
             else:
                 logits = model.masked_gpt.lm_head(out.features)
             terms["masked_tokens"] = c.mlm_weight * masked_token_loss(logits, out.tokens, token_mask)
