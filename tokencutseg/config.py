@@ -190,7 +190,7 @@ class SegmentationConfig:
     frozen_codebook: bool = True
     """Released under Lightning < 2.2: fit() put the tokenizer back in train mode, and its EMA codebook drifted."""
     frozen_transformer: bool = False
-    """True keeps the pretrained transformer as it is; one that learned on the tokenizer's vectors goes on reading those."""
+    """True keeps the pretrained transformer as it is: one that learned with the tokenizer's vectors reads those."""
     augmentation: Literal["released", "plain", "none"] = "released"
     schedule: Literal["cosine", "one_cycle"] = "one_cycle"
     """cosine: per epoch down to a tenth (released). one_cycle: warm-up, then cosine to zero, per step."""
