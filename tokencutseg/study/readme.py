@@ -18,7 +18,7 @@ from tokencutseg.study.runner import ROOT
 
 REFERENCE = ROOT / "results" / "reference"
 """Committed results: one folder per study, with its tables and the command that made them."""
-MODEL_STUDY = "small-isic2017"
+MODEL_STUDY = "small-isic2017-encoder"
 """The committed study that the model beside the package is from."""
 PAIRED = (
     "The interval is that of the mean difference over the same images (bootstrap). p is Wilcoxon's signed-rank test on "
