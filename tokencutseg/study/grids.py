@@ -292,13 +292,12 @@ def deviation_changes(config: Config, switch: str) -> tuple[Any, dict[str, Any]]
 def switched(config: Config, switch: str, recipe: str) -> dict[str, Any]:
     """What to change in `config` so that `switch` has the setting of `recipe` and means something."""
     changes = {name: RECIPES[recipe][name] for name in (switch, *TOGETHER.get(switch, ()))}
-    if (changes.get("masked_gpt.encoder") or config.masked_gpt.encoder) == "trained":
+    if changes.get("masked_gpt.encoder", config.masked_gpt.encoder) == "trained":
         missing = [name for name, needed in TRAINED_ENCODER_NEEDS.items()
                    if changes.get(name, config.value(name)) != needed]
-        if missing and switch != "masked_gpt.encoder":
-            changes["masked_gpt.encoder"] = "frozen"
-        for name in missing if switch == "masked_gpt.encoder" else ():
-            changes |= switched(config, name, recipe)
+        for name in missing:
+            changes |= (switched(config, name, recipe) if switch == "masked_gpt.encoder"
+                        else {"masked_gpt.encoder": "frozen"})
     after = config.override(changes)
     seg = after.segmentation
     bypassed = after.masked_gpt.inputs == "tokens" or seg.frozen_transformer
