@@ -23,32 +23,37 @@ from tokencutseg.training.modules import VQGANModule
 # dropout inside attention is each process's own; the rest is the same however many there are
 SETTINGS = ["masked_gpt.dropout=0", "vqgan.perceptual=none", "segmentation.batch_size=8", "vqgan.batch_size=7",
             "vqgan.images_per_epoch=24"]
-COMMAND = ["train", "--preset", "tiny", "--recipe", "released", "--gpus", "0", "--stages", "segmenter",
-           "--set", *SETTINGS]
+COMMAND = ["train", "--preset", "tiny", "--gpus", "0", "--stages", "segmenter", "--set", *SETTINGS]
+
+
+def trained(folder, recipe):
+    assert main([*COMMAND, "--recipe", recipe, "--results", str(folder)]) == 0
+    return folder
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    assert main([*COMMAND, "--results", str(folder)]) == 0
-    return folder
+    return trained(tmp_path_factory.mktemp("alone"), "released")
 
 
 def histories(folder):
     return {path.parent.name: pd.read_csv(path).drop(columns="seconds") for path in folder.glob("*/runs/*/history.csv")}
 
 
-def test_two_processes_train_what_one_trains(alone, tmp_path):
-    process = subprocess.run([sys.executable, "-m", "tokencutseg.cli", *COMMAND, "--results", str(tmp_path),
-                              "--devices", "2"], capture_output=True, text=True, timeout=300,
+@pytest.mark.parametrize("recipe", ["released", "revised"])
+def test_two_processes_train_what_one_trains(recipe, tmp_path, request):
+    one = request.getfixturevalue("alone") if recipe == "released" else trained(tmp_path / "one", recipe)
+    two = tmp_path / "two"
+    process = subprocess.run([sys.executable, "-m", "tokencutseg.cli", *COMMAND, "--recipe", recipe, "--results",
+                              str(two), "--devices", "2"], capture_output=True, text=True, timeout=300,
                              env=os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"})
     assert process.returncode == 0, process.stderr
-    ours, expected = histories(tmp_path), histories(alone)
+    ours, expected = histories(two), histories(one)
     assert sorted(ours) == sorted(expected)
-    assert len(ours) == 4, "two sites, for each a tokenizer and a segmenter"
+    assert len(ours) == 4, "two sites, for each a tokenizer and a segmenter, or for both one tokenizer and transformer"
     for run, history in expected.items():
         pd.testing.assert_frame_equal(ours[run], history, rtol=2e-3, atol=2e-3)
-        metrics = json.loads(next(tmp_path.glob(f"*/runs/{run}/metrics.json")).read_text())
+        metrics = json.loads(next(two.glob(f"*/runs/{run}/metrics.json")).read_text())
         assert metrics["processes"] == 2
     lines = [line for line in process.stdout.splitlines() if re.search(r"epoch \d+/", line)]
     assert len(lines) == sum(len(history) for history in expected.values()), "only the first process speaks"

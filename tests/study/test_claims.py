@@ -87,6 +87,14 @@ def test_partial_data_are_named_in_the_reason():
     assert "305 of 379" in found["reason"] and "breaks the bound" in found["reason"]
 
 
+def test_evidence_of_other_tables_says_whether_its_images_are_complete():
+    rows = [rival("unet", "iou", 0.05), rival("unet", "nsd", 0.05), rival("unet", "hd95", -2.0, half=1.0)]
+    for known in (True, False, None):
+        table = claims(no_results(), compared(*rows), complete=known).set_index("experiment")
+        assert [said is known for said in table.loc["baselines", "complete"]] == [True, True]
+        assert table.loc[["label_efficiency", "feature_quality", "none"], "complete"].isna().all()
+
+
 def away_from_home(*rivals):
     """Trained on isic2016 and tested on isic2017: ours, and rivals as (method, how far ours is ahead)."""
     ours = row("isic2016", "isic2017", "image_lesion", "iou", 0.70)

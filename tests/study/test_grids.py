@@ -150,6 +150,7 @@ def test_claims_rest_on_what_the_study_has_written(study):
     assert not (study.folder / "tables/main_results.csv").exists(), "nothing is made that was not asked for"
     study.table("label_efficiency", grids.label_efficiency(study))
     assert reason().startswith("preset tiny is a demonstration; at 25% of the labels")
+    assert grids.claims(study).set_index("claim").loc["label-efficient", "complete"]
 
 
 def test_the_plain_unet_is_another_training_of_the_same_network(study):

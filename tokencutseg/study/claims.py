@@ -57,12 +57,13 @@ DEMONSTRATIONS = ("tiny", "quick")
 
 
 def claims(results: pd.DataFrame | None, others: Mapping[str, pd.DataFrame | None] | None = None,
-           preset: str = "full") -> pd.DataFrame:
+           preset: str = "full", complete: bool | None = None) -> pd.DataFrame:
     """One row per claim: what was measured, its interval, and the verdict by `RULE`. A published value has one more for
     each other recipe that was scored.
 
     `results` is the table main_results, `others` the tables `label_efficiency`, `baselines` and `feature_quality`, all
-    as far as they are there; `preset` is the one that they were made with. Columns claim, experiment, definition,
+    as far as they are there; `preset` is the one that they were made with, and `complete` says whether all official
+    images of the set that `others` are about were there (None: not known). Columns claim, experiment, definition,
     published, measured, low, high, complete, verdict, reason.
     """
     others = others or {}
@@ -76,6 +77,7 @@ def claims(results: pd.DataFrame | None, others: Mapping[str, pd.DataFrame | Non
                           _bottleneck(others.get("feature_quality")),
                           _row("more robust and practical", "none", UNTESTABLE,
                                "the paper names no measure of either")])
+    table.loc[table["experiment"].isin(others) & table["measured"].notna(), "complete"] = complete
     if preset in DEMONSTRATIONS:
         measured = table["verdict"] != UNTESTABLE
         table.loc[measured, "reason"] = f"preset {preset} is a demonstration; " + table.loc[measured, "reason"]

@@ -44,7 +44,7 @@ from tokencutseg.study.claims import DEMONSTRATIONS
 from tokencutseg.study.claims import claims as judged
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
-from tokencutseg.study.tables import budgets, holm_over, lead, leakage, main_results, with_leads, written
+from tokencutseg.study.tables import budgets, complete, holm_over, lead, leakage, main_results, with_leads, written
 
 CHAIN = ("vqgan", "masked_gpt", "segmentation")
 TOGETHER = {
@@ -395,7 +395,7 @@ def evidence(study: Study) -> dict[str, pd.DataFrame | None]:
 def claims(study: Study) -> pd.DataFrame:
     """Every claim with its verdict, from as much of the main results and of `EVIDENCE` as the study has written."""
     found = {table.__name__: written(study, table.__name__) for table in EVIDENCE}
-    return judged(written(study, "main_results"), found, study.config.preset)
+    return judged(written(study, "main_results"), found, study.config.preset, complete(study))
 
 
 TABLES = {table.__name__: table for table in (

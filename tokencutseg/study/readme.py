@@ -168,9 +168,9 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
     table = _judged(reference)
     if table.empty:
         return NO_VERDICT
-    claims = table["claim"].where(~table["claim"].duplicated(keep=False),
-                                  table["claim"] + " (study `" + table["study"] + "`)")
-    lines = [f"- **{verdict}**: {'; '.join(claims[table['verdict'] == verdict])}"
+    split = table.groupby("claim")["verdict"].transform("nunique") > 1  # where studies disagree, they are named
+    claims = table["claim"].where(~split, table["claim"] + " (study `" + table["study"] + "`)")
+    lines = [f"- **{verdict}**: {'; '.join(dict.fromkeys(claims[table['verdict'] == verdict]))}"
              for verdict in VERDICTS if (table["verdict"] == verdict).any()]
     pairs = published_consistency()
     broken = [f"{row.train} → {row.test}" for row in pairs[~pairs["possible"]].itertuples()]

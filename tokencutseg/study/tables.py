@@ -281,7 +281,7 @@ def main_results(study: Study) -> pd.DataFrame:
     table = summary_table(records, ["train", "test", "method", "recipe"],
                           draws=study.config.evaluation.bootstrap_draws, seed=study.config.seed)
     table["published"] = np.array([_published(row) for row in table.itertuples()], float)
-    table["complete"] = [_complete(study, row.train, row.test) for row in table.itertuples()]
+    table["complete"] = [complete(study, row.train, row.test) for row in table.itertuples()]
     table["note"] = [_note(study, row.train, row.test) for row in table.itertuples()]
     table = with_leads(table, records, study.config, ["train", "test"])
     there = available_rows(study)
@@ -329,7 +329,9 @@ def _published(row: Any) -> float:
     return PUBLISHED.get((row.train, row.test), {}).get(row.measure, math.nan)
 
 
-def _complete(study: Study, train: str, test: str) -> bool:
+def complete(study: Study, train: str | None = None, test: str | None = None) -> bool:
+    """Whether all official images of a training and a test set are there, by default of the primary set's two."""
+    train, test = train or study.source.primary, test or study.source.primary
     return study.source.load(train, "train").complete and study.source.load(test, "test").complete
 
 
