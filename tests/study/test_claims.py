@@ -192,4 +192,5 @@ def test_the_bottleneck_is_solved_when_no_other_features_do_as_well(lead, expect
             for head in ("linear probe", "graph")]
     found = verdict(claims(no_results(), {"feature_quality": pd.DataFrame(rows)}), "bottleneck")
     assert found["verdict"] == expected
-    assert "on those of: supervised U-Net" in found["reason"]
+    told = found["reason"].partition("better than on those of: ")[2]
+    assert "supervised U-Net" in told and ("colour" in told) == (expected == "supported")

@@ -208,11 +208,12 @@ def _bottleneck(table: pd.DataFrame | None) -> dict[str, object]:
         return _unwritten(claim, experiment)
     rows = table[table["head"] == "graph"].set_index("features")
     ours, others = rows.loc["transformer"], rows[~rows.index.str.startswith("transformer")]
-    rival = others.loc[others["ahead_low"].idxmin()]
-    reason = (f"token IoU of the graph head {ours['iou']:.3f} on transformer features, {rival['iou']:.3f} on those of: "
-              f"{rival.name} ({rival['ahead']:+.3f} [{rival['ahead_low']:.3f}, {rival['ahead_high']:.3f}])")
-    holds = rival["ahead_low"] > 0
-    return _row(claim, experiment, _verdict(holds), reason, definition="token IoU",
+    behind = others[~(others["ahead_low"] > 0)]
+    told = [f"{row.Index} {row.iou:.3f} ({row.ahead:+.3f} [{row.ahead_low:.3f}, {row.ahead_high:.3f}])"
+            for row in (others if behind.empty else behind).itertuples()]
+    reason = (f"token IoU of the graph head {ours['iou']:.3f} on transformer features, "
+              f"{'clearly' if behind.empty else 'not clearly'} better than on those of: {'; '.join(told)}")
+    return _row(claim, experiment, _verdict(behind.empty), reason, definition="token IoU",
                 measured=ours["iou"], low=ours["iou_low"], high=ours["iou_high"])
 
 
