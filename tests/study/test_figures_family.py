@@ -49,7 +49,7 @@ def grid_table(column, values, **more):
 
 def codebook_sizes():
     psnr = RNG.uniform(20, 26, 4)
-    return grid_table("n_embed", list(SMALL.ablation.codebook_sizes), usage=RNG.uniform(0.3, 1, 4), psnr=psnr,
+    return ladder("n_embed", list(SMALL.ablation.codebook_sizes), usage=RNG.uniform(0.3, 1, 4), psnr=psnr,
                       perplexity=[50.0, 130.0, 190.0, 300.0], psnr_low=psnr - 0.4, psnr_high=psnr + 0.4)
 
 
@@ -238,7 +238,7 @@ def drawn():
         "contact_sheet": partial(evaluation.contact_sheet, pairs, {(s.dataset, s.split): s for s in sets}),
         "codebook_size": partial(ablations.codebook_size, codebook_sizes()),
         "stages": partial(ablations.stages, stage_table()),
-        "graph_radius": partial(ablations.graph_radius, grid_table(
+        "graph_radius": partial(ablations.graph_radius, ladder(
             "radius", list(SMALL.ablation.graph_radii), neighbours=[0, 4, 8, 20, 80])),
         "feature_quality": partial(ablations.feature_quality, feature_table()),
         "label_efficiency": partial(ablations.label_efficiency, label_table()),

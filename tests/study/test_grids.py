@@ -13,6 +13,7 @@ from tokencutseg.config import RECIPES, configure, known_keys
 from tokencutseg.evaluation.summaries import holm
 from tokencutseg.model.saved import build
 from tokencutseg.study import grids
+from tokencutseg.study.figures import ablations
 from tokencutseg.study.study import Study
 from tokencutseg.training.modules import TokenCutSegModule
 
@@ -44,6 +45,12 @@ def assert_scores(table):
     assert table["mean"].between(0, 1).all()
 
 
+def assert_beside_first(table):
+    np.testing.assert_allclose(table["change"][1:], table["mean"][1:] - table["mean"][0], atol=1e-12)
+    assert table["change"][1:].between(table["change_low"][1:] - 1e-12, table["change_high"][1:] + 1e-12).all()
+    assert np.isnan(table["change"][0])
+
+
 @pytest.mark.parametrize(("first", "cut"), [("vqgan", (2, 3, 5)), ("masked_gpt", (10, 3, 5)),
                                             ("segmentation", (10, 12, 5))])
 def test_shortened_cuts_the_first_stage_and_those_after_it(first, cut):
@@ -70,6 +77,7 @@ def test_codebook_size(study):
     assert table["usage"].between(0, 1).all()
     assert (table["perplexity"] >= 1).all() and (table["perplexity"] <= table["usage"] * table["n_embed"] + 1e-9).all()
     assert table["psnr"].between(table["psnr_low"], table["psnr_high"]).all()
+    assert_beside_first(table)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -105,6 +113,14 @@ def test_graph_radius(study):
     table = grids.graph_radius(study)
     assert_scores(table)
     assert dict(zip(table["radius"], table["neighbours"], strict=True)) == {0.0: 0, 1.5: 8}
+    assert_beside_first(table)
+
+
+def test_a_grid_of_one_cell_can_be_drawn(study, tmp_path):
+    one = Study(study.config.override({"ablation.graph_radii": "1.5"}), study.source, study.folder)
+    table = grids.graph_radius(one)
+    assert table["change"].isna().all()
+    ablations.graph_radius(table).savefig(tmp_path / "figure.png", dpi=40)
 
 
 def test_feature_quality(study):

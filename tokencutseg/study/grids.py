@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -78,17 +79,28 @@ def shortened(config: Config, first_stage: str = "segmentation") -> Config:
                                      "segmentation.test_time_flips": False})
 
 
-def validation_score(study: Study, run: Run) -> dict[str, Any]:
-    """Lesion IoU (image_lesion) on the validation images: n, mean, low, high."""
+def validation_score(study: Study, run: Run, reference: Run | None = None) -> dict[str, Any]:
+    """Lesion IoU (image_lesion) on the validation images: n, mean, low, high; and the paired difference to `reference`
+    with its bootstrap interval over images: change, change_low, change_high (empty without a reference)."""
+    draws, seed = study.config.evaluation.bootstrap_draws, study.config.seed
     records = study.records(run, study.source.primary, "validation")
-    result = summarise(records, "image_lesion", "iou", study.config.evaluation.bootstrap_draws, study.config.seed)
-    return {"definition": "image_lesion", "measure": "iou", "n": result.n, "mean": result.mean, "low": result.low,
-            "high": result.high}
+    result = summarise(records, "image_lesion", "iou", draws, seed)
+    row = {"definition": "image_lesion", "measure": "iou", "n": result.n, "mean": result.mean, "low": result.low,
+           "high": result.high, **dict.fromkeys(("change", "change_low", "change_high"), math.nan)}
+    if reference is None:
+        return row
+    change = paired_difference(records, study.records(reference, study.source.primary, "validation"), "image_lesion",
+                               "iou", draws, seed)
+    return row | {"change": change.difference, "change_low": change.low, "change_high": change.high}
 
 
 def codebook_size(study: Study) -> pd.DataFrame:
-    """Tokenizers of different codebook sizes, and what the segmenter on top reaches on validation."""
-    rows, images = [], study.source.load(study.source.primary, "validation")
+    """Tokenizers of different codebook sizes, and what the segmenter on top reaches on validation.
+
+    Columns n_embed, usage, perplexity, psnr, psnr_low, psnr_high, ssim, and those of `validation_score`, whose change
+    is the one to the first row.
+    """
+    rows, runs, images = [], [], study.source.load(study.source.primary, "validation")
     for n_embed in study.config.ablation.codebook_sizes:
         config = shortened(study.config, "vqgan").override({"vqgan.n_embed": n_embed})
         vqgan = study.tokenizer(config).model()
@@ -96,11 +108,17 @@ def codebook_size(study: Study) -> pd.DataFrame:
         back = map_batches(lambda x, vqgan=vqgan: vqgan.detokenize(vqgan.tokenize(x)), images, 32)
         quality = reconstruction_scores(images.images.float() / 255, back)
         low, high = _mean_interval(quality["psnr"], study.config)
+        runs.append(study.segmenter(config=config))
         rows.append({"n_embed": n_embed, "usage": summary["usage"], "perplexity": summary["perplexity"],
                      "psnr": quality["psnr"].mean(),
                      "psnr_low": low, "psnr_high": high, "ssim": quality["ssim"].mean(),
-                     **validation_score(study, study.segmenter(config=config))})
+                     **validation_score(study, *_beside_first(runs))})
     return pd.DataFrame(rows)
+
+
+def _beside_first(runs: list[Run]) -> tuple[Run, ...]:
+    """The latest run, and the first one where that is another."""
+    return (runs[-1], runs[0])[: len(runs)]
 
 
 def _mean_interval(values: pd.Series, config: Config) -> tuple[float, float]:
@@ -120,14 +138,8 @@ def stages(study: Study) -> pd.DataFrame:
     rows, above = [], None
     for name, config, pretrained in stage_cells(study.config):
         run = study.segmenter(config=config, pretrained=pretrained)
-        records = study.records(run, study.source.primary, "validation")
-        row = {"stages": name, **validation_score(study, run)}
-        if above is not None:
-            change = paired_difference(records, above, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
-                                       study.config.seed)
-            row |= {"change": change.difference, "change_low": change.low, "change_high": change.high}
-        rows.append(row)
-        above = records
+        rows.append({"stages": name, **validation_score(study, run, above)})
+        above = run
     return pd.DataFrame(rows)
 
 
@@ -153,14 +165,17 @@ def stage_cells(config: Config) -> list[tuple[str, Config, bool]]:
 
 
 def graph_radius(study: Study) -> pd.DataFrame:
-    """The stencil's radius in cells of the token grid; 0 leaves self-loops only."""
-    rows = []
+    """The stencil's radius in cells of the token grid; 0 leaves self-loops only.
+
+    Columns radius, neighbours, and those of `validation_score`, whose change is the one to the first row.
+    """
+    rows, runs = [], []
     for radius in study.config.ablation.graph_radii:
         config = shortened(study.config).override({"segmentation.graph_radius": radius,
                                                    "segmentation.radius_unit": "cells"})
+        runs.append(study.segmenter(config=config))
         neighbours = len(stencil_offsets(config.grid_size, config.grid_size, radius, "cells")) - 1
-        rows.append({"radius": radius, "neighbours": neighbours,
-                     **validation_score(study, study.segmenter(config=config))})
+        rows.append({"radius": radius, "neighbours": neighbours, **validation_score(study, *_beside_first(runs))})
     return pd.DataFrame(rows)
 
 
@@ -316,24 +331,20 @@ def revised_steps(study: Study) -> pd.DataFrame:
     along), kept, the score on validation, and `change`, `change_low`, `change_high`: the paired difference to the best
     so far with its bootstrap interval over images.
     """
-    revised, primary = shortened(study.config.under("revised"), "masked_gpt"), study.source.primary
+    revised = shortened(study.config.under("revised"), "masked_gpt")
     best = revised.override({name: value for name, value in RECIPES["described"].items() if name[:6] != "vqgan."})
-    run = study.segmenter(config=best)
-    records = study.records(run, primary, "validation")
-    rows = [{"step": "described", "kept": True, **validation_score(study, run)}]
+    best_run = study.segmenter(config=best)
+    rows = [{"step": "described", "kept": True, **validation_score(study, best_run)}]
     for step in (*study.config.ablation.steps, "revised"):
         changes = {} if step == "revised" else switched(best, step, "revised")
         tried = best.override(changes) if changes else revised
         run = study.segmenter(config=tried)
-        found = study.records(run, primary, "validation")
-        change = paired_difference(found, records, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
-                                   study.config.seed)
         settings = {"setting": best.value(step), "instead": tried.value(step)} if changes else {}
-        rows.append({"step": step, **settings, "kept": change.difference > 0, **validation_score(study, run),
-                     "also": ", ".join(f"{name} = {value}" for name, value in changes.items() if name != step),
-                     "change": change.difference, "change_low": change.low, "change_high": change.high})
-        if change.difference > 0:
-            best, records = tried, found
+        score = validation_score(study, run, best_run)
+        rows.append({"step": step, **settings, "kept": score["change"] > 0, **score,
+                     "also": ", ".join(f"{name} = {value}" for name, value in changes.items() if name != step)})
+        if score["change"] > 0:
+            best, best_run = tried, run
     return pd.DataFrame(rows)
 
 

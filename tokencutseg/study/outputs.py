@@ -98,7 +98,7 @@ CAPTIONS = {
     "stages":
         "What each stage adds under one head and one loss: the score on validation, and the paired change.",
     "graph_radius":
-        "Lesion IoU over the reach of the graph's edges; at zero there is no graph.",
+        "Lesion IoU over the reach of the graph's edges, and the paired change; at zero there is no graph.",
     "feature_quality":
         "Two heads on the same frozen features, from raw colour to a supervised network's.",
     "label_efficiency":

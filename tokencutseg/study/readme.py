@@ -138,12 +138,12 @@ ABLATIONS: dict[str, tuple[str, dict[str, Callable[[Any], str]]]] = {
         "stages": lambda row: row.stages, _VALIDATION: _scored, "change to the row above [paired]": _CHANGE}),
     "graph_radius": ("How far the graph reaches", {
         "radius in tokens": lambda row: f"{row.radius:g}", "neighbours": lambda row: f"{row.neighbours}",
-        _VALIDATION: _scored}),
+        _VALIDATION: _scored, "change to the first row [paired]": _CHANGE}),
     "codebook_size": ("How many visual words", {
         "codes": lambda row: f"{row.n_embed}", "in use": lambda row: f"{row.usage:.0%}",
         "perplexity": lambda row: f"{row.perplexity:.1f}",
         "PSNR in dB [95 %]": lambda row: f"{row.psnr:.2f} [{row.psnr_low:.2f}, {row.psnr_high:.2f}]",
-        _VALIDATION: _scored}),
+        _VALIDATION: _scored, "change to the first row [paired]": _CHANGE}),
     "feature_quality": ("What frozen features know about lesions", {
         "features": lambda row: row.features, "head": lambda row: row.head,
         "token IoU on validation [95 %]": lambda row: f"{row.iou:.3f} [{row.iou_low:.3f}, {row.iou_high:.3f}]",

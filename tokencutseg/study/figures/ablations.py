@@ -44,7 +44,8 @@ def codebook_size(table: pd.DataFrame) -> Figure:
     """Usage, perplexity, reconstruction and segmentation over the codebook size K; `table` from `grids`."""
     best = table.loc[table["mean"].idxmax()]
     figure, axes = canvas(2, 2, 2.1, NARROW, title=(
-        f"K = {best['n_embed']:.0f} segments best{_unless_alike(table)}; {best['usage']:.0%} of its codes are used"))
+        f"K = {best['n_embed']:.0f} segments best{_ahead_of_first(table, 'K = {n_embed:.0f}')}; "
+        f"{best['usage']:.0%} of its codes are used"))
     usage, perplexity, psnr, iou = axes.flat
     sizes = table["n_embed"]
     usage.plot(sizes, table["usage"], "o-", color=BLUE)
@@ -67,11 +68,13 @@ def codebook_size(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _unless_alike(table: pd.DataFrame) -> str:
-    """The best score of a grid, and whether its cells can be told apart by their intervals at all."""
-    alike = table["low"].max() <= table["high"].min()
-    return f" (lesion IoU {table['mean'].max():.3f}), " + (
-        "but all intervals overlap" if alike else "and not all intervals overlap")
+def _ahead_of_first(table: pd.DataFrame, name: str) -> str:
+    """How far the best cell of a grid is ahead of the first, whose `name` is filled in from its row."""
+    first, best = table.iloc[0], table.loc[table["mean"].idxmax()]
+    if best.name == first.name:
+        return f" (lesion IoU {best['mean']:.3f})"
+    return (f": {best['change']:+.3f} lesion IoU to {name.format(**first)}"
+            + (", an interval that holds 0" if best["change_low"] <= 0 <= best["change_high"] else ""))
 
 
 def stages(table: pd.DataFrame) -> Figure:
@@ -108,13 +111,21 @@ def _ladder(table: pd.DataFrame, names: list[str], label: str, heading: str, tit
 
 
 def graph_radius(table: pd.DataFrame) -> Figure:
-    """Lesion IoU over the radius of the graph, with the number of neighbours at each; `table` from `grids`."""
+    """Lesion IoU over the radius of the graph, with the number of neighbours at each, and the paired change to the
+    first; `table` from `grids`."""
     best = table.loc[table["mean"].idxmax()]
-    figure, axes = canvas(1, 1, 2.7, NARROW, title=f"Radius {best['radius']:g} scores best{_unless_alike(table)}")
-    axis = axes[0, 0]
-    _points(axis, table["radius"], table["mean"], table["low"], table["high"])
-    axis.set_xticks(table["radius"], [f"{row.radius:g}\n{row.neighbours}" for row in table.itertuples()])
-    axis.set(xlabel="radius (cells of the token grid)\nneighbours of an inner cell", ylabel=IOU)
+    figure, axes = canvas(1, 2, 2.7, title=(
+        f"Radius {best['radius']:g} scores best{_ahead_of_first(table, 'radius {radius:g}')}"))
+    score, change = axes[0]
+    _points(score, table["radius"], table["mean"], table["low"], table["high"])
+    score.set_ylabel(IOU)
+    rest = table.dropna(subset="change")
+    _points(change, rest["radius"], rest["change"], rest["change_low"], rest["change_high"])
+    change.axhline(0, color="black", linewidth=0.8, zorder=0)
+    change.set_ylabel(f"change to radius {table['radius'].iloc[0]:g},\npaired 95% interval")
+    for axis in axes[0]:
+        axis.set_xticks(table["radius"], [f"{row.radius:g}\n{row.neighbours}" for row in table.itertuples()])
+        axis.set_xlabel("radius (cells of the token grid)\nneighbours of an inner cell")
     return figure
 
 
