@@ -5,6 +5,7 @@ import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -141,6 +142,8 @@ def test_feature_quality(study):
     assert (table["n"] == 6 * study.config.grid_size**2).all()
     assert table[["iou", "balanced_accuracy"]].stack().between(0, 1).all()
     assert table["iou"].between(table["iou_low"], table["iou_high"]).all()
+    torch.manual_seed(7)  # whatever numbers were drawn before
+    pd.testing.assert_frame_equal(grids.feature_quality(study), table)
 
 
 def test_label_efficiency(study):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from tokencutseg import config as config_module
 from tokencutseg.config import RECIPES, STAGES, TRAINED_ENCODER_NEEDS, Config
@@ -182,11 +183,12 @@ def graph_radius(study: Study) -> pd.DataFrame:
 def feature_quality(study: Study) -> pd.DataFrame:
     """A linear probe and the graph head on the same frozen features, from raw colour to a supervised U-Net's last.
 
-    Colour, an untrained CNN, tokenizer and transformer (block by block) have seen no mask; the U-Net is that of the
-    main results where these hold one, else one trained as long as a cell. Columns features, head, images_seen (images
-    with masks, in the training of the features), balanced_accuracy, low, high (its 95 % interval over images), iou
-    (pooled over tokens), iou_low, iou_high, n (tokens of validation images), and for every row but the transformer's
-    output how far that is ahead under the same head: `ahead` with its paired interval `ahead_low`, `ahead_high`.
+    Colour, an untrained CNN (the tokenizer's encoder as the study's seed draws it; others score otherwise), tokenizer
+    and transformer (block by block) have seen no mask; the U-Net is that of the main results where these hold one, else
+    one trained as long as a cell. Columns features, head, images_seen (images with masks, in the training of the
+    features), balanced_accuracy, low, high (its 95 % interval over images), iou (pooled over tokens), iou_low,
+    iou_high, n (tokens of validation images), and for every row but the transformer's output how far that is ahead
+    under the same head: `ahead` with its paired interval `ahead_low`, `ahead_high`.
     """
     model, primary = study.transformer().model(), study.source.primary
     train = study.source.load(primary, "train")
@@ -195,6 +197,7 @@ def feature_quality(study: Study) -> pd.DataFrame:
     labels, test_labels = cell_labels(train, grid), cell_labels(test, grid)
     rival = study.baseline("unet", config=study.config if "unet" in study.config.evaluation.rivals else shortened(
         study.config))
+    torch.manual_seed(study.config.seed)
     untrained, unet = TokenCutSeg(study.config).eval(), rival.model()
     features, test_features = (
         layer_features(model, images) | {"untrained CNN": layer_features(untrained, images)["tokenizer"],
