@@ -12,6 +12,7 @@ from tokencutseg.study.readme import (
     DOCUMENTS,
     REFERENCE,
     ablations_markdown,
+    baselines_markdown,
     budgets_markdown,
     claims_markdown,
     labels_markdown,
@@ -79,6 +80,26 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
                    "unlabelled_seen": 30, "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(
                        tables / "budgets.csv", index=False)
     assert "| unet | baseline | skin | 20 | 400 | 30 | 50 | 1.5 | cpu |" in budgets_markdown(tmp_path)
+
+
+def test_other_networks_are_shown_where_the_main_results_lack_them(tmp_path):
+    lead = {"ahead": 0.1, "ahead_low": -0.1, "ahead_high": 0.3, "p_holm": 0.02}
+    rows = [{"method": method, "weights": "scratch", "definition": definition, "measure": measure, "n": 9, "mean": 0.7,
+             "low": 0.6, "high": 0.8, "images_seen": 400, "seconds": 90.0, **(lead if method == "fpn" else {})}
+            for method in ("tokencutseg", "fpn") for definition in ("image_lesion", "pooled_lesion")
+            for measure in ("iou", "hd95", "dice")]
+    for study in ("small-a", "small-b", "quick-c"):
+        tables = tmp_path / study / "tables"
+        tables.mkdir(parents=True)
+        pd.DataFrame(rows).to_csv(tables / "baselines.csv", index=False)
+        (tables.parent / "config.json").write_text(f'{{"preset": "{study[:-2]}", "recipe": "revised"}}')
+    pd.DataFrame(rows).to_csv(tmp_path / "small-b/tables/main_results.csv", index=False)
+    shown = baselines_markdown(tmp_path)
+    assert [line for line in shown.splitlines() if line.startswith("Study")] == ["Study `small-a`:"]
+    assert [line.split(" | ")[0] for line in shown.splitlines() if line.startswith("| ")] == [
+        "| method", "| TokenCutSeg", "| TokenCutSeg", "| FPN", "| FPN"]
+    assert ("| FPN | scratch | 400 | 1.5 | lesion IoU | 0.700 [0.600, 0.800] | +0.100 [-0.100, +0.300] | 0.02 |"
+            in shown)
 
 
 def test_a_claim_is_open_only_where_no_study_judges_it(tmp_path):
