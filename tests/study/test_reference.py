@@ -1,14 +1,17 @@
 """The committed studies against the records of their own runs, which need no data and no weights."""
 
+from functools import cache
+
 import pandas as pd
 import pytest
 
-from tokencutseg.evaluation.summaries import summarise
+from tokencutseg.evaluation.summaries import paired_difference, summarise
 from tokencutseg.study.readme import REFERENCE
 from tokencutseg.study.store import RECORDS, Run
 
 STUDIES = sorted(path.parent for path in REFERENCE.glob("*/runs") if (path.parent / "tables/main_results.csv").exists())
-RADII = sorted(REFERENCE.glob("small-*/tables/graph_radius.csv"))
+GRIDS = sorted(path for name in ("graph_radius", "codebook_size", "stages", "revised_steps")
+               for path in REFERENCE.glob(f"small-*/tables/{name}.csv"))
 
 
 SHOWN = [("image_lesion", "iou"), ("image_lesion", "dice"), ("pooled_two_class", "iou"), ("image_lesion", "hd95")]
@@ -42,11 +45,29 @@ def test_budgets_are_those_of_the_runs(study):
         assert run.metrics["seconds"] == pytest.approx(row.seconds)
 
 
-@pytest.mark.parametrize("table", RADII, ids=lambda path: path.parents[1].name)
-def test_graph_radius_follows_from_the_records_of_its_cells(table):
-    cells = [Run(folder) for folder in table.parents[1].glob("runs/segmentation-*")]
-    for row in pd.read_csv(table).itertuples():
-        own = [run for run in cells if run.config.segmentation.graph_radius == row.radius]
-        scores = [summarise(pd.read_csv(run.folder / RECORDS, dtype={"id": str}), "image_lesion", "iou") for run in own]
-        assert any([score.mean, score.low, score.high] == pytest.approx([row.mean, row.low, row.high])
-                   for score in scores), row.radius
+@pytest.mark.parametrize("table", GRIDS, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_grids_follow_from_the_records_of_their_cells(table, validation_records):
+    """Scores, and paired changes: to the first row, the row above, or the last one that was kept."""
+    known, found, kept = validation_records(table.parents[1]), [], 0
+    for i, row in enumerate(pd.read_csv(table).itertuples()):
+        found.append(next(records for score, records in known
+                          if [score.mean, score.low, score.high] == pytest.approx([row.mean, row.low, row.high])))
+        if i:
+            reference = {"stages": i - 1, "revised_steps": kept}.get(table.stem, 0)
+            change = paired_difference(found[i], found[reference], "image_lesion", "iou")
+            assert [change.difference, change.low, change.high] == pytest.approx(
+                [row.change, row.change_low, row.change_high])
+        kept = i if getattr(row, "kept", True) else kept
+    assert len(found) > 1
+
+
+@pytest.fixture(scope="module")
+def validation_records():
+    """The score and the records of each committed training that was scored on validation images."""
+    @cache
+    def read(study):
+        records = (pd.read_csv(path, dtype={"id": str}) for path in study.glob(f"runs/segmentation-*/{RECORDS}"))
+        own = [frame for frame in (part[part["split"] == "validation"] for part in records) if len(frame)]
+        return [(summarise(frame, "image_lesion", "iou"), frame) for frame in own]
+
+    return read
