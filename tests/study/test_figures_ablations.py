@@ -146,12 +146,18 @@ def test_graph_radius_draws_scores_neighbours_and_changes(figures):
 @pytest.mark.parametrize(("means", "half", "words"), [
     ((0.80, 0.81, 0.78), 0.02, "Radius 1 scores best: +0.010 lesion IoU to radius 0, an interval that holds 0"),
     ((0.80, 0.81, 0.78), 0.005, "Radius 1 scores best: +0.010 lesion IoU to radius 0"),
-    ((0.80, 0.79, 0.78), 0.005, "Radius 0 scores best (lesion IoU 0.800)")])
+    ((0.80, 0.79, 0.78), 0.005, "Radius 0 scores best (lesion IoU 0.800), 2 of 2 others clearly below"),
+    ((0.80, 0.79, 0.78), 0.015, "Radius 0 scores best (lesion IoU 0.800), 1 of 2 others clearly below")])
 def test_a_grid_says_how_far_its_best_is_ahead_of_its_first(means, half, words):
     table = TABLES["graph_radius"].assign(mean=means)
     change = (table["mean"] - means[0]).where(table["radius"] > 0)
     table = table.assign(change=change, change_low=change - half, change_high=change + half)
     assert title(ablations.graph_radius(table)) == words
+
+
+def test_switches_keep_their_stage_where_two_have_one_name():
+    assert ablations._short(["described", "masked_gpt.encoder", "segmentation.encoder", "vqgan.pool"]) == [
+        "described", "masked_gpt.encoder", "segmentation.encoder", "pool"]
 
 
 @pytest.mark.parametrize("head", ["linear probe", "graph"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,12 @@ def _signed(*keys: str) -> Callable[[Any], str]:
 def _turned(row: Any) -> str:
     """What a step changes."""
     also = "" if pd.isna(row.also) else f" ({row.also})"
-    return "" if pd.isna(row.setting) else f"{row.setting} → {row.instead}{also}"
+    return "" if pd.isna(row.setting) else f"{_setting(row.setting)} → {_setting(row.instead)}{also}"
+
+
+def _setting(text: str) -> str:
+    """A value as it stands in a table, without the digits that nobody reads."""
+    return f"{float(text):g}" if re.fullmatch(r"-?\d+\.\d+", str(text)) else str(text)
 
 
 _lead = _signed("ahead", "ahead_low", "ahead_high")

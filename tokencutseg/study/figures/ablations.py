@@ -72,7 +72,8 @@ def _ahead_of_first(table: pd.DataFrame, name: str) -> str:
     """How far the best cell of a grid is ahead of the first, whose `name` is filled in from its row."""
     first, best = table.iloc[0], table.loc[table["mean"].idxmax()]
     if best.name == first.name:
-        return f" (lesion IoU {best['mean']:.3f})"
+        return (f" (lesion IoU {best['mean']:.3f}), {int((table['change_high'] < 0).sum())} of {len(table) - 1} others "
+                "clearly below")
     return (f": {best['change']:+.3f} lesion IoU to {name.format(**first)}"
             + (", an interval that holds 0" if best["change_low"] <= 0 <= best["change_high"] else ""))
 
@@ -89,8 +90,9 @@ def stages(table: pd.DataFrame) -> Figure:
 def revised_steps(table: pd.DataFrame) -> Figure:
     """The score at each step from `described` to `revised`, and what the step changes; `table` from `grids`."""
     steps = table.dropna(subset="change")
-    names = [(f"{row.step.split('.')[1]}:\n{_value(row.setting)} → {_value(row.instead)}" if "." in row.step
-              else row.step) + ("" if row.kept else " ✗") for row in table.itertuples()]
+    short = _short(list(table["step"]))
+    names = [(f"{name}:\n{_value(row.setting)} → {_value(row.instead)}" if "." in row.step else name)
+             + ("" if row.kept else " ✗") for name, row in zip(short, table.itertuples(), strict=True)]
     return _ladder(table, names, "change to the best so far", "what the step changes",
                    f"{int(steps['kept'].sum())} of {len(steps)} steps kept (✗: not), lesion IoU from "
                    f"{table['mean'].iloc[0]:.3f} to {table.loc[table['kept'], 'mean'].iloc[-1]:.3f}")
@@ -178,7 +180,8 @@ def deviations(table: pd.DataFrame) -> Figure:
     recipes, seeds = list(dict.fromkeys(table["recipe"])), int(table["seeds"].min())
     first = table.drop_duplicates("switch").sort_values("difference", ascending=False, kind="stable")
     switches = list(first["switch"])
-    names = [_move(table[table["switch"] == switch]) for switch in switches]
+    names = [_move(name, table[table["switch"] == switch])
+             for name, switch in zip(_short(switches), switches, strict=True)]
     figure, axes = canvas(1, len(recipes), 1.1 + 0.31 * len(switches), sharex=True, sharey=True, title=(
         f"{clear} of {len(table)} turned switches move{'s' if clear == 1 else ''} the score "
         f"(interval without 0; {f'{seeds} seeds' if seeds > 1 else 'one seed'})"))
@@ -193,10 +196,15 @@ def deviations(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _move(rows: pd.DataFrame) -> str:
-    """A switch and its settings: from → to, or both with ⇄ where the second recipe turns it the other way."""
+def _short(switches: list[str]) -> list[str]:
+    """Names of switches without their stage, where no other has the same name then."""
+    keys = [switch.rpartition(".")[2] for switch in switches]
+    return [switch if keys.count(key) > 1 else key for switch, key in zip(switches, keys, strict=True)]
+
+
+def _move(name: str, rows: pd.DataFrame) -> str:
+    """A switch's name and its settings: from → to, or both with ⇄ where the second recipe turns it the other way."""
     moves = list(dict.fromkeys((_value(row.setting), _value(row.instead)) for row in rows.itertuples()))
-    name = rows["switch"].iloc[0].split(".")[1]
     if len(moves) == 2 and moves[0] == moves[1][::-1]:
         return f"{name}\n{moves[0][0]} ⇄ {moves[0][1]}"
     return f"{name}\n" + "; ".join(f"{setting} → {instead}" for setting, instead in moves)
