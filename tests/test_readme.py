@@ -83,52 +83,66 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
 
 
 def test_other_networks_are_shown_where_the_main_results_lack_them(tmp_path):
-    lead = {"ahead": 0.1, "ahead_low": -0.1, "ahead_high": 0.3, "p_holm": 0.02}
-    rows = [{"method": method, "weights": "scratch", "definition": definition, "measure": measure, "n": 9, "mean": 0.7,
-             "low": 0.6, "high": 0.8, "images_seen": 400, "seconds": 90.0, **(lead if method == "fpn" else {})}
+    """Ours has the better IoU and the worse, larger distance."""
+    scores = {"iou": (0.7, {"ahead": 0.1, "ahead_low": -0.1, "ahead_high": 0.3, "p_holm": 0.02}),
+              "hd95": (9.0, {"ahead": 2.0, "ahead_low": 1.0, "ahead_high": 4.0, "p_holm": 0.02}), "dice": (0.8, {})}
+    rows = [{"method": method, "weights": "scratch", "definition": definition, "measure": measure, "n": 9, "mean": mean,
+             "low": mean - 0.1, "high": mean + 0.1, "images_seen": 400, "seconds": 90.0,
+             **({"pretraining_seconds": 0.0} | lead if method == "fpn" else {"pretraining_seconds": 600.0})}
             for method in ("tokencutseg", "fpn") for definition in ("image_lesion", "pooled_lesion")
-            for measure in ("iou", "hd95", "dice")]
+            for measure, (mean, lead) in scores.items()]
     for study in ("small-a", "small-b", "quick-c"):
         tables = tmp_path / study / "tables"
         tables.mkdir(parents=True)
         pd.DataFrame(rows).to_csv(tables / "baselines.csv", index=False)
         (tables.parent / "config.json").write_text(f'{{"preset": "{study[:-2]}", "recipe": "revised"}}')
     pd.DataFrame(rows).to_csv(tmp_path / "small-b/tables/main_results.csv", index=False)
-    shown = baselines_markdown(tmp_path)
-    assert [line for line in shown.splitlines() if line.startswith("Study")] == ["Study `small-a`:"]
-    assert [line.split(" | ")[0] for line in shown.splitlines() if line.startswith("| ")] == [
-        "| method", "| TokenCutSeg", "| TokenCutSeg", "| FPN", "| FPN"]
-    assert ("| FPN | scratch | 400 | 1.5 | lesion IoU | 0.700 [0.600, 0.800] | +0.100 [-0.100, +0.300] | 0.02 |"
-            in shown)
+    shown = baselines_markdown(tmp_path).splitlines()
+    assert [line for line in shown if line.startswith("Study")] == ["Study `small-a`:"]
+    assert [line for line in shown if line.startswith(("| Token", "| FPN"))] == [
+        "| TokenCutSeg | scratch | 400 | 1.5 + 10.0 before | lesion IoU | 0.700 [0.600, 0.800] |  |  |",
+        "| TokenCutSeg | scratch | 400 | 1.5 + 10.0 before | HD95 in pixels | 9.000 [8.900, 9.100] |  |  |",
+        "| FPN | scratch | 400 | 1.5 | lesion IoU | 0.700 [0.600, 0.800] | +0.100 [-0.100, +0.300] | 0.02 |",
+        "| FPN | scratch | 400 | 1.5 | HD95 in pixels | 9.000 [8.900, 9.100] | -2.000 [-4.000, -1.000] | 0.02 |"]
+
+
+def test_a_setting_is_shown_without_digits_that_nobody_reads():
+    row = pd.Series({"setting": "0.047140452079103175", "instead": "2.6", "also": "segmentation.radius_unit = cells"})
+    steps = ABLATIONS["revised_steps"][1]["change"]
+    assert steps(row) == "0.0471405 → 2.6 (segmentation.radius_unit = cells)"
+    assert steps(pd.Series({"setting": "16", "instead": "8", "also": None})) == "16 → 8"
 
 
 def test_a_claim_is_open_only_where_no_study_judges_it(tmp_path):
     """One study trains a set that the other leaves out; both judge the third claim, and nobody has the images of the
-    fourth."""
+    fourth. Of the sixth, the reason that says more is shown."""
     for study, verdicts in {
             "small-a": [("supported", "inside"), ("not testable here", "this study does not train b"),
-                        ("supported", "ahead"), ("not testable here", "this study does not train c")],
+                        ("supported", "ahead"), ("not testable here", "this study does not train c"),
+                        ("supported", "ahead"), ("not testable here", "this study has not written d yet")],
             "small-b": [("not testable here", "this study does not train a"), ("not supported", "above"),
-                        ("not supported", "behind"), ("not testable here", "no images of c")]}.items():
+                        ("not supported", "behind"), ("not testable here", "no images of c"),
+                        ("supported", "ahead"), ("not testable here", "this study does not train d")]}.items():
         folder = tmp_path / study / "tables"
         folder.mkdir(parents=True)
         table = pd.DataFrame(verdicts, columns=["verdict", "reason"]).assign(
-            claim=["a holds", "b holds", "best", "c holds"], definition="image_lesion",
+            claim=["a holds", "b holds", "best", "c holds", "robust", "d holds"], definition="image_lesion",
             **dict.fromkeys(("published", "measured", "low", "high")))
         table.to_csv(folder / "claims.csv", index=False)
         (tmp_path / study / "config.json").write_text('{"preset": "small", "recipe": "revised"}')
     assert summary_markdown(tmp_path).splitlines()[2:] == [
-        "- **supported**: a holds; best (study `small-a`)",
+        "- **supported**: a holds; best (study `small-a`); robust",
         "- **not supported**: b holds; best (study `small-b`)",
-        "- **not testable here**: c holds",
+        "- **not testable here**: c holds; d holds",
         "- **not possible by one scoring rule**: the published mIoU and DSC of isic2016 → isic2016, "
         "isic2017 → isic2017, isic2016 → isic2017, whatever was trained"]
     shown = claims_markdown(tmp_path)
     assert [line.split(" |")[0] for line in shown.splitlines() if line.startswith(("| ", "Study", "Open"))] == [
-        "Study `small-a`, preset `small`, recipe `revised`:", "| claim", "| a holds", "| best",
-        "Study `small-b`, preset `small`, recipe `revised`:", "| claim", "| b holds", "| best",
-        "Open in every study:", "| claim", "| c holds"]
+        "Study `small-a`, preset `small`, recipe `revised`:", "| claim", "| a holds", "| best", "| robust",
+        "Study `small-b`, preset `small`, recipe `revised`:", "| claim", "| b holds", "| best", "| robust",
+        "Open in every study:", "| claim", "| c holds", "| d holds"]
     assert "| c holds |  |  | **not testable here** | no images of c |" in shown
+    assert "| d holds |  |  | **not testable here** | this study does not train d |" in shown
 
 
 def test_label_shares_are_shown_as_they_stand(tmp_path):

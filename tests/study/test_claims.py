@@ -87,12 +87,15 @@ def test_partial_data_are_named_in_the_reason():
     assert "305 of 379" in found["reason"] and "breaks the bound" in found["reason"]
 
 
-def test_evidence_of_other_tables_says_whether_its_images_are_complete():
+@pytest.mark.parametrize(("gap", "complete"), [("", True), ("isic2017 test partial: 5 of 600", False), (None, None)])
+def test_evidence_of_other_tables_says_whether_its_images_are_complete(gap, complete):
     rows = [rival("unet", "iou", 0.05), rival("unet", "nsd", 0.05), rival("unet", "hd95", -2.0, half=1.0)]
-    for known in (True, False, None):
-        table = claims(no_results(), compared(*rows), complete=known).set_index("experiment")
-        assert [said is known for said in table.loc["baselines", "complete"]] == [True, True]
-        assert table.loc[["label_efficiency", "feature_quality", "none"], "complete"].isna().all()
+    known, plain = (claims(no_results(), compared(*rows), gaps=given).set_index("experiment")
+                    for given in ({"baselines": gap, "feature_quality": gap}, None))
+    assert [said is complete for said in known.loc["baselines", "complete"]] == [True, True]
+    assert (known.loc["baselines", "reason"] == plain.loc["baselines", "reason"] + (f"; {gap}" if gap else "")).all()
+    rest = ["label_efficiency", "feature_quality", "none"]
+    pd.testing.assert_frame_equal(known.loc[rest], plain.loc[rest], check_dtype=False)
 
 
 def away_from_home(*rivals):

@@ -34,12 +34,12 @@ TABLES = {
         {"stages": "+ graph module", "change": -0.01, "change_low": -0.03, "change_high": 0.01, **around(0.74)},
     ]),
     "revised_steps": pd.DataFrame([
-        {"step": "described", "kept": True, "change": np.nan, "change_low": np.nan, "change_high": np.nan,
-         **around(0.70)},
-        {"step": "segmentation.upsampling", "setting": "bilinear", "instead": "guided", "kept": True, "change": 0.05,
-         "change_low": 0.02, "change_high": 0.07, **around(0.75)},
-        {"step": "segmentation.encoder", "setting": "frozen", "instead": "fine_tuned", "kept": False, "change": -0.01,
-         "change_low": -0.03, "change_high": 0.01, **around(0.74)},
+        {"step": "described", "kept": True, "also": "", **around(0.70), **moved(np.nan)},
+        {"step": "segmentation.upsampling", "setting": "bilinear", "instead": "guided", "kept": True, "also": "",
+         **around(0.75), **moved(0.05)},
+        {"step": "segmentation.graph_radius", "setting": 0.05, "instead": 2.6, "kept": False,
+         "also": "segmentation.radius_unit = cells", **around(0.74), **moved(-0.01)},
+        {"step": "revised", "kept": True, "also": "", **around(0.76), **moved(0.01)},
     ]),
     "graph_radius": pd.DataFrame([
         {"radius": 0.0, "neighbours": 0, **around(0.80), **moved(np.nan)},
@@ -129,6 +129,12 @@ def test_ladders_draw_scores_and_changes(figures, name, words):
     assert words in title(figures[name])
 
 
+def test_steps_name_what_came_along(figures):
+    score, _ = figures["revised_steps"].axes
+    assert [label.get_text() for label in score.get_yticklabels()] == [
+        "described", "upsampling:\nbilinear → guided", "graph_radius (+ radius_unit):\n0.05 → 2.6 ✗", "revised"]
+
+
 def test_stages_say_when_even_the_largest_change_may_be_none(figures):
     assert title(figures["stages"]).endswith("+0.050 lesion IoU")
     unclear = TABLES["stages"].assign(change_low=-0.1)
@@ -146,8 +152,8 @@ def test_graph_radius_draws_scores_neighbours_and_changes(figures):
 @pytest.mark.parametrize(("means", "half", "words"), [
     ((0.80, 0.81, 0.78), 0.02, "Radius 1 scores best: +0.010 lesion IoU to radius 0, an interval that holds 0"),
     ((0.80, 0.81, 0.78), 0.005, "Radius 1 scores best: +0.010 lesion IoU to radius 0"),
-    ((0.80, 0.79, 0.78), 0.005, "Radius 0 scores best (lesion IoU 0.800), 2 of 2 others clearly below"),
-    ((0.80, 0.79, 0.78), 0.015, "Radius 0 scores best (lesion IoU 0.800), 1 of 2 others clearly below")])
+    ((0.80, 0.79, 0.78), 0.005, "Radius 0 scores best (lesion IoU 0.800), 2 of 2 others clearly below (paired)"),
+    ((0.80, 0.79, 0.78), 0.015, "Radius 0 scores best (lesion IoU 0.800), 1 of 2 others clearly below (paired)")])
 def test_a_grid_says_how_far_its_best_is_ahead_of_its_first(means, half, words):
     table = TABLES["graph_radius"].assign(mean=means)
     change = (table["mean"] - means[0]).where(table["radius"] > 0)

@@ -67,6 +67,8 @@ def stage_table():
 def steps_table():
     steps = list(SMALL.ablation.steps)
     return ladder("step", ["described", *steps, "revised"], kept=[i % 3 != 1 for i in range(len(steps) + 2)],
+                  also=[["", "masked_gpt.learning_rate = 0.002, masked_gpt.batch_size = 32"][i % 4 == 1]
+                        for i in range(len(steps) + 2)],
                   setting=[None, *(RECIPES["described"][name] for name in steps), None],
                   instead=[None, *(RECIPES["revised"][name] for name in steps), None])
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from tokencutseg.evaluation.summaries import paired_difference, summarise
+from tokencutseg.study.claims import claims
 from tokencutseg.study.readme import REFERENCE
 from tokencutseg.study.store import RECORDS, Run
 
@@ -45,13 +46,20 @@ def test_budgets_are_those_of_the_runs(study):
         assert run.metrics["seconds"] == pytest.approx(row.seconds)
 
 
+CELL = {"graph_radius": lambda config, row: config.segmentation.graph_radius == row.radius,
+        "codebook_size": lambda config, row: config.vqgan.n_embed == row.n_embed,
+        "stages": lambda config, row: row.stages != "tokenizer" or config.masked_gpt.n_layer == 0,
+        "revised_steps": lambda config, row: "." not in row.step or str(config.value(row.step)) == row.instead}
+"""Whether a cell has the setting that its row names."""
+
+
 @pytest.mark.parametrize("table", GRIDS, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
 def test_grids_follow_from_the_records_of_their_cells(table, validation_records):
     """Scores, and paired changes: to the first row, the row above, or the last one that was kept."""
     known, found, kept = validation_records(table.parents[1]), [], 0
     for i, row in enumerate(pd.read_csv(table).itertuples()):
-        found.append(next(records for score, records in known
-                          if [score.mean, score.low, score.high] == pytest.approx([row.mean, row.low, row.high])))
+        found.append(next(records for config, score, records in known if CELL[table.stem](config, row)
+                          and [score.mean, score.low, score.high] == pytest.approx([row.mean, row.low, row.high])))
         if i:
             reference = {"stages": i - 1, "revised_steps": kept}.get(table.stem, 0)
             change = paired_difference(found[i], found[reference], "image_lesion", "iou")
@@ -63,11 +71,31 @@ def test_grids_follow_from_the_records_of_their_cells(table, validation_records)
 
 @pytest.fixture(scope="module")
 def validation_records():
-    """The score and the records of each committed training that was scored on validation images."""
+    """Configuration, score and records of each committed training that was scored on validation images."""
     @cache
     def read(study):
-        records = (pd.read_csv(path, dtype={"id": str}) for path in study.glob(f"runs/segmentation-*/{RECORDS}"))
-        own = [frame for frame in (part[part["split"] == "validation"] for part in records) if len(frame)]
-        return [(summarise(frame, "image_lesion", "iou"), frame) for frame in own]
+        found = []
+        for path in study.glob(f"runs/segmentation-*/{RECORDS}"):
+            records = pd.read_csv(path, dtype={"id": str})
+            records = records[records["split"] == "validation"]
+            if len(records):
+                found.append((Run(path.parent).config, summarise(records, "image_lesion", "iou"), records))
+        return found
 
     return read
+
+
+@pytest.mark.parametrize("table", sorted(REFERENCE.glob("small-*/tables/claims.csv")),
+                         ids=lambda path: path.parents[1].name)
+def test_verdicts_follow_from_the_tables_beside_them(table):
+    names = ("main_results", "label_efficiency", "baselines", "feature_quality")
+    main, *others = (pd.read_csv(path) if (path := table.with_name(f"{name}.csv")).is_file() else None
+                     for name in names)
+    again = claims(main, dict(zip(names[1:], others, strict=True)), "small").set_index("claim")
+    for row in pd.read_csv(table).set_index("claim").itertuples():
+        made = again.loc[row.Index]
+        assert made["verdict"] == row.verdict
+        assert row.reason.startswith(made["reason"])  # and then, which images were missing
+        shown, written = ([value for value in values if not pd.isna(value)] for values in (
+            made[["measured", "low", "high"]], (row.measured, row.low, row.high)))
+        assert shown == pytest.approx(written)

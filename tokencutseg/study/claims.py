@@ -57,13 +57,13 @@ DEMONSTRATIONS = ("tiny", "quick")
 
 
 def claims(results: pd.DataFrame | None, others: Mapping[str, pd.DataFrame | None] | None = None,
-           preset: str = "full", complete: bool | None = None) -> pd.DataFrame:
+           preset: str = "full", gaps: Mapping[str, str | None] | None = None) -> pd.DataFrame:
     """One row per claim: what was measured, its interval, and the verdict by `RULE`. A published value has one more for
     each other recipe that was scored.
 
     `results` is the table main_results, `others` the tables `label_efficiency`, `baselines` and `feature_quality`, all
-    as far as they are there; `preset` is the one that they were made with, and `complete` says whether all official
-    images of the set that `others` are about were there (None: not known). Columns claim, experiment, definition,
+    as far as they are there; `preset` is the one that they were made with, and `gaps` says by name which official
+    images those of `others` were made without (empty: none, None: not known). Columns claim, experiment, definition,
     published, measured, low, high, complete, verdict, reason.
     """
     others = others or {}
@@ -77,7 +77,11 @@ def claims(results: pd.DataFrame | None, others: Mapping[str, pd.DataFrame | Non
                           _bottleneck(others.get("feature_quality")),
                           _row("more robust and practical", "none", UNTESTABLE,
                                "the paper names no measure of either")])
-    table.loc[table["experiment"].isin(others) & table["measured"].notna(), "complete"] = complete
+    for experiment, gap in (gaps or {}).items():
+        rows = (table["experiment"] == experiment) & table["measured"].notna()
+        if gap is not None:
+            table.loc[rows, "complete"] = gap == ""
+            table.loc[rows, "reason"] += f"; {gap}" if gap else ""
     if preset in DEMONSTRATIONS:
         measured = table["verdict"] != UNTESTABLE
         table.loc[measured, "reason"] = f"preset {preset} is a demonstration; " + table.loc[measured, "reason"]
@@ -184,7 +188,9 @@ def _generalisation(results: pd.DataFrame | None) -> dict[str, object]:
     row = _against_all(claim, experiment, away, ["iou"])
     home = _find(results, train=test, test=test, method="tokencutseg", definition="image_lesion", measure="iou")
     row["reason"] += "" if home is None else f"; trained at home, lesion IoU {home['mean']:.3f}"
-    return row | {"complete": bool(away["complete"].all())}
+    complete = bool(away["complete"].all())
+    row["reason"] += "" if complete else f"; {away['note'].iloc[0]}"
+    return row | {"complete": complete}
 
 
 def _label_efficiency(table: pd.DataFrame | None) -> dict[str, object]:

@@ -46,7 +46,7 @@ from tokencutseg.study.claims import DEMONSTRATIONS
 from tokencutseg.study.claims import claims as judged
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
-from tokencutseg.study.tables import budgets, complete, holm_over, lead, leakage, main_results, with_leads, written
+from tokencutseg.study.tables import budgets, gaps, holm_over, lead, leakage, main_results, with_leads, written
 
 CHAIN = ("vqgan", "masked_gpt", "segmentation")
 TOGETHER = {
@@ -395,8 +395,9 @@ def _pretraining(study: Study) -> float:
     return sum(seconds for run, seconds in before.items() if not (joint and run == study.transformer().id))
 
 
-EVIDENCE = (label_efficiency, baselines, feature_quality)
-"""The tables of notebook 05 that claims rest on."""
+EVIDENCE = {label_efficiency: ("train", "test"), baselines: ("train", "test"),
+            feature_quality: ("train", "validation")}
+"""The tables of notebook 05 that claims rest on, with the splits of the primary set that they are made from."""
 
 
 def evidence(study: Study) -> dict[str, pd.DataFrame | None]:
@@ -406,10 +407,16 @@ def evidence(study: Study) -> dict[str, pd.DataFrame | None]:
     return {table.__name__: written(study, table.__name__) if demonstration else table(study) for table in EVIDENCE}
 
 
+def evidence_gaps(study: Study) -> dict[str, str | None]:
+    """What `gaps` says of the images of each table of `EVIDENCE`, by its name."""
+    return {table.__name__: gaps(study, *((study.source.primary, split) for split in splits))
+            for table, splits in EVIDENCE.items()}
+
+
 def claims(study: Study) -> pd.DataFrame:
     """Every claim with its verdict, from as much of the main results and of `EVIDENCE` as the study has written."""
     found = {table.__name__: written(study, table.__name__) for table in EVIDENCE}
-    return judged(written(study, "main_results"), found, study.config.preset, complete(study))
+    return judged(written(study, "main_results"), found, study.config.preset, evidence_gaps(study))
 
 
 TABLES = {table.__name__: table for table in (

@@ -281,8 +281,8 @@ def main_results(study: Study) -> pd.DataFrame:
     table = summary_table(records, ["train", "test", "method", "recipe"],
                           draws=study.config.evaluation.bootstrap_draws, seed=study.config.seed)
     table["published"] = np.array([_published(row) for row in table.itertuples()], float)
-    table["complete"] = [complete(study, row.train, row.test) for row in table.itertuples()]
-    table["note"] = [_note(study, row.train, row.test) for row in table.itertuples()]
+    table["note"] = [gaps(study, (row.train, "train"), (row.test, "test")) for row in table.itertuples()]
+    table.insert(table.columns.get_loc("note"), "complete", table["note"] == "")
     table = with_leads(table, records, study.config, ["train", "test"])
     there = available_rows(study)
     missing = [{"train": train, "test": test, "method": "tokencutseg", "recipe": study.config.recipe,
@@ -329,19 +329,14 @@ def _published(row: Any) -> float:
     return PUBLISHED.get((row.train, row.test), {}).get(row.measure, math.nan)
 
 
-def complete(study: Study, train: str | None = None, test: str | None = None) -> bool:
-    """Whether all official images of a training and a test set are there, by default of the primary set's two."""
-    train, test = train or study.source.primary, test or study.source.primary
-    return study.source.load(train, "train").complete and study.source.load(test, "test").complete
-
-
-def _note(study: Study, train: str, test: str) -> str:
-    partial = []
-    for dataset, split in ((train, "train"), (test, "test")):
-        images = study.source.load(dataset, split)
-        if not images.complete:
-            partial.append(f"{dataset} {split} partial: {len(images)} of {images.expected}")
-    return "; ".join(partial)
+def gaps(study: Study, *splits: tuple[str, str]) -> str | None:
+    """What of the official images is not there, by (dataset, split): empty where nothing is missing, None where a whole
+    split is."""
+    if not all(study.source.has(*split) for split in splits):
+        return None
+    sets = [study.source.load(*split) for split in splits]
+    return "; ".join(f"{images.dataset} {images.split} partial: {len(images)} of {images.expected}"
+                     for images in sets if not images.complete)
 
 
 def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:

@@ -72,8 +72,8 @@ def _ahead_of_first(table: pd.DataFrame, name: str) -> str:
     """How far the best cell of a grid is ahead of the first, whose `name` is filled in from its row."""
     first, best = table.iloc[0], table.loc[table["mean"].idxmax()]
     if best.name == first.name:
-        return (f" (lesion IoU {best['mean']:.3f}), {int((table['change_high'] < 0).sum())} of {len(table) - 1} others "
-                "clearly below")
+        others = f", {int((table['change_high'] < 0).sum())} of {len(table) - 1} others clearly below (paired)"
+        return f" (lesion IoU {best['mean']:.3f})" + (others if len(table) > 1 else "")
     return (f": {best['change']:+.3f} lesion IoU to {name.format(**first)}"
             + (", an interval that holds 0" if best["change_low"] <= 0 <= best["change_high"] else ""))
 
@@ -89,13 +89,19 @@ def stages(table: pd.DataFrame) -> Figure:
 
 def revised_steps(table: pd.DataFrame) -> Figure:
     """The score at each step from `described` to `revised`, and what the step changes; `table` from `grids`."""
-    steps = table.dropna(subset="change")
+    steps = table[table["step"].str.contains(".", regex=False)]
     short = _short(list(table["step"]))
-    names = [(f"{name}:\n{_value(row.setting)} → {_value(row.instead)}" if "." in row.step else name)
-             + ("" if row.kept else " ✗") for name, row in zip(short, table.itertuples(), strict=True)]
+    names = [(f"{name}{_companions(row.also)}:\n{_value(row.setting)} → {_value(row.instead)}" if "." in row.step
+              else name) + ("" if row.kept else " ✗") for name, row in zip(short, table.itertuples(), strict=True)]
     return _ladder(table, names, "change to the best so far", "what the step changes",
                    f"{int(steps['kept'].sum())} of {len(steps)} steps kept (✗: not), lesion IoU from "
                    f"{table['mean'].iloc[0]:.3f} to {table.loc[table['kept'], 'mean'].iloc[-1]:.3f}")
+
+
+def _companions(also: str) -> str:
+    """The names of the switches that came along."""
+    names = [part.split(" = ")[0].rpartition(".")[2] for part in also.split(", ") if part]
+    return f" (+ {', '.join(names)})" if names else ""
 
 
 def _ladder(table: pd.DataFrame, names: list[str], label: str, heading: str, title: str) -> Figure:
@@ -122,9 +128,10 @@ def graph_radius(table: pd.DataFrame) -> Figure:
     _points(score, table["radius"], table["mean"], table["low"], table["high"])
     score.set_ylabel(IOU)
     rest = table.dropna(subset="change")
-    _points(change, rest["radius"], rest["change"], rest["change_low"], rest["change_high"])
+    _points(change, rest["radius"], rest["change"], rest["change_low"], rest["change_high"],
+            _clear(rest["change_low"], rest["change_high"], BLUE))
     change.axhline(0, color="black", linewidth=0.8, zorder=0)
-    change.set_ylabel(f"change to radius {table['radius'].iloc[0]:g},\npaired 95% interval")
+    change.set_ylabel(f"change to radius {table['radius'].iloc[0]:g}, paired\n95% interval, grey: holds 0")
     for axis in axes[0]:
         axis.set_xticks(table["radius"], [f"{row.radius:g}\n{row.neighbours}" for row in table.itertuples()])
         axis.set_xlabel("radius (cells of the token grid)\nneighbours of an inner cell")
@@ -314,10 +321,11 @@ def _arrow(axis: Axes, label: str, below: str = "") -> None:
     axis.text(0.5, 0.46, below, ha="center", va="top", fontsize=SMALL, color=GREY)
 
 
-def _points(axis: Axes, x: Sequence[float], mean: pd.Series, low: pd.Series, high: pd.Series) -> None:
+def _points(axis: Axes, x: Sequence[float], mean: pd.Series, low: pd.Series, high: pd.Series,
+            colours: str | list[str] = BLUE) -> None:
     """A line of means with an interval at each."""
     axis.plot(x, mean, "o-", color=BLUE)
-    axis.vlines(x, low, high, color=BLUE, linewidth=2)
+    axis.vlines(x, low, high, color=colours, linewidth=2)
 
 
 def _dodged(axis: Axes, mean: pd.Series, low: pd.Series, high: pd.Series, shift: float, colour: str,
