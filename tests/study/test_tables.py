@@ -1,5 +1,6 @@
 """The tables of notebooks 03 and 04 of one tiny study, trained once."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -231,6 +232,18 @@ def test_failures_are_the_lowest_scores_worst_first(study):
     np.testing.assert_allclose(records.loc[images.ids], scores)
     both, either = ((predicted & images.masks).sum((1, 2)), (predicted | images.masks).sum((1, 2)))
     np.testing.assert_allclose(both / either, scores)
+
+
+def test_gaps_are_the_official_images_that_are_missing(tmp_path):
+    own = leaking_source(shared=0)
+    parts = {split: dataclasses.replace(own.load("skin", split)) for split in ("train", "validation", "test")}
+    parts["train"].expected, parts["test"].expected = len(parts["train"]), 100
+    source = DataSource("skins", "skin", [("skin", "skin")], 32, {"skin": {
+        split: (lambda part=part: part) for split, part in parts.items()}})
+    study = Study(Study.open("tiny").config, source, tmp_path)
+    assert tables.gaps(study, ("skin", "train"), ("skin", "validation")) == ""
+    assert tables.gaps(study, ("skin", "train"), ("skin", "test")) == f"skin test partial: {len(parts['test'])} of 100"
+    assert tables.gaps(study, ("skin", "train"), ("face", "test")) is None
 
 
 def test_a_table_of_another_notebook_is_read_once_it_is_written(study):
