@@ -37,6 +37,8 @@ MEASURES = {
 }
 """The measures, each with the definitions that it exists under: a boundary cannot be pooled over images, nor can pixels
 of images of different sizes. `_native`: at the size of each image's file, as the ISIC challenges score."""
+LESS_IS_BETTER = ("hd95", "hd95_native")
+"""The measures that are distances."""
 
 IOU_THRESHOLD = 0.65
 """Below it the ISIC 2018 challenge counts a segmentation as failed (Codella et al. 2019, arXiv 1902.03368)."""

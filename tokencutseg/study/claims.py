@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from tokencutseg.config import RECIPES
-from tokencutseg.evaluation.summaries import largest_dice
+from tokencutseg.evaluation.summaries import LESS_IS_BETTER, largest_dice
 
 PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
     ("isic2016", "isic2016"): {"iou": 0.8618, "dice": 0.9330},
@@ -161,7 +161,7 @@ def _against_all(claim: str, experiment: str, table: pd.DataFrame, measures: lis
     rivals = rows[rows["method"] != "tokencutseg"]
     if set(rivals["method"]) <= {"otsu"}:
         return _row(claim, experiment, UNTESTABLE, "no trained baseline was compared with")
-    sign = rivals["measure"].map(lambda measure: -1 if measure == "hd95" else 1)  # a distance is better small
+    sign = rivals["measure"].map(lambda measure: -1 if measure in LESS_IS_BETTER else 1)
     nearest = (sign * rivals["ahead_low"]).where(sign > 0, -rivals["ahead_high"])  # the interval's worse end
     clear = (nearest > 0) & (rivals["p_holm"] < 0.05)
     ours = rows[(rows["method"] == "tokencutseg") & (rows["measure"] == measures[0])].iloc[0]

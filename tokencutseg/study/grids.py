@@ -101,7 +101,7 @@ def codebook_size(study: Study) -> pd.DataFrame:
     Columns n_embed, usage, perplexity, psnr, psnr_low, psnr_high, ssim, and those of `validation_score`, whose change
     is the one to the first row.
     """
-    rows, runs, images = [], [], study.source.load(study.source.primary, "validation")
+    rows, first, images = [], None, study.source.load(study.source.primary, "validation")
     for n_embed in study.config.ablation.codebook_sizes:
         config = shortened(study.config, "vqgan").override({"vqgan.n_embed": n_embed})
         vqgan = study.tokenizer(config).model()
@@ -109,17 +109,13 @@ def codebook_size(study: Study) -> pd.DataFrame:
         back = map_batches(lambda x, vqgan=vqgan: vqgan.detokenize(vqgan.tokenize(x)), images, 32)
         quality = reconstruction_scores(images.images.float() / 255, back)
         low, high = _mean_interval(quality["psnr"], study.config)
-        runs.append(study.segmenter(config=config))
+        run = study.segmenter(config=config)
         rows.append({"n_embed": n_embed, "usage": summary["usage"], "perplexity": summary["perplexity"],
                      "psnr": quality["psnr"].mean(),
                      "psnr_low": low, "psnr_high": high, "ssim": quality["ssim"].mean(),
-                     **validation_score(study, *_beside_first(runs))})
+                     **validation_score(study, run, first)})
+        first = first or run
     return pd.DataFrame(rows)
-
-
-def _beside_first(runs: list[Run]) -> tuple[Run, ...]:
-    """The latest run, and the first one where that is another."""
-    return (runs[-1], runs[0])[: len(runs)]
 
 
 def _mean_interval(values: pd.Series, config: Config) -> tuple[float, float]:
@@ -170,13 +166,14 @@ def graph_radius(study: Study) -> pd.DataFrame:
 
     Columns radius, neighbours, and those of `validation_score`, whose change is the one to the first row.
     """
-    rows, runs = [], []
+    rows, first = [], None
     for radius in study.config.ablation.graph_radii:
         config = shortened(study.config).override({"segmentation.graph_radius": radius,
                                                    "segmentation.radius_unit": "cells"})
-        runs.append(study.segmenter(config=config))
+        run = study.segmenter(config=config)
         neighbours = len(stencil_offsets(config.grid_size, config.grid_size, radius, "cells")) - 1
-        rows.append({"radius": radius, "neighbours": neighbours, **validation_score(study, *_beside_first(runs))})
+        rows.append({"radius": radius, "neighbours": neighbours, **validation_score(study, run, first)})
+        first = first or run
     return pd.DataFrame(rows)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tokencutseg.config import RECIPES
+from tokencutseg.evaluation.summaries import LESS_IS_BETTER
 from tokencutseg.model.saved import PRETRAINED
 from tokencutseg.study.claims import DEMONSTRATIONS, RULE, UNTESTABLE, VERDICTS, published_consistency
 from tokencutseg.study.grids import recipe_table
@@ -63,9 +64,8 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
         rows = ["| labels | method | seeds | images | lesion IoU per image [95 %] "
                 "| TokenCutSeg is ahead by [95 %, paired] | p (Holm) |", "|---|---|---|---|---|---|---|"]
         for row in pd.read_csv(path).itertuples():
-            p = "" if pd.isna(row.p_holm) else f"{row.p_holm:.2g}"
             rows.append(f"| {row.labels} ({row.fraction:.0%}) | {NAMES.get(row.method, row.method)} | {row.seeds} "
-                        f"| {row.n} | {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}] | {_lead(row)} | {p} |")
+                        f"| {row.n} | {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}] | {_lead(row)} | {_p(row)} |")
         parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
     return "\n".join([*parts, PAIRED, CHOSEN, ""]) if parts else NO_TABLE
 
@@ -82,16 +82,15 @@ def baselines_markdown(reference: Path = REFERENCE) -> str:
             continue
         rows = ["| method | starts from | images seen | minutes | measure | per image [95 %] "
                 "| TokenCutSeg is better by [95 %, paired] | p (Holm) |", "|---|---|---|---|---|---|---|---|"]
-        distance = table["measure"] == "hd95"  # of which less is better
-        table.loc[distance, ["ahead", "ahead_low", "ahead_high"]] = -table.loc[
-            distance, ["ahead", "ahead_high", "ahead_low"]].to_numpy()
+        turned = table["measure"].isin(LESS_IS_BETTER)
+        table.loc[turned, ["ahead", "ahead_low", "ahead_high"]] = -table.loc[
+            turned, ["ahead", "ahead_high", "ahead_low"]].to_numpy()
         shown = table[(table["definition"] == "image_lesion") & table["measure"].isin(["iou", "nsd", "hd95"])]
         for row in shown.itertuples():
-            p = "" if pd.isna(row.p_holm) else f"{row.p_holm:.2g}"
             before = f" + {row.pretraining_seconds / 60:.1f} before" if row.pretraining_seconds else ""
             rows.append(f"| {NAMES.get(row.method, row.method)} | {row.weights} | {row.images_seen} "
                         f"| {row.seconds / 60:.1f}{before} | {MEASURED[row.measure]} | {_scored(row)} "
-                        f"| {_lead(row)} | {p} |")
+                        f"| {_lead(row)} | {_p(row)} |")
         parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
     return "\n".join([*parts, UNDER_ONE_BUDGET, ""]) if parts else NO_TABLE
 
@@ -156,6 +155,11 @@ def _signed(*keys: str) -> Callable[[Any], str]:
     return shown
 
 
+def _p(row: Any) -> str:
+    """The adjusted p-value, where there is one."""
+    return "" if pd.isna(row.p_holm) else f"{row.p_holm:.2g}"
+
+
 def _turned(row: Any) -> str:
     """What a step changes."""
     also = "" if pd.isna(row.also) else f" ({row.also})"
@@ -191,7 +195,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, Callable[[Any], str]]]] = {
     "deviations": ("One switch turned in each recipe", {
         "recipe": lambda row: row.recipe, "switch": lambda row: f"`{row.switch}`", "change": _turned,
         "seeds": lambda row: f"{row.seeds}", "change in lesion IoU on validation [paired]": _signed(
-            "difference", "low", "high"), "p (Holm)": lambda row: f"{row.p_holm:.2g}"}),
+            "difference", "low", "high"), "p (Holm)": _p}),
     "efficiency": ("What one prediction costs", {
         "method": lambda row: NAMES.get(row.method, row.method), "parameters": lambda row: f"{row.parameters:,}",
         "GFLOP": lambda row: f"{row.flops / 1e9:.2f}", "seconds": lambda row: f"{row.latency_seconds:.3f}",

@@ -281,8 +281,8 @@ def main_results(study: Study) -> pd.DataFrame:
     table = summary_table(records, ["train", "test", "method", "recipe"],
                           draws=study.config.evaluation.bootstrap_draws, seed=study.config.seed)
     table["published"] = np.array([_published(row) for row in table.itertuples()], float)
-    table["note"] = [gaps(study, (row.train, "train"), (row.test, "test")) for row in table.itertuples()]
-    table.insert(table.columns.get_loc("note"), "complete", table["note"] == "")
+    notes = [gaps(study, (row.train, "train"), (row.test, "test")) for row in table.itertuples()]
+    table["complete"], table["note"] = [not note for note in notes], notes
     table = with_leads(table, records, study.config, ["train", "test"])
     there = available_rows(study)
     missing = [{"train": train, "test": test, "method": "tokencutseg", "recipe": study.config.recipe,
