@@ -16,6 +16,8 @@ from tokencutseg.study.readme import (
     budgets_markdown,
     claims_markdown,
     labels_markdown,
+    results_markdown,
+    studies_markdown,
     summary_markdown,
     tokenizer_markdown,
     with_results,
@@ -59,6 +61,51 @@ def test_what_is_said_of_a_study_is_in_its_files(about):
     known = {str(int(float(number))) if float(number).is_integer() else number
              for path in files for number in numbers(path.read_text())}
     assert numbers(prose) - known <= {"95", "2016", "2017", "01", "02", "03", "04", "05"}
+
+
+def test_studies_are_led_by_their_first_words_and_demonstrations_come_last(tmp_path):
+    for study in ("quick-skin", "small-skin"):
+        tables = tmp_path / study / "tables"
+        tables.mkdir(parents=True)
+        (tables.parent / "config.json").write_text(f'{{"preset": "{study.partition("-")[0]}"}}')
+        (tables.parent / "about.md").write_text(f"**{study}** (one seed): how it was made.\n\nWhat it leaves out.\n")
+        row = {"train": "a", "test": "a", "method": "tokencutseg", "recipe": "revised", "definition": "image_lesion",
+               "measure": "iou", "n": 9, "mean": 0.7, "low": 0.6, "high": 0.8, "published": None, "note": None}
+        pd.DataFrame([row]).to_csv(tables / "main_results.csv", index=False)
+    short, full = results_markdown(tmp_path).splitlines(), studies_markdown(tmp_path).splitlines()
+    assert [line for line in short if line.startswith("Study")] == [
+        f"Study [`{study}`](results/reference/{study}/about.md). **{study}** (one seed):"
+        for study in ("small-skin", "quick-skin")]
+    assert [line for line in full if line.startswith("**")] == [f"**{study}** (one seed): how it was made."
+                                                                for study in ("small-skin", "quick-skin")]
+    assert "What it leaves out." in full and "What it leaves out." not in short
+    for lines in (short, full):
+        assert [line for line in lines if line.startswith("| a")] == [
+            "| a → a | TokenCutSeg | revised | 9 | 0.700 [0.600, 0.800] |  |  |  |"] * 2
+
+
+def test_the_summary_says_where_ours_is_ahead_of_a_unet(tmp_path):
+    """Clear are an interval without zero and a small adjusted p together."""
+    leads = [("a", 0.02, 0.01, 0.03, 0.01), ("b", 0.02, 0.01, 0.03, 0.2), ("c", 0.02, -0.01, 0.05, 0.01),
+             ("d", -0.02, -0.03, -0.01, 0.01)]
+    table = pd.DataFrame(leads, columns=["test", "ahead", "ahead_low", "ahead_high", "p_holm"]).assign(
+        train="a", method="unet", definition="image_lesion", measure="iou")
+    claim = pd.DataFrame([{"claim": "best", "verdict": "supported", "reason": "ahead"}]).assign(
+        **dict.fromkeys(("published", "measured", "low", "high")), definition="image_lesion")
+    for preset in ("small", "quick"):
+        folder = tmp_path / f"{preset}-skin" / "tables"
+        folder.mkdir(parents=True)
+        pd.concat([table, table.assign(measure="dice"), table.assign(method="otsu")]).to_csv(
+            folder / "main_results.csv", index=False)
+        table[:1].assign(fraction=0.05).to_csv(folder / "label_efficiency.csv", index=False)
+        claim.to_csv(folder / "claims.csv", index=False)
+        (folder.parent / "config.json").write_text(f'{{"preset": "{preset}", "recipe": "revised"}}')
+    assert [line for line in summary_markdown(tmp_path).splitlines() if "(`" in line] == [
+        "- **`revised` clearly ahead**: a → a +0.020 [+0.010, +0.030] (`small-skin`); "
+        "5% of the labels +0.020 [+0.010, +0.030] (`small-skin`)",
+        "- **neither clearly ahead**: a → b +0.020 [+0.010, +0.030] (`small-skin`); "
+        "a → c +0.020 [-0.010, +0.050] (`small-skin`)",
+        "- **U-Net clearly ahead**: a → d -0.020 [-0.030, -0.010] (`small-skin`)"]
 
 
 def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):

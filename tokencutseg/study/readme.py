@@ -41,32 +41,44 @@ NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Ots
 
 
 def results_markdown(reference: Path = REFERENCE) -> str:
-    """Every committed study's command and its main results: lesion IoU per image, and the released code's score."""
+    """Every committed study's main results, lesion IoU per image and the released code's score, under the first words
+    of what is said about it."""
     parts = []
-    for study in sorted(path.parent.parent for path in reference.glob("*/tables/main_results.csv")):
-        table = _table(pd.read_csv(study / "tables/main_results.csv"))
-        parts += [(study / "about.md").read_text().strip(), "", table, ""]
+    for study in _studies(reference, "main_results"):
+        lead, _, _ = (study / "about.md").read_text().partition(":")
+        parts += [f"Study [`{study.name}`](results/reference/{study.name}/about.md). {lead}:", "", _table(study), ""]
     return "\n".join(parts)
+
+
+def studies_markdown(reference: Path = REFERENCE) -> str:
+    """The same, under all that is said about each study: its data, its command, what it does not say."""
+    return "\n".join(part for study in _studies(reference, "main_results")
+                     for part in ((study / "about.md").read_text().strip(), "", _table(study), ""))
+
+
+def _studies(reference: Path, table: str, demonstrations: bool = True) -> list[Path]:
+    """The committed studies that hold a table, by name; demonstrations last, if at all."""
+    found = sorted(path.parent.parent for path in reference.glob(f"*/tables/{table}.csv"))
+    shown = {study: _config(study)["preset"] in DEMONSTRATIONS for study in found}
+    return [study for study in sorted(found, key=shown.__getitem__) if demonstrations or not shown[study]]
 
 
 def model_markdown(reference: Path = REFERENCE) -> str:
     """The scores of the model that comes with the package."""
-    return f"{_table(pd.read_csv(reference / MODEL_STUDY / 'tables/main_results.csv'))}\n"
+    return f"{_table(reference / MODEL_STUDY)}\n"
 
 
 def labels_markdown(reference: Path = REFERENCE) -> str:
     """Lesion IoU by share of the labels, and how far ours is ahead of each other method on the same images, in every
     committed study that is more than a demonstration."""
     parts = []
-    for path in sorted(reference.glob("*/tables/label_efficiency.csv")):
-        if _config(path)["preset"] in DEMONSTRATIONS:
-            continue
+    for study in _studies(reference, "label_efficiency", demonstrations=False):
         rows = ["| labels | method | seeds | images | lesion IoU per image [95 %] "
                 "| TokenCutSeg is ahead by [95 %, paired] | p (Holm) |", "|---|---|---|---|---|---|---|"]
-        for row in pd.read_csv(path).itertuples():
+        for row in pd.read_csv(study / "tables/label_efficiency.csv").itertuples():
             rows.append(f"| {row.labels} ({row.fraction:.0%}) | {NAMES.get(row.method, row.method)} | {row.seeds} "
                         f"| {row.n} | {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}] | {_lead(row)} | {_p(row)} |")
-        parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
+        parts += [f"Study `{study.name}`:", "", *rows, ""]
     return "\n".join([*parts, PAIRED, CHOSEN, ""]) if parts else NO_TABLE
 
 
@@ -75,10 +87,9 @@ def baselines_markdown(reference: Path = REFERENCE) -> str:
     ahead on the same images, in every committed study that is more than a demonstration and trained other networks than
     those of its main results."""
     parts = []
-    for path in sorted(reference.glob("*/tables/baselines.csv")):
-        table, main = pd.read_csv(path), path.with_name("main_results.csv")
-        known = set(pd.read_csv(main)["method"]) if main.is_file() else set()
-        if _config(path)["preset"] in DEMONSTRATIONS or set(table["method"]) <= known:
+    for study in _studies(reference, "baselines", demonstrations=False):
+        table, main = pd.read_csv(study / "tables/baselines.csv"), study / "tables/main_results.csv"
+        if main.is_file() and set(table["method"]) <= set(pd.read_csv(main)["method"]):
             continue
         rows = ["| method | starts from | images seen | minutes | measure | per image [95 %] "
                 "| TokenCutSeg is better by [95 %, paired] | p (Holm) |", "|---|---|---|---|---|---|---|---|"]
@@ -91,7 +102,7 @@ def baselines_markdown(reference: Path = REFERENCE) -> str:
             rows.append(f"| {NAMES.get(row.method, row.method)} | {row.weights} | {row.images_seen} "
                         f"| {row.seconds / 60:.1f}{before} | {MEASURED[row.measure]} | {_scored(row)} "
                         f"| {_lead(row)} | {_p(row)} |")
-        parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
+        parts += [f"Study `{study.name}`:", "", *rows, ""]
     return "\n".join([*parts, UNDER_ONE_BUDGET, ""]) if parts else NO_TABLE
 
 
@@ -99,16 +110,14 @@ def tokenizer_markdown(reference: Path = REFERENCE) -> str:
     """How well the tokenizer of every committed study that is more than a demonstration paints test images again, and
     how many of its words it uses."""
     parts = []
-    for path in sorted(reference.glob("*/tables/reconstruction.csv")):
-        if _config(path)["preset"] in DEMONSTRATIONS:
-            continue
-        counts = pd.read_csv(path.with_name("codebook_usage.csv"))["count"].to_numpy(float)
+    for study in _studies(reference, "reconstruction", demonstrations=False):
+        counts = pd.read_csv(study / "tables/codebook_usage.csv")["count"].to_numpy(float)
         share = counts[counts > 0] / counts.sum()
         words = (f"{len(share) / len(counts):.0%} of {len(counts)} words in use on test images, perplexity "
                  f"{np.exp(-(share * np.log(share)).sum()):.1f}")
-        parts += [f"Study `{path.parent.parent.name}`, {words}:", "",
+        parts += [f"Study `{study.name}`, {words}:", "",
                   "| test images | measure | images | mean [95 %] | features |", "|---|---|---|---|---|"]
-        for row in pd.read_csv(path).itertuples():
+        for row in pd.read_csv(study / "tables/reconstruction.csv").itertuples():
             weights = "" if pd.isna(row.weights) else row.weights
             parts.append(f"| {row.dataset} | {MEASURED[row.measure]} | {row.n} "
                          f"| {row.mean:.4g} [{row.low:.4g}, {row.high:.4g}] | {weights} |")
@@ -131,7 +140,7 @@ def ablations_markdown(reference: Path = REFERENCE) -> str:
     for study in sorted(path.parent for path in reference.glob("*/about.md")):
         tables = {name: study / f"tables/{name}.csv" for name in ABLATIONS}
         there = {name: pd.read_csv(path) for name, path in tables.items() if path.is_file()}
-        if there and _config(tables["stages"])["preset"] not in DEMONSTRATIONS:
+        if there and _config(study)["preset"] not in DEMONSTRATIONS:
             parts += [(study / "about.md").read_text().strip(), ""]
             for name, table in there.items():
                 heading, columns = ABLATIONS[name]
@@ -218,7 +227,26 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
     lines += [f"- **not possible by one scoring rule**: the published mIoU and DSC of {', '.join(broken)}, whatever "
               "was trained"]
     return "\n".join(["The paper's claims, as far as our trainings carry (recipe `revised` where no other is named; "
-                      "[values, intervals and the rule](#the-papers-claims)):", "", *lines, ""])
+                      "[values, intervals and the rule](#the-papers-claims)):", "", *lines, "",
+                      *_against_unet(reference)])
+
+
+def _against_unet(reference: Path) -> list[str]:
+    """Where ours is clearly ahead of a U-Net under the same loop, where neither is, and where the U-Net is."""
+    ahead, neither, behind = "`revised` clearly ahead", "neither clearly ahead", "U-Net clearly ahead"
+    places: dict[str, list[str]] = {ahead: [], neither: [], behind: []}
+    for table in ("main_results", "label_efficiency"):
+        for study in _studies(reference, table, demonstrations=False):
+            rows = pd.read_csv(study / f"tables/{table}.csv")
+            kept = (rows[["method", "definition", "measure"]] == ["unet", "image_lesion", "iou"]).all(axis=1)
+            for row in rows[kept].itertuples():
+                what = f"{row.train} → {row.test}" if table == "main_results" else f"{row.fraction:.0%} of the labels"
+                clear = row.ahead_low * row.ahead_high > 0 and row.p_holm < 0.05
+                places[(ahead if row.ahead > 0 else behind) if clear else neither].append(
+                    f"{what} {_lead(row)} (`{study.name}`)")
+    lines = [f"- **{side}**: {'; '.join(found)}" for side, found in places.items() if found]
+    return ["`revised` against a U-Net under the same loop on the same labelled images, lesion IoU on test images with "
+            "the paired 95 % interval:", "", *lines, ""] if lines else []
 
 
 def claims_markdown(reference: Path = REFERENCE) -> str:
@@ -228,7 +256,7 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
         return NO_VERDICT
     parts = []
     for study, part in table.groupby(table["study"].where(table["verdict"] != UNTESTABLE, ""), sort=False):
-        config = _config(reference / study / "tables/claims.csv") if study else {}
+        config = _config(reference / study) if study else {}
         parts += [f"Study `{study}`, preset `{config['preset']}`, recipe `{config['recipe']}`:" if study
                   else "Open in every study:", "",
                   "| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
@@ -257,9 +285,8 @@ def _judged(reference: Path) -> pd.DataFrame:
     return pd.concat([judged, rest], ignore_index=True)
 
 
-def _config(table: Path) -> dict[str, Any]:
-    """The configuration of the study that a table belongs to."""
-    return json.loads((table.parent.parent / "config.json").read_text())
+def _config(study: Path) -> dict[str, Any]:
+    return json.loads((study / "config.json").read_text())
 
 
 def bench_markdown(reference: Path = REFERENCE) -> str:
@@ -277,13 +304,14 @@ def bench_markdown(reference: Path = REFERENCE) -> str:
 def budgets_markdown(reference: Path = REFERENCE) -> str:
     """What the trainings behind every committed study cost."""
     parts = []
-    for path in sorted(reference.glob("*/tables/budgets.csv")):
+    for study in _studies(reference, "budgets"):
         rows = ["| method | stage | trained on | training images | images seen | unlabelled beside | steps | minutes "
                 "| device |", "|---|---|---|---|---|---|---|---|---|"]
         rows += [f"| {row.method} | {row.stage} | {row.saw} | {row.training_images} | {row.images_seen} "
                  f"| {'' if pd.isna(row.unlabelled_seen) else int(row.unlabelled_seen)} | {row.steps} "
-                 f"| {row.seconds / 60:.1f} | {row.device} |" for row in pd.read_csv(path).itertuples()]
-        parts += [f"Study `{path.parent.parent.name}`:", "", *rows, ""]
+                 f"| {row.seconds / 60:.1f} | {row.device} |"
+                 for row in pd.read_csv(study / "tables/budgets.csv").itertuples()]
+        parts += [f"Study `{study.name}`:", "", *rows, ""]
     return "\n".join(parts) if parts else "No committed study has a table of budgets yet.\n"
 
 
@@ -300,10 +328,10 @@ def switches_markdown() -> str:
 
 def with_results(text: str, reference: Path = REFERENCE) -> str:
     """A document with the tables between its marks brought up to date."""
-    made = {"results": results_markdown, "budgets": budgets_markdown, "labels": labels_markdown,
-            "baselines": baselines_markdown,
-            "tokenizer": tokenizer_markdown, "ablations": ablations_markdown, "claims": claims_markdown,
-            "summary": summary_markdown, "bench": bench_markdown, "model": model_markdown,
+    made = {"results": results_markdown, "studies": studies_markdown, "budgets": budgets_markdown,
+            "labels": labels_markdown, "baselines": baselines_markdown, "tokenizer": tokenizer_markdown,
+            "ablations": ablations_markdown, "claims": claims_markdown, "summary": summary_markdown,
+            "bench": bench_markdown, "model": model_markdown,
             "consistency": lambda _: consistency_markdown(), "switches": lambda _: switches_markdown()}
     for mark, table in made.items():
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
@@ -327,7 +355,8 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
-def _table(results: pd.DataFrame) -> str:
+def _table(study: Path) -> str:
+    results = pd.read_csv(study / "tables/main_results.csv")
     paired = "ahead" in results
     own = results.loc[results["method"] == "tokencutseg", "recipe"].iloc[0]
     lines = ["| train → test | method | recipe | images | lesion IoU per image | lesion Dice per image "
