@@ -58,3 +58,19 @@ def test_iou_ahead_is_the_difference_with_a_paired_interval():
     widths = [score["iou_high"] - score["iou_low"] for score in (one, two)]
     assert found["ahead_high"] - found["ahead_low"] < sum(widths)
     assert iou_ahead(good, good, labels) == {"ahead": 0, "ahead_low": 0, "ahead_high": 0}
+
+
+def test_several_probes_are_pooled_image_by_image():
+    """Two probes with the same margins score like one, and two different ones like both sets of tokens together."""
+    labels, rng = blobs(20), np.random.default_rng(0)
+    one, two = (rng.normal(size=labels.shape) + labels.numpy() for _ in range(2))
+    twice, single = probe_scores(np.stack([one, one]), labels), probe_scores(one, labels)
+    assert twice == pytest.approx(single)
+    both = probe_scores(np.stack([one, two]), labels)
+    flat = torch.from_numpy(np.concatenate([one, two]))
+    assert both["iou"] == pytest.approx(
+        binary_jaccard_index((flat > 0).int(), torch.cat([labels, labels]).int()).item(), abs=1e-6)
+    assert both["auc"] == pytest.approx(binary_auroc(flat, torch.cat([labels, labels]).int()).item(), abs=1e-5)
+    ahead = iou_ahead(one, np.stack([one, two]), labels)
+    assert ahead["ahead"] == pytest.approx(single["iou"] - both["iou"])
+    assert ahead["ahead_low"] < ahead["ahead"] < ahead["ahead_high"]

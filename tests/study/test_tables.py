@@ -87,6 +87,9 @@ def test_rivals_are_baselines_and_other_recipes_under_their_own_names(study, mon
     records, table = tables.main_records(study), tables.main_results(study)
     shown = table.drop_duplicates("method").set_index("method")["recipe"].to_dict()
     assert shown == {"tokencutseg": "revised", "otsu": "none", "unet": "none", "released": "released"}
+    theirs = study.baseline("unet", "site_a").metrics["pretrained_weights"]
+    assert table.drop_duplicates("method").set_index("method")["weights"].to_dict() == {
+        "tokencutseg": "self-supervised", "otsu": "none", "unet": theirs, "released": "self-supervised"}
     run = study.segmenter("site_a", study.config.under("released"))
     assert run.model().config.segmentation.loss_input == "probabilities"
     theirs = records[records["method"] == "released"]

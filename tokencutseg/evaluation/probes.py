@@ -108,7 +108,8 @@ def graph_probe(features: Tensor, labels: Tensor, test_features: Tensor, grid: t
 
 
 def probe_scores(margins: np.ndarray, labels: Tensor, draws: int = 1000) -> dict[str, float | int]:
-    """Margins (M, T) of a probe against (M, T) lesion labels, pooled over tokens.
+    """Margins (M, T) of a probe against (M, T) lesion labels, pooled over tokens; margins (D, M, T) are those of D
+    probes, and pooled over these too.
 
     Gives `balanced_accuracy` with its bootstrap 95 % interval (`low`, `high`), `iou` of the token masks (`iou_low`,
     `iou_high`), `auc`, and `n`, the tokens. The intervals come from drawing whole images.
@@ -119,7 +120,8 @@ def probe_scores(margins: np.ndarray, labels: Tensor, draws: int = 1000) -> dict
                                         for scores in _pooled(_drawn(len(counts), draws) @ counts))
     return {"balanced_accuracy": float(balanced), "low": float(low), "high": float(high), "iou": float(iou),
             "iou_low": float(iou_low), "iou_high": float(iou_high),
-            "auc": float(roc_auc_score(labels.numpy().ravel(), margins.ravel())), "n": labels.numel()}
+            "auc": float(roc_auc_score(np.broadcast_to(labels.numpy(), margins.shape).ravel(), margins.ravel())),
+            "n": labels.numel()}
 
 
 def iou_ahead(margins: np.ndarray, others: np.ndarray, labels: Tensor, draws: int = 1000) -> dict[str, float]:
@@ -133,8 +135,8 @@ def iou_ahead(margins: np.ndarray, others: np.ndarray, labels: Tensor, draws: in
 
 
 def _counts(margins: np.ndarray, labels: Tensor) -> np.ndarray:
-    """Tokens of each image that are tp, fp, fn, tn: (M, 4)."""
-    return confusion(margins > 0, labels.numpy(), 1).T
+    """Tokens of each image that are tp, fp, fn, tn, under all probes together: (M, 4)."""
+    return confusion(margins > 0, labels.numpy(), -1).reshape(4, -1, len(labels)).sum(1).T
 
 
 def _drawn(images: int, draws: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the paper's README claims, and what the records say about it, by a stated rule."""
+"""What the paper's abstract and its authors' README claim, and what the records say about it, by a stated rule."""
 
 from __future__ import annotations
 
@@ -20,18 +20,29 @@ PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
 
 VERDICTS = SUPPORTED, NOT_SUPPORTED, UNTESTABLE = "supported", "not supported", "not testable here"
 
+READINGS = ("released", "described")
+"""The recipes that read the published method; `revised` is another one."""
+STRONG = ("unet", "deeplabv3plus", "segformer")
+"""Networks that must be among the beaten ones before a method counts as ahead of the field."""
+FEW_LABELS, SEEDS = (0.02, 0.05, 0.1), 3
+"""Shares of the labels that are few, and how many draws of them a lead needs."""
+
 RULE = (
-    "A published value is supported when it lies inside the 95 % interval of the measured one or below it. Above it, "
-    "it is not supported where we train as long and at as many pixels as the paper (preset full); a smaller preset can "
-    "reach a value, but not refute it. Being better than rivals is supported when the paired 95 % interval of the "
-    "difference to each of them lies on the better side of zero and its Holm-adjusted p is below 0.05, and not "
-    "supported otherwise; all methods then have one budget. Where only rivals trained from scratch are beaten, the "
-    "state of the art is not testable. Generalisation is being better in this sense on the images of a data set that "
-    "was not trained on, label efficiency being better than a U-Net at the fewest labels. The feature bottleneck is "
-    "solved when, under the graph head, the paired interval of the lead that the transformer's features have over each "
-    "other kind lies above zero. Not testable here: the data, the comparison or the training is missing. A verdict "
-    "holds for the preset of its study and for its recipe, where no other is named; the presets tiny and quick give "
-    "none.")
+    "A published value is judged where a recipe that reads the published method, `released` or `described`, was "
+    "trained: supported when it lies inside the 95 % interval of the measured one or below it; above it, not supported "
+    "where we train as long and at as many pixels as the paper (preset full), since a smaller preset can reach a value "
+    "but not refute it. `revised` is another method: what it reaches is said, and is no verdict on the published one. "
+    "Being better than rivals is supported when, all under one budget, the paired 95 % interval of the difference to "
+    "each of them lies on the better side of zero and its Holm-adjusted p is below 0.05, and not supported otherwise; "
+    "where all rivals are beaten, but the strong ones are not among them or did not start from ImageNet weights, it is "
+    "not testable. For the state of the art (lesion IoU) and for boundaries (NSD and HD95) the strong ones are U-Net, "
+    "DeepLabV3+ and SegFormer; for generalisation (lesion IoU, 16 → 17, which the paper takes for it, though both sets "
+    "come from one archive) and for label efficiency it is the U-Net. Label-efficient is what is better in this sense "
+    "with 2, with 5 and with 10 % of the labels, each drawn three times. The feature bottleneck is solved, as we read "
+    "it, when under the graph head the paired interval of the lead that the transformer's features have over each "
+    "other kind that has seen no mask lies above zero. Not testable here: the data, the comparison or the training is "
+    "missing. A verdict holds for the preset of its study and, where no other is named, for its recipe, so that being "
+    "better is then that of `revised` and not of the published method; the presets tiny and quick give none.")
 
 
 def published_consistency() -> pd.DataFrame:
@@ -76,7 +87,7 @@ def claims(results: pd.DataFrame | None, others: Mapping[str, pd.DataFrame | Non
                           _generalisation(results), _label_efficiency(others.get("label_efficiency")),
                           _bottleneck(others.get("feature_quality")),
                           _row("more robust and practical", "none", UNTESTABLE,
-                               "the paper names no measure of either")])
+                               "neither the abstract nor the authors' README names a measure of either")])
     for experiment, gap in (gaps or {}).items():
         rows = (table["experiment"] == experiment) & table["measured"].notna()
         if gap is not None:
@@ -115,7 +126,11 @@ def _cell(results: pd.DataFrame | None, train: str, test: str, measure: str, met
     holds = published <= found["high"]
     reason = "within or below the measured interval" if holds else "above the measured interval"
     verdict = _verdict(holds)
-    if not holds and preset != "full":
+    if found["recipe"] not in READINGS:
+        unet = _find(results, train=train, test=test, method="unet", definition=definition, measure=measure)
+        also = f", and a U-Net under the same loop makes {unet['mean']:.4f}" if holds and unet is not None else ""
+        verdict, reason = UNTESTABLE, f"{reason} of `{found['recipe']}`, which is not the published method{also}"
+    elif not holds and preset != "full":
         verdict, reason = UNTESTABLE, f"{reason}, but preset {preset} trains less and at fewer pixels than the paper"
     if measure == "dice" and not _possible(train, test):
         reason += "; with the published mIoU it breaks the bound 2J/(1+J)"
@@ -139,24 +154,21 @@ def _unwritten(claim: str, table: str) -> dict[str, object]:
 def _state_of_the_art(table: pd.DataFrame | None) -> dict[str, object]:
     """Lesion IoU against every other method under one budget."""
     claim, experiment = "achieves state-of-the-art performance", "baselines"
-    if table is None:
-        return _unwritten(claim, experiment)
-    row = _against_all(claim, experiment, table, ["iou"])
-    rivals = set(table.loc[~table["method"].isin(["tokencutseg", "otsu"]), "weights"])
-    if row["verdict"] == SUPPORTED and "imagenet" not in rivals:
-        row |= {"verdict": UNTESTABLE, "reason": row["reason"] + "; no rival started from ImageNet weights"}
-    return row
+    return (_unwritten(claim, experiment) if table is None
+            else _against_all(claim, experiment, table, ["iou"], STRONG))
 
 
 def _boundaries(table: pd.DataFrame | None) -> dict[str, object]:
     """Both boundary measures against every other method."""
     claim, experiment = "superior boundary accuracy", "baselines"
     return (_unwritten(claim, experiment) if table is None
-            else _against_all(claim, experiment, table, ["nsd", "hd95"]))
+            else _against_all(claim, experiment, table, ["nsd", "hd95"], STRONG))
 
 
-def _against_all(claim: str, experiment: str, table: pd.DataFrame, measures: list[str]) -> dict[str, object]:
-    """Whether our method is clearly better than all others of `table` by every one of `measures`."""
+def _against_all(claim: str, experiment: str, table: pd.DataFrame, measures: list[str],
+                 strong: tuple[str, ...]) -> dict[str, object]:
+    """Whether our method is clearly better than all others of `table` by every one of `measures`, the `strong` ones
+    among them."""
     rows = table[(table["definition"] == "image_lesion") & table["measure"].isin(measures)]
     rivals = rows[rows["method"] != "tokencutseg"]
     if set(rivals["method"]) <= {"otsu"}:
@@ -169,8 +181,20 @@ def _against_all(claim: str, experiment: str, table: pd.DataFrame, measures: lis
             for row in rivals[~clear].itertuples()]
     reason = ("not clearly better: " + "; ".join(told) if told else
               f"better than {', '.join(dict.fromkeys(rivals['method']))} by {' and '.join(measures)}")
-    return _row(claim, experiment, _verdict(clear.all()), reason, definition="image_lesion",
+    verdict, lacking = _verdict(clear.all()), _lacking(rivals, strong)
+    if clear.all() and lacking:
+        verdict, reason = UNTESTABLE, f"{reason}; {lacking}"
+    return _row(claim, experiment, verdict, reason, definition="image_lesion",
                 measured=ours["mean"], low=ours["low"], high=ours["high"])
+
+
+def _lacking(rivals: pd.DataFrame, strong: tuple[str, ...]) -> str:
+    """What the comparison with `rivals` lacks before beating them all counts: strong ones, from ImageNet weights."""
+    if missing := [name for name in strong if name not in set(rivals["method"])]:
+        return f"without {', '.join(missing)}"
+    weights = rivals["weights"] if "weights" in rivals else pd.Series("unknown", rivals.index)
+    short = rivals["method"].isin(strong) & (weights != "imagenet")
+    return f"without ImageNet weights in {', '.join(rivals.loc[short, 'method'].unique())}" if short.any() else ""
 
 
 def _generalisation(results: pd.DataFrame | None) -> dict[str, object]:
@@ -185,7 +209,7 @@ def _generalisation(results: pd.DataFrame | None) -> dict[str, object]:
                    & ~results["method"].isin(RECIPES)]
     if away.empty:
         return _row(claim, experiment, UNTESTABLE, _absent(results, train, test))
-    row = _against_all(claim, experiment, away, ["iou"])
+    row = _against_all(claim, experiment, away, ["iou"], ("unet",))
     home = _find(results, train=test, test=test, method="tokencutseg", definition="image_lesion", measure="iou")
     row["reason"] += "" if home is None else f"; trained at home, lesion IoU {home['mean']:.3f}"
     complete = bool(away["complete"].all())
@@ -198,27 +222,39 @@ def _label_efficiency(table: pd.DataFrame | None) -> dict[str, object]:
     claim, experiment = "label-efficient", "label_efficiency"
     if table is None or "ahead" not in table:
         return _unwritten(claim, experiment)
-    fewest = table[table["fraction"] == table["fraction"].min()].set_index("method")
-    ours, unet = fewest.loc["tokencutseg"], fewest.loc["unet"]
-    reason = (f"at {ours['fraction']:.0%} of the labels lesion IoU {ours['mean']:.3f}, U-Net {unet['mean']:.3f}: "
-              f"{unet['ahead']:+.3f} [{unet['ahead_low']:.3f}, {unet['ahead_high']:.3f}]")
-    holds = unet["ahead_low"] > 0 and unet["p_holm"] < 0.05
-    return _row(claim, experiment, _verdict(holds), reason, definition="image_lesion",
-                measured=ours["mean"], low=ours["low"], high=ours["high"])
+    few = table[table["fraction"] <= max(FEW_LABELS)]
+    ours, unet = (few[few["method"] == method].sort_values("fraction") for method in ("tokencutseg", "unet"))
+    if unet.empty:
+        return _row(claim, experiment, UNTESTABLE, f"no U-Net with {max(FEW_LABELS):.0%} of the labels or fewer")
+    clear = (unet["ahead_low"] > 0) & (unet["p_holm"] < 0.05)
+    told = [f"{row.fraction:.0%} of the labels {row.ahead:+.3f} [{row.ahead_low:.3f}, {row.ahead_high:.3f}]"
+            f"{'' if above else ' (not clear)'}" for row, above in zip(unet.itertuples(), clear, strict=True)]
+    reason = f"lead over the U-Net in lesion IoU: {', '.join(told)}"
+    shares = [f"{share:.0%}" for share in FEW_LABELS if share not in set(unet["fraction"])]
+    lacking = [f"without {', '.join(shares)}" if shares else "", _lacking(unet, ("unet",)),
+               f"with {unet['seeds'].min()} of {SEEDS} draws of the labels" if unet["seeds"].min() < SEEDS else ""]
+    verdict = _verdict(clear.all())
+    if clear.all() and any(lacking):
+        verdict, reason = UNTESTABLE, "; ".join(filter(None, [reason, *lacking]))
+    fewest = ours.iloc[0]
+    return _row(claim, experiment, verdict, reason, definition="image_lesion",
+                measured=fewest["mean"], low=fewest["low"], high=fewest["high"])
 
 
 def _bottleneck(table: pd.DataFrame | None) -> dict[str, object]:
-    """The graph head on the transformer's features against the same head on others, supervised ones among them."""
+    """The graph head on the transformer's features against the same head on others that have seen no mask."""
     claim, experiment = "effectively solves the feature bottleneck", "feature_quality"
     if table is None or "ahead" not in table:
         return _unwritten(claim, experiment)
     rows = table[table["head"] == "graph"].set_index("features")
     ours, others = rows.loc["transformer"], rows[~rows.index.str.startswith("transformer")]
+    supervised, others = others[others["images_seen"] > 0], others[others["images_seen"] == 0]
     behind = others[~(others["ahead_low"] > 0)]
     told = [f"{row.Index} {row.iou:.3f} ({row.ahead:+.3f} [{row.ahead_low:.3f}, {row.ahead_high:.3f}])"
             for row in (others if behind.empty else behind).itertuples()]
     reason = (f"token IoU of the graph head {ours['iou']:.3f} on transformer features, "
-              f"{'clearly' if behind.empty else 'not clearly'} better than on those of: {'; '.join(told)}")
+              f"{'clearly' if behind.empty else 'not clearly'} better than on those of: {'; '.join(told)}"
+              + "".join(f"; {row.Index}, which has seen masks, {row.iou:.3f}" for row in supervised.itertuples()))
     return _row(claim, experiment, _verdict(behind.empty), reason, definition="token IoU",
                 measured=ours["iou"], low=ours["iou_low"], high=ours["iou_high"])
 

@@ -46,7 +46,17 @@ from tokencutseg.study.claims import DEMONSTRATIONS
 from tokencutseg.study.claims import claims as judged
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
-from tokencutseg.study.tables import budgets, gaps, holm_over, lead, leakage, main_results, with_leads, written
+from tokencutseg.study.tables import (
+    budgets,
+    gaps,
+    holm_over,
+    lead,
+    leakage,
+    main_results,
+    started_from,
+    with_leads,
+    written,
+)
 
 CHAIN = ("vqgan", "masked_gpt", "segmentation")
 TOGETHER = {
@@ -177,15 +187,19 @@ def graph_radius(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+UNTRAINED = 3
+"""Draws of an untrained network's weights: one more or less lucky draw would decide what learning is worth."""
+
+
 def feature_quality(study: Study) -> pd.DataFrame:
     """A linear probe and the graph head on the same frozen features, from raw colour to a supervised U-Net's last.
 
-    Colour, an untrained CNN (the tokenizer's encoder as the study's seed draws it; others score otherwise), tokenizer
-    and transformer (block by block) have seen no mask; the U-Net is that of the main results where these hold one, else
-    one trained as long as a cell. Columns features, head, images_seen (images with masks, in the training of the
-    features), balanced_accuracy, low, high (its 95 % interval over images), iou (pooled over tokens), iou_low,
-    iou_high, n (tokens of validation images), and for every row but the transformer's output how far that is ahead
-    under the same head: `ahead` with its paired interval `ahead_low`, `ahead_high`.
+    Colour, an untrained CNN (the tokenizer's encoder, `UNTRAINED` draws of it pooled), tokenizer and transformer (block
+    by block) have seen no mask; the U-Net is that of the main results where these hold one, else one trained as long as
+    a cell. Columns features, head, images_seen (images with masks, in the training of the features), balanced_accuracy,
+    low, high (its 95 % interval over images), iou (pooled over tokens), iou_low, iou_high, n (tokens of validation
+    images), and for every row but the transformer's output how far that is ahead under the same head: `ahead` with its
+    paired interval `ahead_low`, `ahead_high`.
     """
     model, primary = study.transformer().model(), study.source.primary
     train = study.source.load(primary, "train")
@@ -195,20 +209,21 @@ def feature_quality(study: Study) -> pd.DataFrame:
     rival = study.baseline("unet", config=study.config if "unet" in study.config.evaluation.rivals else shortened(
         study.config))
     torch.manual_seed(study.config.seed)
-    untrained, unet = TokenCutSeg(study.config).eval(), rival.model()
+    untrained, unet = [TokenCutSeg(study.config).eval() for _ in range(UNTRAINED)], rival.model()
     features, test_features = (
-        layer_features(model, images) | {"untrained CNN": layer_features(untrained, images)["tokenizer"],
-                                         "supervised U-Net": decoder_features(unet, images, grid)}
+        layer_features(model, images) | {"supervised U-Net": decoder_features(unet, images, grid)}
+        | {f"untrained {i}": layer_features(one, images)["tokenizer"] for i, one in enumerate(untrained)}
         for images in (train, test))
     blocks = [name for name in features if name.startswith("block")][:-1]  # the last is the output but for its norm
-    shown = {"colour": "colour", "untrained CNN": "untrained CNN", "tokenizer": "tokenizer",
-             **{f"transformer {name}": name for name in blocks},
-             "transformer": "output", "supervised U-Net": "supervised U-Net"}
+    shown = {"colour": ["colour"], "untrained CNN": [f"untrained {i}" for i in range(UNTRAINED)],
+             "tokenizer": ["tokenizer"], **{f"transformer {name}": [name] for name in blocks},
+             "transformer": ["output"], "supervised U-Net": ["supervised U-Net"]}
     heads = {"linear probe": linear_probe,
              "graph": lambda *known: graph_probe(*known, grid, study.config.segmentation)}
     rows = []
     for head, probe in heads.items():
-        margins = {name: probe(features[key], labels, test_features[key]) for name, key in shown.items()}
+        margins = {name: np.stack([probe(features[key], labels, test_features[key]) for key in keys])
+                   for name, keys in shown.items()}
         rows += [{"features": name, "head": head,
                   "images_seen": rival.metrics["images_seen"] if name == "supervised U-Net" else 0,
                   **probe_scores(one, test_labels)}
@@ -222,10 +237,10 @@ def label_efficiency(study: Study) -> pd.DataFrame:
     (`ablation.label_recipes`), a U-Net under our loop, and one trained the plain way (`ablation.plain_unet`).
 
     Every share sees as many labelled images. One row per method and share; another recipe than the study's own
-    is a method of its name. The interval is over images, with an image's scores under all seeds drawn together;
-    `seed_low` and `seed_high` are the means of the worst and best seed. For every other method how far ours is ahead:
-    the paired difference over images and seeds `ahead` with its interval `ahead_low`, `ahead_high`, Wilcoxon's p, and
-    `p_holm` over the table.
+    is a method of its name, and `weights` says what a method starts from. The interval is over images, with an image's
+    scores under all seeds drawn together; `seed_low` and `seed_high` are the means of the worst and best seed. For
+    every other method how far ours is ahead: the paired difference over images and seeds `ahead` with its interval
+    `ahead_low`, `ahead_high`, Wilcoxon's p, and `p_holm` over the table.
     """
     rows, primary = [], study.source.primary
     draws, ablation, first = study.config.evaluation.bootstrap_draws, study.config.ablation, study.config.seed
@@ -247,8 +262,9 @@ def label_efficiency(study: Study) -> pd.DataFrame:
             result = summarise(pd.concat(scored), "image_lesion", "iou", draws, first,
                                groups="cluster" if "cluster" in scored[0] else "id")
             means = [records["iou"].mean() for records in scored]
-            rows.append({"method": method, "fraction": fraction, "labels": runs[0].metrics["training_images"],
-                         "seeds": len(runs), "definition": "image_lesion", "measure": "iou", "n": len(scored[0]),
+            rows.append({"method": method, "weights": started_from(runs[0]), "fraction": fraction,
+                         "labels": runs[0].metrics["training_images"], "seeds": len(runs),
+                         "definition": "image_lesion", "measure": "iou", "n": len(scored[0]),
                          "mean": result.mean, "low": result.low, "high": result.high,
                          "seed_low": min(means), "seed_high": max(means), **ahead})
     table = pd.DataFrame(rows)
@@ -374,7 +390,7 @@ def baselines(study: Study) -> pd.DataFrame:
         scored.append(records.assign(method=name))
         table = summary_table(records, ["method"], draws=study.config.evaluation.bootstrap_draws,
                               seed=study.config.seed)
-        table.insert(1, "weights", about.get("pretrained_weights", "none" if run is None else "self-supervised"))
+        table.insert(1, "weights", started_from(run))
         parts.append(table.assign(images_seen=about.get("images_seen", 0), seconds=about.get("seconds", 0.0),
                                   pretraining_seconds=_pretraining(study) if name == "tokencutseg" else 0.0))
     return with_leads(pd.concat(parts, ignore_index=True), pd.concat(scored), study.config)

@@ -214,11 +214,13 @@ def written(study: Study, name: str) -> pd.DataFrame | None:
 def main_records(study: Study) -> pd.DataFrame:
     """Per-image records of every (train, test) pair that the data allow: our method and the study's rivals.
 
-    `method` is `tokencutseg` for the study's own recipe; another recipe is a method of its name.
+    `method` is `tokencutseg` for the study's own recipe; another recipe is a method of its name. `weights` says what a
+    method starts from.
     """
     parts = []
     for train, test in available_rows(study):
-        ours = study.records(study.segmenter(train), test, "test").assign(recipe=study.config.recipe)
+        run = study.segmenter(train)
+        ours = study.records(run, test, "test").assign(recipe=study.config.recipe, weights=started_from(run))
         rivals = [_rival_records(study, name, train, test) for name in _rivals(study)]
         parts += [frame.assign(train=train, test=test) for frame in (ours, *rivals)]
     return pd.concat(parts, ignore_index=True)
@@ -231,11 +233,17 @@ def _rivals(study: Study) -> list[str]:
 
 def _rival_records(study: Study, name: str, train: str, test: str) -> pd.DataFrame:
     if name == "otsu":
-        return study.otsu_records(test, "test").assign(recipe="none")
-    if name in RECIPES:
-        run = study.segmenter(train, study.config.under(name))
-        return study.records(run, test, "test").assign(method=name, recipe=name)
-    return study.records(study.baseline(name, train), test, "test").assign(recipe="none")
+        return study.otsu_records(test, "test").assign(recipe="none", weights=started_from(None))
+    known = name in RECIPES
+    run = study.segmenter(train, study.config.under(name)) if known else study.baseline(name, train)
+    return study.records(run, test, "test").assign(method=name, recipe=name if known else "none",
+                                                   weights=started_from(run))
+
+
+def started_from(run: Run | None) -> str:
+    """What a method's supervised training starts from: `imagenet` weights or from `scratch` (baselines),
+    `self-supervised` stages (every recipe), or `none` (Otsu, which has no run)."""
+    return "none" if run is None else run.metrics.get("pretrained_weights", "self-supervised")
 
 
 def budgets(study: Study) -> pd.DataFrame:
@@ -278,7 +286,7 @@ def main_results(study: Study) -> pd.DataFrame:
     far the study's own recipe is ahead of each other method stands in the columns of `with_leads`.
     """
     records = main_records(study)
-    table = summary_table(records, ["train", "test", "method", "recipe"],
+    table = summary_table(records, ["train", "test", "method", "recipe", "weights"],
                           draws=study.config.evaluation.bootstrap_draws, seed=study.config.seed)
     table["published"] = np.array([_published(row) for row in table.itertuples()], float)
     notes = [gaps(study, (row.train, "train"), (row.test, "test")) for row in table.itertuples()]
