@@ -85,26 +85,28 @@ def test_studies_are_led_by_their_first_words_and_demonstrations_come_last(tmp_p
 
 
 def test_the_summary_says_where_ours_is_ahead_of_a_unet(tmp_path):
-    """Clear are an interval without zero and a small p together, which is adjusted over the five comparisons."""
-    leads = [("a", 0.02, 0.01, 0.03, 0.001), ("b", 0.02, 0.01, 0.03, 0.026), ("c", 0.02, -0.01, 0.05, 0.001),
-             ("d", -0.02, -0.03, -0.01, 0.001)]
-    table = pd.DataFrame(leads, columns=["test", "ahead", "ahead_low", "ahead_high", "p"]).assign(
+    """Clear are an interval without zero and a small adjusted p together. Demonstrations and other recipes are not
+    listed."""
+    leads = [("a", 0.02, 0.01, 0.03, 0.01), ("b", 0.02, 0.01, 0.03, 0.2), ("c", 0.02, -0.01, 0.05, 0.01),
+             ("d", -0.02, -0.03, -0.01, 0.01)]
+    table = pd.DataFrame(leads, columns=["test", "ahead", "ahead_low", "ahead_high", "p_holm"]).assign(
         train="a", method="unet", definition="image_lesion", measure="iou")
     claim = pd.DataFrame([{"claim": "best", "verdict": "supported", "reason": "ahead"}]).assign(
         **dict.fromkeys(("published", "measured", "low", "high")), definition="image_lesion")
-    for preset in ("small", "quick"):
+    for preset, recipe in (("small", "revised"), ("quick", "revised"), ("full", "released")):
         folder = tmp_path / f"{preset}-skin" / "tables"
         folder.mkdir(parents=True)
         pd.concat([table, table.assign(measure="dice"), table.assign(method="otsu")]).to_csv(
             folder / "main_results.csv", index=False)
-        table[1:2].assign(fraction=0.05).drop(columns=["train", "test"]).to_csv(
+        table[:1].assign(fraction=0.05, seeds=3, weights="imagenet").drop(columns=["train", "test"]).to_csv(
             folder / "label_efficiency.csv", index=False)
         claim.to_csv(folder / "claims.csv", index=False)
-        (folder.parent / "config.json").write_text(f'{{"preset": "{preset}", "recipe": "revised"}}')
+        (folder.parent / "config.json").write_text(f'{{"preset": "{preset}", "recipe": "{recipe}"}}')
     assert [line for line in summary_markdown(tmp_path).splitlines() if "(`" in line] == [
-        "- **`revised` clearly ahead**: a → a +0.020 [+0.010, +0.030] (`small-skin`)",
+        "- **`revised` clearly ahead**: a → a +0.020 [+0.010, +0.030] (`small-skin`); "
+        "5% of the labels +0.020 [+0.010, +0.030] (`small-skin`, 3 trainings, from ImageNet weights)",
         "- **neither clearly ahead**: a → b +0.020 [+0.010, +0.030] (`small-skin`); "
-        "a → c +0.020 [-0.010, +0.050] (`small-skin`); 5% of the labels +0.020 [+0.010, +0.030] (`small-skin`)",
+        "a → c +0.020 [-0.010, +0.050] (`small-skin`)",
         "- **U-Net clearly ahead**: a → d -0.020 [-0.030, -0.010] (`small-skin`)"]
 
 
@@ -113,6 +115,8 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
     tables.mkdir(parents=True)
     rows = [("mIoU is 81.37%", 0.8137, 0.7012, 0.69, 0.71, "not supported", "above"),
             ("DSC is 90%", 0.9, 0.91, 0.90, 0.92, "not testable here", "within"),
+            ("DSC is 80%", 0.8, 0.91, 0.90, 0.92, "supported", "within"),
+            ("DSC is 95%", 0.95, 0.91, 0.90, 0.92, "not testable here", "above"),
             ("robust", None, None, None, None, "not testable here", "no measure")]
     pd.DataFrame(rows, columns=["claim", "published", "measured", "low", "high", "verdict", "reason"]).assign(
         definition="image_lesion").to_csv(tables / "claims.csv", index=False)
@@ -122,8 +126,11 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
     assert "| mIoU is 81.37% | 0.8137 | 0.7012 [0.690, 0.710] image_lesion | **not supported** | above |" in shown
     assert "Open in every study:" in shown and "| robust |  |  | **not testable here** | no measure |" in shown
     assert RULE in shown
-    assert summary_markdown(tmp_path).splitlines()[2:5] == [
-        "- **not supported**: mIoU is 81.37%", "- **not testable here**: robust",
+    assert "| DSC is 95% | 0.9500 | 0.9100 [0.900, 0.920] image_lesion | **not testable here** | above |" in shown
+    assert shown.index("DSC is 95%") < shown.index("Open in every study:") < shown.index("| robust")
+    assert summary_markdown(tmp_path).splitlines()[2:6] == [
+        "- **supported**: DSC is 80%", "- **not supported**: mIoU is 81.37%",
+        "- **not testable here**: DSC is 95%; robust",
         "- **not testable here, but reached by `revised`**: DSC is 90%"]
     pd.DataFrame([{"method": "unet", "stage": "baseline", "saw": "skin", "training_images": 20, "images_seen": 400,
                    "unlabelled_seen": 30, "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(
@@ -203,8 +210,11 @@ def test_label_shares_are_shown_as_they_stand(tmp_path):
     table.to_csv(tables / "label_efficiency.csv", index=False)
     (tables.parent / "config.json").write_text('{"preset": "small"}')
     ours, theirs = (line for line in labels_markdown(tmp_path).splitlines() if line.startswith("| 100"))
-    assert ours == "| 100 (5%) | TokenCutSeg |  | 1 | 600 | 0.710 [0.600, 0.800] |  |  |"
-    assert theirs == "| 100 (5%) | U-Net |  | 1 | 600 | 0.690 [0.600, 0.800] | +0.020 [+0.010, +0.030] | 0.004 |"
+    assert ours == "| 100 (5%) | TokenCutSeg | 1 | 600 | 0.710 [0.600, 0.800] |  |  |"
+    assert theirs == "| 100 (5%) | U-Net | 1 | 600 | 0.690 [0.600, 0.800] | +0.020 [+0.010, +0.030] | 0.004 |"
+    table.assign(weights=["self-supervised", "scratch"]).to_csv(tables / "label_efficiency.csv", index=False)
+    assert labels_markdown(tmp_path).splitlines()[2].startswith("| labels | method | starts from | seeds | images |")
+    assert "| 100 (5%) | U-Net | scratch | 1 | 600 | 0.690" in labels_markdown(tmp_path)
     (tables.parent / "config.json").write_text('{"preset": "quick"}')
     assert "yet" in labels_markdown(tmp_path)
 

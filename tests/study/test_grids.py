@@ -124,7 +124,7 @@ def test_a_grid_of_one_cell_can_be_drawn(study, tmp_path):
     ablations.graph_radius(table).savefig(tmp_path / "figure.png", dpi=40)
 
 
-def test_feature_quality(study):
+def test_feature_quality(study, monkeypatch):
     table = grids.feature_quality(study)
     names = ["colour", "untrained CNN", "tokenizer", "transformer block 1", "transformer", "supervised U-Net"]
     assert study.config.masked_gpt.n_layer == 2
@@ -144,6 +144,16 @@ def test_feature_quality(study):
     assert table["iou"].between(table["iou_low"], table["iou_high"]).all()
     torch.manual_seed(7)  # whatever numbers were drawn before
     pd.testing.assert_frame_equal(grids.feature_quality(study), table)
+    monkeypatch.setattr(grids, "UNTRAINED", 1)
+    one_draw = (grids.feature_quality(study)["iou"] != table["iou"]).tolist()
+    assert one_draw == (table["features"] == "untrained CNN").tolist()
+
+
+def test_features_that_have_seen_masks_are_said_to_have(study):
+    own = Study(study.config.under("released"), study.source, study.folder)
+    seen = grids.feature_quality(own).set_index("features")["images_seen"]
+    assert (seen[["colour", "untrained CNN", "tokenizer"]] == 0).all()
+    assert (seen[["transformer block 1", "transformer"]] == own.segmenter().metrics["images_seen"]).all()
 
 
 def test_label_efficiency(study):

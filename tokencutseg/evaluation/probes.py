@@ -112,7 +112,7 @@ def probe_scores(margins: np.ndarray, labels: Tensor, draws: int = 1000) -> dict
     probes, and pooled over these too.
 
     Gives `balanced_accuracy` with its bootstrap 95 % interval (`low`, `high`), `iou` of the token masks (`iou_low`,
-    `iou_high`), `auc`, and `n`, the tokens. The intervals come from drawing whole images.
+    `iou_high`), `auc`, and `n`, the tokens, each once. The intervals come from drawing whole images.
     """
     counts = _counts(margins, labels)
     balanced, iou = _pooled(counts.sum(0))

@@ -195,13 +195,14 @@ def feature_quality(study: Study) -> pd.DataFrame:
     """A linear probe and the graph head on the same frozen features, from raw colour to a supervised U-Net's last.
 
     Colour, an untrained CNN (the tokenizer's encoder, `UNTRAINED` draws of it pooled), tokenizer and transformer (block
-    by block) have seen no mask; the U-Net is that of the main results where these hold one, else one trained as long as
-    a cell. Columns features, head, images_seen (images with masks, in the training of the features), balanced_accuracy,
-    low, high (its 95 % interval over images), iou (pooled over tokens), iou_low, iou_high, n (tokens of validation
-    images), and for every row but the transformer's output how far that is ahead under the same head: `ahead` with its
-    paired interval `ahead_low`, `ahead_high`.
+    by block) have seen no mask, but for the transformer of a recipe that trains all together; the U-Net is that of the
+    main results where these hold one, else one trained as long as a cell. Columns features, head, images_seen (images
+    with masks, in the training of the features), balanced_accuracy, low, high (its 95 % interval over images), iou
+    (pooled over tokens), iou_low, iou_high, n (tokens of validation images), and for every row but the transformer's
+    output how far that is ahead under the same head: `ahead` with its paired interval `ahead_low`, `ahead_high`.
     """
-    model, primary = study.transformer().model(), study.source.primary
+    own, primary = study.transformer(), study.source.primary
+    model, joint = own.model(), study.config.masked_gpt.pretraining == "joint"
     train = study.source.load(primary, "train")
     train, test = train.subset(range(min(len(train), 200))), study.source.load(primary, "validation")
     grid = (study.config.grid_size,) * 2
@@ -220,13 +221,12 @@ def feature_quality(study: Study) -> pd.DataFrame:
              "transformer": ["output"], "supervised U-Net": ["supervised U-Net"]}
     heads = {"linear probe": linear_probe,
              "graph": lambda *known: graph_probe(*known, grid, study.config.segmentation)}
-    rows = []
+    rows, seen = [], {"supervised U-Net": rival.metrics["images_seen"]}
+    seen |= {name: own.metrics["images_seen"] for name in shown if joint and name.startswith("transformer")}
     for head, probe in heads.items():
         margins = {name: np.stack([probe(features[key], labels, test_features[key]) for key in keys])
                    for name, keys in shown.items()}
-        rows += [{"features": name, "head": head,
-                  "images_seen": rival.metrics["images_seen"] if name == "supervised U-Net" else 0,
-                  **probe_scores(one, test_labels)}
+        rows += [{"features": name, "head": head, "images_seen": seen.get(name, 0), **probe_scores(one, test_labels)}
                  | ({} if name == "transformer" else iou_ahead(margins["transformer"], one, test_labels))
                  for name, one in margins.items()]
     return pd.DataFrame(rows).drop(columns="auc")
