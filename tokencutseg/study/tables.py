@@ -292,6 +292,7 @@ def main_results(study: Study) -> pd.DataFrame:
     notes = [gaps(study, (row.train, "train"), (row.test, "test")) for row in table.itertuples()]
     table["complete"], table["note"] = [not note for note in notes], notes
     table = with_leads(table, records, study.config, ["train", "test"])
+    table["weights"] = table.pop("weights")  # last: readers count on the order of the others
     there = available_rows(study)
     missing = [{"train": train, "test": test, "method": "tokencutseg", "recipe": study.config.recipe,
                 "definition": "pooled_two_class", "measure": measure, "n": 0, "published": published,
