@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -101,6 +102,11 @@ def claims(results: pd.DataFrame | None, others: Mapping[str, pd.DataFrame | Non
     return table
 
 
+def clearly_ahead(nearest: Any, p_holm: Any) -> Any:
+    """Whether a lead is clear: the worse end of its paired interval above zero, and its adjusted p below 0.05."""
+    return (nearest > 0) & (p_holm < 0.05)
+
+
 def _verdict(holds: bool) -> str:
     return SUPPORTED if holds else NOT_SUPPORTED
 
@@ -176,7 +182,7 @@ def _against_all(claim: str, experiment: str, table: pd.DataFrame, measures: lis
         return _row(claim, experiment, UNTESTABLE, "no trained baseline was compared with")
     sign = rivals["measure"].map(lambda measure: -1 if measure in LESS_IS_BETTER else 1)
     nearest = (sign * rivals["ahead_low"]).where(sign > 0, -rivals["ahead_high"])  # the interval's worse end
-    clear = (nearest > 0) & (rivals["p_holm"] < 0.05)
+    clear = clearly_ahead(nearest, rivals["p_holm"])
     ours = rows[(rows["method"] == "tokencutseg") & (rows["measure"] == measures[0])].iloc[0]
     told = [f"{row.measure} {row.ahead:+.3g} [{row.ahead_low:.3g}, {row.ahead_high:.3g}] against {row.method}"
             for row in rivals[~clear].itertuples()]
@@ -227,7 +233,7 @@ def _label_efficiency(table: pd.DataFrame | None) -> dict[str, object]:
     ours, unet = (few[few["method"] == method].sort_values("fraction") for method in ("tokencutseg", "unet"))
     if unet.empty:
         return _row(claim, experiment, UNTESTABLE, "no U-Net with few labels was compared with")
-    clear = (unet["ahead_low"] > 0) & (unet["p_holm"] < 0.05)
+    clear = clearly_ahead(unet["ahead_low"], unet["p_holm"])
     told = [f"{row.fraction:.0%} of the labels {row.ahead:+.3f} [{row.ahead_low:.3f}, {row.ahead_high:.3f}]"
             f"{'' if above else ' (not clear)'}" for row, above in zip(unet.itertuples(), clear, strict=True)]
     reason = f"lead over the U-Net in lesion IoU: {', '.join(told)}"

@@ -14,7 +14,14 @@ import pandas as pd
 from tokencutseg.config import RECIPES
 from tokencutseg.evaluation.summaries import LESS_IS_BETTER
 from tokencutseg.model.saved import PRETRAINED
-from tokencutseg.study.claims import DEMONSTRATIONS, RULE, UNTESTABLE, VERDICTS, published_consistency
+from tokencutseg.study.claims import (
+    DEMONSTRATIONS,
+    RULE,
+    UNTESTABLE,
+    VERDICTS,
+    clearly_ahead,
+    published_consistency,
+)
 from tokencutseg.study.grids import recipe_table
 from tokencutseg.study.runner import ROOT
 
@@ -144,16 +151,15 @@ def ablations_markdown(reference: Path = REFERENCE) -> str:
     """The tables of notebook 05 that ask what each part gives, of every committed study that is more than a
     demonstration: what was measured with its interval, and paired changes."""
     parts = []
-    for study in sorted(path.parent for path in reference.glob("*/about.md")):
-        tables = {name: study / f"tables/{name}.csv" for name in ABLATIONS}
-        there = {name: pd.read_csv(path) for name, path in tables.items() if path.is_file()}
-        if there and _config(study)["preset"] not in DEMONSTRATIONS:
-            parts += [(study / "about.md").read_text().strip(), ""]
-            for name, table in there.items():
-                heading, columns = ABLATIONS[name]
+    holding = {name: _studies(reference, name, demonstrations=False) for name in ABLATIONS}
+    for study in sorted({study for studies in holding.values() for study in studies}):
+        parts += [(study / "about.md").read_text().strip(), ""]
+        for name, (heading, columns) in ABLATIONS.items():
+            if study in holding[name]:
                 parts += [f"**{heading}** (`{name}.csv`):", "", f"| {' | '.join(columns)} |",
                           "|" + "---|" * len(columns)]
-                parts += [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in table.itertuples()]
+                parts += [f"| {' | '.join(cell(row) for cell in columns.values())} |"
+                          for row in pd.read_csv(study / f"tables/{name}.csv").itertuples()]
                 parts += [""]
     return "\n".join(parts) if parts else NO_TABLE
 
@@ -255,8 +261,9 @@ def _against_unet(reference: Path) -> list[str]:
                 what = f"{row.train} → {row.test}" if table == "main_results" else f"{row.fraction:.0%} of the labels"
                 also = [f"{row.seeds} trainings" if getattr(row, "seeds", 1) > 1 else "",
                         "from ImageNet weights" if getattr(row, "weights", "") == "imagenet" else ""]
-                clear = row.ahead_low * row.ahead_high > 0 and row.p_holm < 0.05
-                places[(ahead if row.ahead > 0 else behind) if clear else neither].append(
+                side = (ahead if clearly_ahead(row.ahead_low, row.p_holm) else
+                        behind if clearly_ahead(-row.ahead_high, row.p_holm) else neither)
+                places[side].append(
                     f"{what} {_lead(row)} ({', '.join(filter(None, [f'`{study.name}`', *also]))})")
     lines = [f"- **{side}**: {'; '.join(found)}" for side, found in places.items() if found]
     return ["`revised` against a U-Net under the same loop on the same labelled images: how far it is ahead in lesion "
