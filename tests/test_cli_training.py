@@ -83,6 +83,17 @@ def test_a_single_table(alone, capsys):
     pd.testing.assert_frame_equal(pd.read_csv(path).fillna(""), main_results(study).fillna(""), check_dtype=False)
 
 
+def test_without_training_only_tables_of_done_trainings_are_made(alone, capsys):
+    before = sorted(alone.glob("*/runs/*"))
+    assert main(["tables", "codebook_size,budgets", "--no-training", "--preset", "tiny", "--recipe", "released",
+                 "--results", str(alone), "--set", *SETTINGS]) == 1
+    told = capsys.readouterr()
+    missing = re.search(r"codebook_size was not made: it needs the training (vqgan-\w{10}) \(recipe r", told.err)
+    assert missing and not list(alone.glob(f"*/runs/{missing[1]}"))
+    assert "budgets.csv" in told.out, "those that can be made are made"
+    assert sorted(alone.glob("*/runs/*")) == before
+
+
 def test_an_unknown_table_is_refused_before_anything_is_trained(tmp_path, capsys):
     assert main(["tables", "stages,stage", "--preset", "tiny", "--results", str(tmp_path)]) == 2
     assert "unknown table stage. Known: main_results, " in capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch
 
 from tokencutseg.config import configure
 from tokencutseg.evaluation.records import COLUMNS_VERSION
-from tokencutseg.study.store import RunSpec, RunStore
+from tokencutseg.study.store import NotTrained, RunSpec, RunStore
 
 
 def spec(**changes):
@@ -44,6 +44,19 @@ def test_a_broken_run_is_not_done(tmp_path):
     store.get_or_train(spec(), lambda folder: (seen.append((folder / "last.ckpt").read_text()),
                                                ({"w": torch.zeros(1)}, {}))[1])
     assert seen == ["half way"]
+
+
+def test_a_store_that_does_not_train_says_what_is_missing(tmp_path):
+    done = RunStore(tmp_path).get_or_train(spec(), lambda folder: ({"w": torch.zeros(1)}, {}))
+    store, other = RunStore(tmp_path, training=False), spec(covers={"n": 2})
+    assert store.get_or_train(spec(), pytest.fail) == done
+    with pytest.raises(NotTrained, match=rf"needs the training {other.id} \(recipe revised\)$"):
+        store.get_or_train(other, pytest.fail)
+    assert not (tmp_path / other.id).exists()
+    (tmp_path / other.id).mkdir()
+    pd.DataFrame({"epoch": [1, 2]}).to_csv(tmp_path / other.id / "history.csv")
+    with pytest.raises(NotTrained, match=r"of which 2 epochs are done$"):
+        store.get_or_train(other, pytest.fail)
 
 
 def test_whatever_decides_the_outcome_decides_the_name():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokencutseg.cli.common import OK, UsageError, natural, positive, read_overrides, terminable
+from tokencutseg.cli.common import FAILED, OK, UsageError, natural, positive, read_overrides, terminable
 from tokencutseg.config import PRESETS, RECIPES, configure
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     tables.add_argument("names", metavar="TABLE[,TABLE]", type=lambda text: text.split(","),
                         help="such as stages,label_efficiency; an unknown one lists them all")
     add_study(tables)
+    tables.add_argument("--no-training", action="store_true", help="make those whose trainings are done, and name for "
+                        "each other one the first that is missing")
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
@@ -122,20 +124,29 @@ def _tables(arguments: argparse.Namespace) -> int:
     from tokencutseg.study.grids import TABLES
     from tokencutseg.study.outputs import OUTPUTS
     from tokencutseg.study.runner import check_writable
+    from tokencutseg.study.store import NotTrained
     from tokencutseg.study.study import Study
+    from tokencutseg.training.fit import Hardware
 
     if unknown := [name for name in arguments.names if name not in TABLES]:
         raise UsageError(f"unknown table {', '.join(unknown)}. Known: {', '.join(TABLES)}")
     check_writable(arguments.results, "--results")
     study = Study.open(config.preset, config.recipe, config.seed, str(arguments.data or ""), str(arguments.results),
-                       read_overrides(arguments.overrides))
+                       read_overrides(arguments.overrides), hardware=Hardware(progress_bar=True),
+                       training=not arguments.no_training)
+    status = OK
     with terminable():
         for name in arguments.names:
-            table = study.table(name, TABLES[name](study))
+            try:
+                table = study.table(name, TABLES[name](study))
+            except NotTrained as missing:
+                print(f"{name} was not made: {missing}", file=sys.stderr, flush=True)
+                status = FAILED
+                continue
             print(f"{name}: {study.folder / 'tables' / f'{name}.csv'}", flush=True)
             if name in OUTPUTS["05_ablations"].figures:  # each is drawn from the table of its name
                 study.figure(name, getattr(ablations, name)(table))
-    return OK
+    return status
 
 
 def _trained(study: Study, stage: str) -> list[Run]:

@@ -108,6 +108,10 @@ class Run:
         return fresh
 
 
+class NotTrained(Exception):
+    """A training is missing that was not to be started."""
+
+
 Training = Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]
 """Trains in a folder; returns the weights to keep and what there is to say (metrics)."""
 
@@ -115,19 +119,23 @@ Training = Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]
 class RunStore:
     """All runs of a study."""
 
-    def __init__(self, folder: Path, together: bool = False) -> None:
-        """`together`: several processes train each run, and all of them call `get_or_train` for it."""
-        self.folder, self.together = folder, together
+    def __init__(self, folder: Path, together: bool = False, training: bool = True) -> None:
+        """`together`: several processes train each run, and all of them call `get_or_train` for it; `training`: whether
+        runs that are missing are trained."""
+        self.folder, self.together, self.training = folder, together, training
 
     def get_or_train(self, spec: RunSpec, train: Training) -> Run:
         """A done run at once; else resume a broken one or start a missing one.
 
         Two processes that want the same run wait for each other. Where several train one run together, the leading one
-        writes.
+        writes. Raises NotTrained where the store does not train.
         """
         run = Run(self.folder / spec.id)
         if run.done:
             return run
+        if not self.training:
+            epochs = f", of which {len(run.history)} epochs are done" if (run.folder / HISTORY).is_file() else ""
+            raise NotTrained(f"it needs the training {run.id} (recipe {spec.config.recipe}){epochs}")
         run.folder.mkdir(parents=True, exist_ok=True)
         if self.together and not leads():
             train(run.folder)

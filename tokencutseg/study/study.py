@@ -48,28 +48,30 @@ def _check_methods(config: Config) -> None:
 class Study:
     """What a notebook holds in its hands.
 
-    `tokenizer`, `transformer`, `segmenter` and `baseline` return finished runs, training what is missing; `records`
-    scores one of them on a split; `table` and `figure` write results; `finish` is a notebook's last act.
+    `tokenizer`, `transformer`, `segmenter` and `baseline` return finished runs, training what is missing (or raising
+    NotTrained, where `training` is False); `records` scores one of them on a split; `table` and `figure` write results;
+    `finish` is a notebook's last act.
     """
 
     def __init__(self, config: Config, source: DataSource, folder: str | Path, notebook: str | None = None,
-                 hardware: Hardware = Hardware()) -> None:  # noqa: B008 (frozen)
+                 hardware: Hardware = Hardware(), training: bool = True) -> None:  # noqa: B008 (frozen)
         self.config, self.source, self.notebook, self.hardware = config, source, notebook, hardware
         self.folder = Path(folder)
-        self.store = RunStore(self.folder / "runs", hardware.processes > 1)
+        self.store = RunStore(self.folder / "runs", hardware.processes > 1, training)
         self._written: dict[str, set[str]] = {"tables": set(), "figures": set()}
         self._started = time.perf_counter()
         self._adopted: Run | None = None
 
     @classmethod
     def open(cls, preset: str = "quick", recipe: str = "revised", seed: int = 0, data: str = "",
-             results: str = "results", overrides: dict[str, Any] | None = None, notebook: str | None = None) -> Study:
+             results: str = "results", overrides: dict[str, Any] | None = None, notebook: str | None = None,
+             hardware: Hardware = Hardware(), training: bool = True) -> Study:  # noqa: B008 (frozen)
         """Open a study as the notebooks do. Raises ConfigError and DataError, each in one sentence."""
         config = configure(preset, recipe, seed, overrides)
         if {"evaluation.rivals", "ablation.baselines"} & differences(config).keys():
             _check_methods(config)
         source = open_source(data, config)
-        return cls(config, source, Path(results) / study_name(config, source.name), notebook)
+        return cls(config, source, Path(results) / study_name(config, source.name), notebook, hardware, training)
 
     # ---- trained stages -------------------------------------------------------------------------------------------
 

@@ -96,12 +96,12 @@ class History(Callback):
 class EpochLines(Callback):
     """One line per epoch on standard output, for somebody who watches a training or reads its log."""
 
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
+    def __init__(self, run: str) -> None:
+        self.run = run
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()))
-        print(f"{self.stage} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
+        print(f"{self.run} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
 
 
 def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, folder: Path, stage: str,
@@ -134,7 +134,7 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
                                                           enable_version_counter=False, save_on_train_epoch_end=True)]
     callbacks += watching
     if hardware.progress_bar:
-        callbacks.append(EpochLines(stage))
+        callbacks.append(EpochLines(folder.name))
     bar = hardware.progress_bar and sys.stdout.isatty()
     if bar:
         callbacks.append(TQDMProgressBar())
