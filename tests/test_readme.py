@@ -204,18 +204,20 @@ def test_a_claim_is_open_only_where_no_study_judges_it(tmp_path):
 def test_label_shares_are_shown_as_they_stand(tmp_path):
     tables = tmp_path / "small-skin" / "tables"
     tables.mkdir(parents=True)
-    rows = [("tokencutseg", 0.71, None, None, None, None), ("unet", 0.69, 0.02, 0.01, 0.03, 0.004)]
+    rows = [("tokencutseg", 0.71, None, None, None, None), ("released", 0.61, 0.1, 0.05, 0.15, 1e-9),
+            ("unet", 0.69, 0.02, 0.01, 0.03, 0.004)]
     table = pd.DataFrame(rows, columns=["method", "mean", "ahead", "ahead_low", "ahead_high", "p_holm"]).assign(
         fraction=0.05, labels=100, seeds=1, n=600, low=0.6, high=0.8)
     table.to_csv(tables / "label_efficiency.csv", index=False)
-    (tables.parent / "config.json").write_text('{"preset": "small"}')
-    ours, theirs = (line for line in labels_markdown(tmp_path).splitlines() if line.startswith("| 100"))
-    assert ours == "| 100 (5%) | TokenCutSeg | 1 | 600 | 0.710 [0.600, 0.800] |  |  |"
+    (tables.parent / "config.json").write_text('{"preset": "small", "recipe": "revised"}')
+    ours, released, theirs = (line for line in labels_markdown(tmp_path).splitlines() if line.startswith("| 100"))
+    assert ours == "| 100 (5%) | TokenCutSeg, `revised` | 1 | 600 | 0.710 [0.600, 0.800] |  |  |"
+    assert released.startswith("| 100 (5%) | TokenCutSeg, `released` | 1 | 600 | 0.610")
     assert theirs == "| 100 (5%) | U-Net | 1 | 600 | 0.690 [0.600, 0.800] | +0.020 [+0.010, +0.030] | 0.004 |"
-    table.assign(weights=["self-supervised", "scratch"]).to_csv(tables / "label_efficiency.csv", index=False)
+    table.assign(weights=["self-supervised", "scratch", "scratch"]).to_csv(tables / "label_efficiency.csv", index=False)
     assert labels_markdown(tmp_path).splitlines()[2].startswith("| labels | method | starts from | seeds | images |")
     assert "| 100 (5%) | U-Net | scratch | 1 | 600 | 0.690" in labels_markdown(tmp_path)
-    (tables.parent / "config.json").write_text('{"preset": "quick"}')
+    (tables.parent / "config.json").write_text('{"preset": "quick", "recipe": "revised"}')
     assert "yet" in labels_markdown(tmp_path)
 
 

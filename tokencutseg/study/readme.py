@@ -73,6 +73,10 @@ def _studies(reference: Path, table: str, demonstrations: bool = True) -> list[P
     return [study for study in sorted(found, key=shown.__getitem__) if demonstrations or not shown[study]]
 
 
+def _read(study: Path, table: str) -> pd.DataFrame:
+    return pd.read_csv(study / f"tables/{table}.csv")
+
+
 def model_markdown(reference: Path = REFERENCE) -> str:
     """The scores of the model that comes with the package."""
     return f"{_table(reference / MODEL_STUDY)}\n"
@@ -83,13 +87,15 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
     committed study that is more than a demonstration."""
     parts = []
     for study in _studies(reference, "label_efficiency", demonstrations=False):
-        table = pd.read_csv(study / "tables/label_efficiency.csv")
+        table, own = _read(study, "label_efficiency"), _config(study)["recipe"]
         known = "weights" in table
         rows = ["| labels | method |" + (" starts from |" if known else "") + " seeds | images "
-                "| lesion IoU per image [95 %] | TokenCutSeg is ahead by [95 %, paired] | p (Holm) |",
+                f"| lesion IoU per image [95 %] | `{own}` is ahead by [95 %, paired] | p (Holm) |",
                 "|---|---|" + ("---|" if known else "") + "---|---|---|---|---|"]
         for row in table.itertuples():
-            rows.append(f"| {row.labels} ({row.fraction:.0%}) | {NAMES.get(row.method, row.method)} "
+            recipe = own if row.method == "tokencutseg" else row.method
+            rows.append(f"| {row.labels} ({row.fraction:.0%}) | {NAMES.get(row.method, row.method)}"
+                        + (f", `{recipe}` " if recipe in RECIPES else " ")
                         + (f"| {row.weights} " if known else "")
                         + f"| {row.seeds} | {row.n} | {_scored(row)} | {_lead(row)} | {_p(row)} |")
         parts += [f"Study `{study.name}`:", "", *rows, ""]
@@ -100,10 +106,10 @@ def baselines_markdown(reference: Path = REFERENCE) -> str:
     """Ours beside other networks under one budget: lesion IoU per image and both boundary measures, and how far ours is
     ahead on the same images, in every committed study that is more than a demonstration and trained other networks than
     those of its main results."""
-    parts = []
+    parts, holding = [], _studies(reference, "main_results")
     for study in _studies(reference, "baselines", demonstrations=False):
-        table, main = pd.read_csv(study / "tables/baselines.csv"), study / "tables/main_results.csv"
-        if main.is_file() and set(table["method"]) <= set(pd.read_csv(main)["method"]):
+        table = _read(study, "baselines")
+        if study in holding and set(table["method"]) <= set(_read(study, "main_results")["method"]):
             continue
         rows = ["| method | starts from | images seen | minutes | measure | per image [95 %] "
                 "| TokenCutSeg is better by [95 %, paired] | p (Holm) |", "|---|---|---|---|---|---|---|---|"]
@@ -125,13 +131,13 @@ def tokenizer_markdown(reference: Path = REFERENCE) -> str:
     how many of its words it uses."""
     parts = []
     for study in _studies(reference, "reconstruction", demonstrations=False):
-        counts = pd.read_csv(study / "tables/codebook_usage.csv")["count"].to_numpy(float)
+        counts = _read(study, "codebook_usage")["count"].to_numpy(float)
         share = counts[counts > 0] / counts.sum()
         words = (f"{len(share) / len(counts):.0%} of {len(counts)} words in use on test images, perplexity "
                  f"{np.exp(-(share * np.log(share)).sum()):.1f}")
         parts += [f"Study `{study.name}`, {words}:", "",
                   "| test images | measure | images | mean [95 %] | features |", "|---|---|---|---|---|"]
-        for row in pd.read_csv(study / "tables/reconstruction.csv").itertuples():
+        for row in _read(study, "reconstruction").itertuples():
             weights = "" if pd.isna(row.weights) else row.weights
             parts.append(f"| {row.dataset} | {MEASURED[row.measure]} | {row.n} "
                          f"| {row.mean:.4g} [{row.low:.4g}, {row.high:.4g}] | {weights} |")
@@ -159,7 +165,7 @@ def ablations_markdown(reference: Path = REFERENCE) -> str:
                 parts += [f"**{heading}** (`{name}.csv`):", "", f"| {' | '.join(columns)} |",
                           "|" + "---|" * len(columns)]
                 parts += [f"| {' | '.join(cell(row) for cell in columns.values())} |"
-                          for row in pd.read_csv(study / f"tables/{name}.csv").itertuples()]
+                          for row in _read(study, name).itertuples()]
                 parts += [""]
     return "\n".join(parts) if parts else NO_TABLE
 
@@ -255,7 +261,7 @@ def _against_unet(reference: Path) -> list[str]:
     places: dict[str, list[str]] = {ahead: [], neither: [], behind: []}
     for table in ("main_results", "label_efficiency"):
         for study in _studies(reference, table, demonstrations=False):
-            rows = pd.read_csv(study / f"tables/{table}.csv")
+            rows = _read(study, table)
             shown = (rows[["method", "definition", "measure"]] == ["unet", "image_lesion", "iou"]).all(axis=1)
             for row in rows[shown & (_config(study)["recipe"] == "revised")].itertuples():
                 what = f"{row.train} → {row.test}" if table == "main_results" else f"{row.fraction:.0%} of the labels"
@@ -294,7 +300,7 @@ def _judged(reference: Path) -> pd.DataFrame:
     """The rows of all committed tables `claims` that give a verdict or measured something, with the column study; then,
     without a study, the claims of which no table says more, each once: the row that names what is missing, else one
     that says what its study is not about, and last what it has not written. Demonstrations are left out."""
-    tables = [pd.read_csv(study / "tables/claims.csv").assign(study=study.name)
+    tables = [_read(study, "claims").assign(study=study.name)
               for study in _studies(reference, "claims", demonstrations=False)]
     if not tables:
         return pd.DataFrame()
@@ -332,7 +338,7 @@ def budgets_markdown(reference: Path = REFERENCE) -> str:
         rows += [f"| {row.method} | {row.stage} | {row.saw} | {row.training_images} | {row.images_seen} "
                  f"| {'' if pd.isna(row.unlabelled_seen) else int(row.unlabelled_seen)} | {row.steps} "
                  f"| {row.seconds / 60:.1f} | {row.device} |"
-                 for row in pd.read_csv(study / "tables/budgets.csv").itertuples()]
+                 for row in _read(study, "budgets").itertuples()]
         parts += [f"Study `{study.name}`:", "", *rows, ""]
     return "\n".join(parts) if parts else "No committed study has a table of budgets yet.\n"
 
@@ -378,7 +384,7 @@ def _seconds(seconds: float) -> str:
 
 
 def _table(study: Path) -> str:
-    results = pd.read_csv(study / "tables/main_results.csv")
+    results = _read(study, "main_results")
     paired = "ahead" in results
     own = results.loc[results["method"] == "tokencutseg", "recipe"].iloc[0]
     lines = ["| train → test | method | recipe | images | lesion IoU per image | lesion Dice per image "
