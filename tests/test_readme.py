@@ -131,7 +131,7 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
     assert summary_markdown(tmp_path).splitlines()[2:6] == [
         "- **supported**: DSC is 80%", "- **not supported**: mIoU is 81.37%",
         "- **not testable here**: DSC is 95%; robust",
-        "- **not testable here, but reached by `revised`**: DSC is 90%"]
+        "- **not testable here, but within or below the interval of `revised`**: DSC is 90%"]
     pd.DataFrame([{"method": "unet", "stage": "baseline", "saw": "skin", "training_images": 20, "images_seen": 400,
                    "unlabelled_seen": 30, "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(
                        tables / "budgets.csv", index=False)
@@ -214,6 +214,9 @@ def test_label_shares_are_shown_as_they_stand(tmp_path):
     assert ours == "| 100 (5%) | TokenCutSeg, `revised` | 1 | 600 | 0.710 [0.600, 0.800] |  |  |"
     assert released.startswith("| 100 (5%) | TokenCutSeg, `released` | 1 | 600 | 0.610")
     assert theirs == "| 100 (5%) | U-Net | 1 | 600 | 0.690 [0.600, 0.800] | +0.020 [+0.010, +0.030] | 0.004 |"
+    table.assign(labels_seen=[100, 100, 60]).to_csv(tables / "label_efficiency.csv", index=False)
+    assert [line.split(" | ")[0] for line in labels_markdown(tmp_path).splitlines() if line.startswith("| 100")] == [
+        "| 100 (5%)", "| 100 (5%)", "| 100 (5%), 60 seen"]
     table.assign(weights=["self-supervised", "scratch", "scratch"]).to_csv(tables / "label_efficiency.csv", index=False)
     assert labels_markdown(tmp_path).splitlines()[2].startswith("| labels | method | starts from | seeds | images |")
     assert "| 100 (5%) | U-Net | scratch | 1 | 600 | 0.690" in labels_markdown(tmp_path)

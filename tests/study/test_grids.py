@@ -162,6 +162,7 @@ def test_label_efficiency(study):
     assert list(zip(table["method"], table["fraction"], table["labels"], strict=True)) == [
         (method, *share) for share in ((0.25, 4), (1.0, 16)) for method in ("tokencutseg", "unet", "unet_plain")]
     assert (table["seeds"] == 2).all() and (table["n"] == 6).all()
+    assert (table["labels_seen"] == table["labels"]).all()
     theirs = study.baseline("unet", config=grids.shortened(study.config)).metrics["pretrained_weights"]
     assert (table["weights"] == table["method"].map(
         {"tokencutseg": "self-supervised", "unet": theirs, "unet_plain": theirs})).all()
@@ -172,6 +173,13 @@ def test_label_efficiency(study):
     np.testing.assert_allclose(others["ahead"], others["fraction"].map(ours["mean"]) - others["mean"], atol=1e-12)
     assert others["ahead"].between(others["ahead_low"], others["ahead_high"]).all()
     np.testing.assert_allclose(others["p_holm"], holm(others["p"]))
+
+
+def test_labels_that_a_short_training_does_not_come_to_see_are_not_counted_as_seen(study, monkeypatch):
+    monkeypatch.setattr(study, "config", study.config.override({
+        "ablation.images_per_epoch": 5, "ablation.seeds": 1, "ablation.plain_unet": False}))
+    table = grids.label_efficiency(study)
+    assert list(zip(table["labels"], table["labels_seen"], strict=True)) == [(4, 4)] * 2 + [(16, 5)] * 2
 
 
 def test_claims_rest_on_what_the_study_has_written(study):

@@ -97,8 +97,19 @@ def test_records_are_scored_once_per_split(tmp_path):
         calls.append(1)
         return pd.DataFrame({"id": ["0012", "0013"], "iou": [0.5, 1.0]})
 
-    first = run.records("isic2017", "test", score)
-    again = run.records("isic2017", "test", score)
-    run.records("isic2017", "validation", score)
-    assert len(calls) == 2 and again["id"].tolist() == ["0012", "0013"] == first["id"].tolist()
+    ids = ["0012", "0013"]
+    first = run.records("isic2017", "test", ids, score)
+    again = run.records("isic2017", "test", ids, score)
+    run.records("isic2017", "validation", ids, score)
+    assert len(calls) == 2 and again["id"].tolist() == ids == first["id"].tolist()
     assert len(pd.read_csv(run.folder / f"per_image-{COLUMNS_VERSION}.csv")) == 4
+
+
+def test_records_of_other_images_are_scored_anew(tmp_path):
+    """As when a split that was partial has been completed."""
+    run = RunStore(tmp_path).get_or_train(spec(), lambda folder: ({"w": torch.zeros(1)}, {}))
+    for split, ids in (("test", ["0012"]), ("validation", ["0014"]), ("test", ["0012", "0013"])):
+        rows = run.records("isic2017", split, ids, lambda ids=ids: pd.DataFrame({"id": ids, "iou": 0.5}))
+        assert rows["id"].tolist() == ids
+    table = pd.read_csv(run.folder / f"per_image-{COLUMNS_VERSION}.csv", dtype={"id": str})
+    assert table.groupby("split")["id"].agg(list).to_dict() == {"test": ["0012", "0013"], "validation": ["0014"]}

@@ -133,6 +133,8 @@ def test_the_main_results_can_be_of_one_training_set(study, monkeypatch):
     assert tables.wanted_rows(about()) == study.source.rows
     rows = tables.available_rows(about("site_b"))
     assert rows == [(train, test) for train, test in study.source.rows if train == "site_b"] != []
+    assert study.source.primary == "site_a" and tables.home(study) == rows[0]
+    assert tables.home(about()) == tables.home(about("site_a", "site_b")) == ("site_a", "site_a")
     with pytest.raises(DataError, match=r"'site_c'.*site_a, site_b"):
         tables.available_rows(about("site_c"))
 

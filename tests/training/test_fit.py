@@ -218,6 +218,17 @@ def test_the_self_training_loss_is_the_supervised_one_against_the_averaged_weigh
     assert all(p.grad is None for p in module.averaged.parameters())
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_after_a_look_at_unlabelled_images_the_model_learns_on_with_dropout(averaged):
+    model = made("segmentation", **{"segmentation.weight_average": averaged})[0].model
+    module = TokenCutSegModule(model.config, model, open_source("", configure("tiny")).pool())
+    module.trainer = SimpleNamespace(world_size=1)
+    before = [part.training for part in module.model.modules()]
+    assert any(before) and not all(before), "the tokenizer never trains here"
+    module.self_training_loss(8, torch.Generator().manual_seed(3))
+    assert [part.training for part in module.model.modules()] == before
+
+
 def test_self_training_waits_for_weights_worth_averaging():
     module, *_ = made("segmentation", **{"segmentation.self_training_weight": 0.5})
     module.total_steps = lambda: 100

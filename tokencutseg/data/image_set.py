@@ -54,6 +54,12 @@ class ImageSet:
         """False where the official split has more images than this one."""
         return self.expected is None or len(self) == self.expected
 
+    @property
+    def units(self) -> list[str] | None:
+        """What is independent of each other: the patient or lesion of each image, else the image itself, by its id;
+        None where nothing is known of any."""
+        return self.clusters and [cluster or own for own, cluster in zip(self.ids, self.clusters, strict=True)]
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over ids and pixels: equal for equal data, wherever its files lie."""

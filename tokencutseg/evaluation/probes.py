@@ -5,6 +5,8 @@ Alain and Bengio, "Understanding intermediate layers using linear classifier pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -16,6 +18,7 @@ from tokencutseg.config import SegmentationConfig
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.inference import cell_masks
 from tokencutseg.evaluation.records import confusion, overlap
+from tokencutseg.evaluation.summaries import interval
 from tokencutseg.model.deepcut import DeepCut
 from tokencutseg.model.losses import dice_loss
 from tokencutseg.model.segmenter import TokenCutSeg
@@ -107,31 +110,35 @@ def graph_probe(features: Tensor, labels: Tensor, test_features: Tensor, grid: t
     return (logits[..., 1] - logits[..., 0]).numpy()
 
 
-def probe_scores(margins: np.ndarray, labels: Tensor, draws: int = 1000) -> dict[str, float | int]:
+def probe_scores(margins: np.ndarray, labels: Tensor, draws: int = 10_000,
+                 clusters: Sequence[str] | None = None) -> dict[str, float | int]:
     """Margins (M, T) of a probe against (M, T) lesion labels, pooled over tokens; margins (D, M, T) are those of D
     probes, and pooled over these too.
 
     Gives `balanced_accuracy` with its bootstrap 95 % interval (`low`, `high`), `iou` of the token masks (`iou_low`,
-    `iou_high`), `auc`, and `n`, the tokens, each once. The intervals come from drawing whole images.
+    `iou_high`), `auc`, and `n`, the tokens, each once. The intervals come from drawing whole images, or whole
+    `clusters` (M,) of them.
     """
     counts = _counts(margins, labels)
-    balanced, iou = _pooled(counts.sum(0))
-    (low, high), (iou_low, iou_high) = (np.percentile(scores, [2.5, 97.5])
-                                        for scores in _pooled(_drawn(len(counts), draws) @ counts))
-    return {"balanced_accuracy": float(balanced), "low": float(low), "high": float(high), "iou": float(iou),
-            "iou_low": float(iou_low), "iou_high": float(iou_high),
+    low, high = interval(counts, _balanced_accuracy, draws, labels=clusters)
+    iou_low, iou_high = interval(counts, _iou, draws, labels=clusters)
+    return {"balanced_accuracy": float(_balanced_accuracy(counts.sum(0))), "low": low, "high": high,
+            "iou": float(_iou(counts.sum(0))), "iou_low": iou_low, "iou_high": iou_high,
             "auc": float(roc_auc_score(np.broadcast_to(labels.numpy(), margins.shape).ravel(), margins.ravel())),
             "n": labels.numel()}
 
 
-def iou_ahead(margins: np.ndarray, others: np.ndarray, labels: Tensor, draws: int = 1000) -> dict[str, float]:
+def iou_ahead(margins: np.ndarray, others: np.ndarray, labels: Tensor, draws: int = 10_000,
+              clusters: Sequence[str] | None = None) -> dict[str, float]:
     """How far the pooled token IoU of `margins` is above that of `others` on the same images: `ahead` with its paired
     95 % interval, `ahead_low` and `ahead_high`."""
-    counts = [_counts(one, labels) for one in (margins, others)]
-    drawn = _drawn(len(labels), draws)
-    ahead = np.subtract(*(_pooled(one.sum(0))[1] for one in counts))
-    low, high = np.percentile(np.subtract(*(_pooled(drawn @ one)[1] for one in counts)), [2.5, 97.5])
-    return {"ahead": float(ahead), "ahead_low": float(low), "ahead_high": float(high)}
+    counts = np.concatenate([_counts(one, labels) for one in (margins, others)], 1)
+
+    def ahead(sums: np.ndarray) -> np.ndarray:
+        return _iou(sums[..., :4]) - _iou(sums[..., 4:])
+
+    low, high = interval(counts, ahead, draws, labels=clusters)
+    return {"ahead": float(ahead(counts.sum(0))), "ahead_low": low, "ahead_high": high}
 
 
 def _counts(margins: np.ndarray, labels: Tensor) -> np.ndarray:
@@ -139,12 +146,13 @@ def _counts(margins: np.ndarray, labels: Tensor) -> np.ndarray:
     return confusion(margins > 0, labels.numpy(), -1).reshape(4, -1, len(labels)).sum(1).T
 
 
-def _drawn(images: int, draws: int) -> np.ndarray:
-    """How often each image is taken in each resample: (draws, images), the same for all that is compared."""
-    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), draws)
-
-
-def _pooled(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Balanced accuracy and lesion IoU of counts (..., 4): tp, fp, fn, tn. A class without tokens counts as right."""
+def _balanced_accuracy(counts: np.ndarray) -> np.ndarray:
+    """Of counts (..., 4): tp, fp, fn, tn. A class without tokens counts as right."""
     tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
-    return (overlap(tp, fn, 0, "iou") + overlap(tn, fp, 0, "iou")) / 2, overlap(tp, fp, fn, "iou")
+    return (overlap(tp, fn, 0, "iou") + overlap(tn, fp, 0, "iou")) / 2
+
+
+def _iou(counts: np.ndarray) -> np.ndarray:
+    """The lesion's, of counts (..., 4): tp, fp, fn, tn."""
+    tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
+    return overlap(tp, fp, fn, "iou")

@@ -10,12 +10,12 @@ drawn, in every interval of this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import wilcoxon
+from scipy.stats import sem, t, wilcoxon
 
 from tokencutseg.evaluation.records import overlap
 
@@ -176,8 +176,9 @@ def seeded_difference(changed: Sequence[pd.DataFrame], reference: Sequence[pd.Da
                       draws: int = 10_000, seed: int = 0) -> PairedDifference:
     """Compare two ways of training under `image_lesion`, each with the same seeds and scored on the same images.
 
-    Images (or their clusters) and seeds are resampled independently of each other. A handful of seeds shows less chance
-    than there is, and one seed none: the interval is then that of `paired_difference`. Wilcoxon's test is on the
+    Each side of the interval adds, as independent errors are added, what the bootstrap over images (or their clusters)
+    says of the seeds' mean and what Student's t says of a mean over seeds, which are too few to be drawn from again.
+    One seed shows nothing of another: the interval is then that of `paired_difference`. Wilcoxon's test is on the
     images' changes, averaged over the seeds, and takes these as given.
 
     Args:
@@ -195,13 +196,35 @@ def seeded_difference(changed: Sequence[pd.DataFrame], reference: Sequence[pd.Da
             raise ValueError("the trainings were scored on different images, or an image id occurs twice")
     changes = np.subtract(*(np.stack([one.loc[ids].to_numpy(float) for one in group]) for group in scores))
     seeds, n = changes.shape
-    labels = _labels(changed[0].set_index("id").loc[ids])
-    sums = _by_group(np.column_stack([changes.T, np.ones(n)]), labels)  # (units, seeds + 1), the last: images
-    over_seeds = np.concatenate(list(_weights(seeds, draws, seed + 1))) @ sums[:, :-1].T / seeds  # (draws, units)
-    taken = np.concatenate(list(_weights(len(sums), draws, seed)))
-    low, high = np.percentile((over_seeds * taken).sum(1) / (taken @ sums[:, -1]), [2.5, 97.5])
-    mean = changes.mean(0)
-    return PairedDifference(float(changes.mean()), float(low), float(high), _signed_rank(mean), n)
+    per_image, difference = changes.mean(0), changes.mean()
+    low, high = mean_interval(per_image, draws, seed, _labels(changed[0].set_index("id").loc[ids]))
+    if seeds > 1:
+        side = sem(changes.mean(1)) * t.ppf(0.975, seeds - 1)
+        low, high = difference - np.hypot(difference - low, side), difference + np.hypot(high - difference, side)
+    return PairedDifference(float(difference), float(low), float(high), _signed_rank(per_image), n)
+
+
+def mean_interval(values: np.ndarray, draws: int = 10_000, seed: int = 0,
+                  labels: Sequence | None = None) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the mean of `values` (N,), one per image; images of one label are drawn
+    together."""
+    sums = np.column_stack([values, np.ones(len(values))])
+    return interval(sums, lambda drawn: drawn[..., 0] / drawn[..., 1], draws, seed, labels)
+
+
+def interval(columns: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], draws: int = 10_000, seed: int = 0,
+             labels: Sequence | None = None) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval over images of a function of sums.
+
+    Args:
+        columns: what is summed, (N, C), one row per image.
+        statistic: sums (..., C) → the score (...).
+        labels: images of one label, (N,), are drawn together.
+    """
+    groups = _by_group(columns, None if labels is None else np.asarray(labels))
+    found = np.concatenate([statistic(weights @ groups) for weights in _weights(len(groups), draws, seed)])
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def holm(pvalues: Sequence[float]) -> np.ndarray:

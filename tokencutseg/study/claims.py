@@ -42,7 +42,8 @@ RULE = (
     "same loop with 2, with 5 and with 10 % of the labels, each drawn three times. The feature bottleneck is solved, "
     "as we read it, when under the graph head the paired interval of the lead that the transformer's features, before "
     "any mask, have over each other kind that has seen none lies above zero. Not testable here: the data, the "
-    "comparison or the training is missing. A verdict holds for the preset of its study and, where no other is named, "
+    "comparison or the training is missing. Not supported says that our trainings do not bear a claim out, and does "
+    "not prove its opposite. A verdict holds for the preset of its study and, where no other is named, "
     "for its recipe, so that being better is then that of `revised` and not of the published method; the presets tiny "
     "and quick give none.")
 

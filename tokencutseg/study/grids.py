@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from tokencutseg import config as config_module
-from tokencutseg.config import RECIPES, STAGES, TRAINED_ENCODER_NEEDS, Config
+from tokencutseg.config import RECIPES, STAGES, TRAINED_ENCODER_NEEDS, Config, ConfigError
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.efficiency import efficiency_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
@@ -34,6 +34,7 @@ from tokencutseg.evaluation.probes import (
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.summaries import (
     holm,
+    mean_interval,
     paired_difference,
     seeded_difference,
     summarise,
@@ -118,7 +119,8 @@ def codebook_size(study: Study) -> pd.DataFrame:
         summary = codebook_summary(tokenize(vqgan, images), n_embed)
         back = map_batches(lambda x, vqgan=vqgan: vqgan.detokenize(vqgan.tokenize(x)), images, 32)
         quality = reconstruction_scores(images.images.float() / 255, back)
-        low, high = _mean_interval(quality["psnr"], study.config)
+        low, high = mean_interval(quality["psnr"].to_numpy(), study.config.evaluation.bootstrap_draws,
+                                  study.config.seed, images.units)
         run = study.segmenter(config=config)
         rows.append({"n_embed": n_embed, "usage": summary["usage"], "perplexity": summary["perplexity"],
                      "psnr": quality["psnr"].mean(),
@@ -126,14 +128,6 @@ def codebook_size(study: Study) -> pd.DataFrame:
                      **validation_score(study, run, first)})
         first = first or run
     return pd.DataFrame(rows)
-
-
-def _mean_interval(values: pd.Series, config: Config) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a mean over images."""
-    rng = np.random.default_rng(config.seed)
-    draws = rng.choice(values.to_numpy(), (config.evaluation.bootstrap_draws, len(values))).mean(1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def stages(study: Study) -> pd.DataFrame:
@@ -221,13 +215,15 @@ def feature_quality(study: Study) -> pd.DataFrame:
              "transformer": ["output"], "supervised U-Net": ["supervised U-Net"]}
     heads = {"linear probe": linear_probe,
              "graph": lambda *known: graph_probe(*known, grid, study.config.segmentation)}
+    drawn = study.config.evaluation.bootstrap_draws, test.units
     rows, seen = [], {"supervised U-Net": rival.metrics["images_seen"]}
     seen |= {name: own.metrics["images_seen"] for name in shown if joint and name.startswith("transformer")}
     for head, probe in heads.items():
         margins = {name: np.stack([probe(features[key], labels, test_features[key]) for key in keys])
                    for name, keys in shown.items()}
-        rows += [{"features": name, "head": head, "images_seen": seen.get(name, 0), **probe_scores(one, test_labels)}
-                 | ({} if name == "transformer" else iou_ahead(margins["transformer"], one, test_labels))
+        rows += [{"features": name, "head": head, "images_seen": seen.get(name, 0),
+                  **probe_scores(one, test_labels, *drawn)}
+                 | ({} if name == "transformer" else iou_ahead(margins["transformer"], one, test_labels, *drawn))
                  for name, one in margins.items()]
     return pd.DataFrame(rows).drop(columns="auc")
 
@@ -236,11 +232,12 @@ def label_efficiency(study: Study) -> pd.DataFrame:
     """Test scores by share of labels: our method (self-supervised stages on all images), other recipes of it
     (`ablation.label_recipes`), a U-Net under our loop, and one trained the plain way (`ablation.plain_unet`).
 
-    Every share sees as many labelled images. One row per method and share; another recipe than the study's own
-    is a method of its name, and `weights` says what a method starts from. The interval is over images, with an image's
-    scores under all seeds drawn together; `seed_low` and `seed_high` are the means of the worst and best seed. For
-    every other method how far ours is ahead: the paired difference over images and seeds `ahead` with its interval
-    `ahead_low`, `ahead_high`, Wilcoxon's p, and `p_holm` over the table.
+    Every share looks at labelled images equally often; `labels_seen` is how many different ones that makes, fewer than
+    `labels` where the budget is shorter than one look at each. One row per method and share; another recipe than the
+    study's own is a method of its name, and `weights` says what a method starts from. The interval is over images, with
+    an image's scores under all seeds drawn together; `seed_low` and `seed_high` are the means of the worst and best
+    seed. For every other method how far ours is ahead: the paired difference over images and seeds `ahead` with its
+    interval `ahead_low`, `ahead_high`, Wilcoxon's p, and `p_holm` over the table.
     """
     rows, primary = [], study.source.primary
     draws, ablation, first = study.config.evaluation.bootstrap_draws, study.config.ablation, study.config.seed
@@ -261,9 +258,10 @@ def label_efficiency(study: Study) -> pd.DataFrame:
             ahead = {} if method == "tokencutseg" else lead(seeded_difference(ours, scored, "iou", draws, first))
             result = summarise(pd.concat(scored), "image_lesion", "iou", draws, first,
                                groups="cluster" if "cluster" in scored[0] else "id")
-            means = [records["iou"].mean() for records in scored]
+            means, labels = [records["iou"].mean() for records in scored], runs[0].metrics["training_images"]
             rows.append({"method": method, "weights": started_from(runs[0]), "fraction": fraction,
-                         "labels": runs[0].metrics["training_images"], "seeds": len(runs),
+                         "labels": labels, "labels_seen": min(labels, runs[0].metrics["images_seen"]),
+                         "seeds": len(runs),
                          "definition": "image_lesion", "measure": "iou", "n": len(scored[0]),
                          "mean": result.mean, "low": result.low, "high": result.high,
                          "seed_low": min(means), "seed_high": max(means), **ahead})
@@ -312,10 +310,15 @@ def deviations(study: Study) -> pd.DataFrame:
 
 
 def deviation_changes(config: Config, switch: str) -> tuple[Any, dict[str, Any]]:
-    """The switch's setting in `config`, and what to set instead: the other recipe's value, with its companions."""
+    """The switch's setting in `config`, and what to set instead: the other recipe's value, with its companions.
+
+    Raises ConfigError for a switch that has no other value here.
+    """
     changes = switched(config, switch, "revised" if config.recipe == "released" else "released")
     setting = config.value(switch)
     if changes[switch] == setting:
+        if switch not in ALTERNATIVES:
+            raise ConfigError(f"ablation.deviations names {switch}, which is {setting} in every cell of this table")
         changes[switch] = ALTERNATIVES[switch]
     return setting, changes
 

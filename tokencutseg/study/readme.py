@@ -37,13 +37,15 @@ PAIRED = (
 UNDER_ONE_BUDGET = (
     "p is Wilcoxon's signed-rank test on the images' differences, Holm-adjusted over the methods of one measure. "
     "Minutes are those of the supervised training; \"before\" are the self-supervised stages.")
-CHOSEN = ("All methods choose their epoch on the same validation masks, which the number of labels does not count.")
+CHOSEN = (
+    "Where a row has several trainings, the interval of the lead covers their spread too (Student's t over them). All "
+    "methods choose their epoch on the same validation masks, which the number of labels does not count.")
 MEASURED = {"l1": "L1", "psnr": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS", "iou": "lesion IoU",
             "nsd": "NSD", "hd95": "HD95 in pixels"}
 DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md", PRETRAINED / "README.md")
 NO_TABLE = "No committed study is large enough for this yet.\n"
-REACHED = "not testable here, but reached by `revised`"
-"""Said in the summary of a published value that a method of our own reaches."""
+REACHED = "not testable here, but within or below the interval of `revised`"
+"""Said in the summary of a published value, held against a method of our own."""
 NO_VERDICT = "No committed study is large enough for a verdict yet.\n"
 NAMES = {**dict.fromkeys(("tokencutseg", *RECIPES), "TokenCutSeg"), "otsu": "Otsu threshold", "unet": "U-Net",
          "unet_plain": "U-Net, trained plainly", "unetplusplus": "U-Net++", "fpn": "FPN", "deeplabv3plus": "DeepLabV3+",
@@ -94,7 +96,8 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
                 "|---|---|" + ("---|" if known else "") + "---|---|---|---|---|"]
         for row in table.itertuples():
             recipe = own if row.method == "tokencutseg" else row.method
-            rows.append(f"| {row.labels} ({row.fraction:.0%}) | {NAMES.get(row.method, row.method)}"
+            unseen = "" if getattr(row, "labels_seen", row.labels) == row.labels else f", {row.labels_seen} seen"
+            rows.append(f"| {row.labels} ({row.fraction:.0%}){unseen} | {NAMES.get(row.method, row.method)}"
                         + (f", `{recipe}` " if recipe in RECIPES else " ")
                         + (f"| {row.weights} " if known else "")
                         + f"| {row.seeds} | {row.n} | {_scored(row)} | {_lead(row)} | {_p(row)} |")

@@ -94,15 +94,17 @@ class Run:
         """The trained model, in evaluation mode on the CPU."""
         return load(self.folder)
 
-    def records(self, dataset: str, split: str, score: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """The per-image records on one split, scored once and then read from the run's table."""
+    def records(self, dataset: str, split: str, ids: list[str], score: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The per-image records on one split, whose images are `ids`: scored once and then read from the run's table,
+        and scored anew where the split holds other images now."""
         path = self.folder / RECORDS
         with FileLock(self.folder / ".per_image.lock"):
             known = pd.read_csv(path, dtype={"id": str}) if path.is_file() else pd.DataFrame()
             if len(known):
-                rows = known[(known["dataset"] == dataset) & (known["split"] == split)]
-                if len(rows):
-                    return rows.reset_index(drop=True)
+                own = (known["dataset"] == dataset) & (known["split"] == split)
+                if known.loc[own, "id"].tolist() == ids:
+                    return known[own].reset_index(drop=True)
+                known = known[~own]
             fresh = score().assign(dataset=dataset, split=split)
             write_csv(pd.concat([known, fresh], ignore_index=True), path)
         return fresh

@@ -152,6 +152,8 @@ class Study:
             inputs["transformer"] = transformer.id
         if unlabelled is not None:
             inputs["unlabelled"] = unlabelled.fingerprint
+            if not own.segmentation.weight_average:
+                covers["own_teacher"] = "with dropout after its first look"  # which was lost once
         spec = RunSpec("segmentation", own, covers, inputs)
 
         def train(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -190,35 +192,36 @@ class Study:
 
     def records(self, run: Run, dataset: str, split: str) -> pd.DataFrame:
         """Per-image records of a segmentation or baseline run on a split, scored on first use."""
+        images = self.source.load(dataset, split)
+
         def compute() -> pd.DataFrame:
-            images = self.source.load(dataset, split)
             model = run.model().to(self._device())
             margins = predict_margins(model, images, self.config.evaluation.batch_size)
             return self._scored(margins, images, model.name if isinstance(model, Baseline) else "tokencutseg")
 
-        return run.records(dataset, split, compute)
+        return run.records(dataset, split, images.ids, compute)
 
     def otsu_records(self, dataset: str, split: str) -> pd.DataFrame:
         """Per-image records of the Otsu threshold, which learns nothing."""
         run = Run(self.store.folder / "otsu")
         run.folder.mkdir(parents=True, exist_ok=True)
+        images = self.source.load(dataset, split)
 
         def compute() -> pd.DataFrame:
             from tokencutseg.model.baselines import otsu  # segmentation_models_pytorch is slow to import
 
-            images = self.source.load(dataset, split)
             masks = torch.cat([otsu(chunk.float() / 255) for chunk in images.images.split(64)])
             return self._scored(2.0 * masks - 1, images, "otsu")
 
-        return run.records(dataset, split, compute)
+        return run.records(dataset, split, images.ids, compute)
 
     @staticmethod
     def _scored(margins: Tensor, images: ImageSet, method: str) -> pd.DataFrame:
         """One row per image from its margins (N, S, S): `score`, `native_scores`, the lesion's contrast, and `cluster`
         (the patient or lesion, else the image itself) where it is known."""
         records = score(margins > 0, images.masks, images.ids, method=method).assign(contrast=contrast(images))
-        if images.clusters is not None:
-            records["cluster"] = [cluster or own for own, cluster in zip(images.ids, images.clusters, strict=True)]
+        if images.units is not None:
+            records["cluster"] = images.units
         return records.join(native_scores(margins, images))
 
     # ---- results --------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from tokencutseg.evaluation.summaries import (
     PairedDifference,
     Summary,
     holm,
+    interval,
+    mean_interval,
     paired_differences,
     summarise,
     summary_table,
@@ -66,7 +68,7 @@ def reconstruction(study: Study) -> pd.DataFrame:
     Columns dataset, measure, n, mean, low, high, weights (what LPIPS's features were trained on).
     """
     vqgan, (lpips_model, weights) = tokenizer_of(study), load_lpips()
-    rng, rows = np.random.default_rng(study.config.seed), []
+    draws, rows = study.config.evaluation.bootstrap_draws, []
     for dataset in test_sets(study):
         images = study.source.load(dataset, "test")
         chosen = images.subset(np.linspace(0, len(images) - 1, min(len(images), study.config.evaluation.lpips_images))
@@ -77,8 +79,7 @@ def reconstruction(study: Study) -> pd.DataFrame:
             scores = reconstruction_scores(x, back, model)
             for measure in measures:
                 values = scores[measure].to_numpy()
-                draws = rng.choice(values, (1000, len(values))).mean(1)
-                low, high = np.percentile(draws, [2.5, 97.5])
+                low, high = mean_interval(values, draws, study.config.seed, part.units)
                 rows.append({"dataset": dataset, "measure": measure, "n": len(values), "mean": values.mean(),
                              "low": low, "high": high, "weights": weights if measure == "lpips" else ""})
     return pd.DataFrame(rows)
@@ -107,7 +108,7 @@ def masked_prediction(study: Study) -> pd.DataFrame:
     batches = [chunk.float() / 255 for chunk in images.images.split(32)]
     words = [model.words(batch) for batch in batches]
     commonest = torch.cat([tokens.flatten() for tokens, _ in words]).mode().values
-    rng, rows = np.random.default_rng(study.config.seed), []
+    draws, rows = study.config.evaluation.bootstrap_draws, []
     for pattern in ("iid", "block"):
         config = study.config.override({"masked_gpt.mask_pattern": pattern}).masked_gpt
         for ratio in MASK_RATIOS:
@@ -120,12 +121,12 @@ def masked_prediction(study: Study) -> pd.DataFrame:
                 hits = (logits.argmax(-1) == flat) & mask
                 counts.append(torch.stack([hits.sum(1), ((flat == commonest) & mask).sum(1), mask.sum(1)], 1))
                 loss += masked_token_loss(logits, flat, mask).item() * int(mask.sum())
-            hits, chance, hidden = torch.cat(counts).numpy().T
-            draws = rng.integers(len(hits), size=(1000, len(hits)))
-            low, high = np.percentile(hits[draws].sum(1) / hidden[draws].sum(1), [2.5, 97.5])
-            n = int(hidden.sum())
-            rows.append({"pattern": pattern, "mask_ratio": ratio, "accuracy": hits.sum() / n, "low": low, "high": high,
-                         "loss": loss / n, "chance": chance.sum() / n, "n": n})
+            counted = torch.cat(counts).numpy()
+            hits, chance, n = (int(total) for total in counted.sum(0))
+            low, high = interval(counted, lambda sums: sums[..., 0] / sums[..., 2], draws, study.config.seed,
+                                 images.units)
+            rows.append({"pattern": pattern, "mask_ratio": ratio, "accuracy": hits / n, "low": low, "high": high,
+                         "loss": loss / n, "chance": chance / n, "n": n})
     return pd.DataFrame(rows)
 
 
@@ -140,8 +141,9 @@ def linear_probes(study: Study) -> pd.DataFrame:
     features, test_features = layer_features(model, train), layer_features(model, test)
     grid = (study.config.grid_size,) * 2
     labels, test_labels = cell_labels(train, grid), cell_labels(test, grid)
+    drawn = study.config.evaluation.bootstrap_draws, test.units
     return pd.DataFrame([{"features": name, **probe_scores(linear_probe(values, labels, test_features[name]),
-                                                           test_labels)} for name, values in features.items()])
+                                                           test_labels, *drawn)} for name, values in features.items()])
 
 
 # ---- notebook 03 ----------------------------------------
@@ -165,6 +167,12 @@ def available_rows(study: Study) -> list[tuple[str, str]]:
         raise DataError(f"the {source.name} data hold no training split with a test split to score it on; add both for "
                         f"{source.primary}")
     return rows
+
+
+def home(study: Study) -> tuple[str, str]:
+    """The pair of the main results that stands for the study where one must: the primary set's own, else the first."""
+    rows, own = available_rows(study), (study.source.primary, study.source.primary)
+    return own if own in rows else rows[0]
 
 
 def segmentation_history(study: Study) -> pd.DataFrame:
@@ -421,7 +429,8 @@ def leakage(study: Study) -> pd.DataFrame:
     pool = _pool_pairs(source, found)
     for train, test in results if "all" in (study.config.vqgan.pool, study.config.masked_gpt.pool) else ():
         pairs = pool[(pool["dataset_2"] == test) & (pool["split_2"] == "test")]
-        both = pd.concat([pairs, with_train[train, test]]).drop_duplicates()
+        # an image of the pool may be one of the training set, under its id in another dataset: a pair counts once
+        both = pd.concat([pairs, with_train[train, test]]).drop_duplicates(["id_1", "id_2", "kind"])
         for name, shared in (("self-supervised pool", pairs), (f"self-supervised pool or {train}/train", both)):
             rows += [_shared(name, f"{test}/test", shared) | score
                      for score in _scores_without(study, records, train, test, shared["id_2"])]

@@ -288,9 +288,11 @@ class SegmenterModule(StageModule):
         chosen = torch.randint(len(self.unlabelled), (count,), generator=generator)
         images = load(self.unlabelled, chosen)["images"].to(self.device)
         self.unlabelled_seen += count
+        learns = self.scored.training  # as it does where no weights are averaged: it goes on as it was
         self.scored.eval()
         with torch.no_grad():
             masks = self.scored.probabilities(images).argmax(1)
+        self.scored.train(learns)
         images, masks = self.augment(images, masks, generator)
         return sum(self.losses(recolour(images, generator), masks, generator).values())
 
