@@ -1,11 +1,12 @@
 """The committed studies against the records of their own runs, which need no data and no weights."""
 
+import json
 from functools import cache
 
 import pandas as pd
 import pytest
 
-from tokencutseg.evaluation.summaries import paired_difference, summarise
+from tokencutseg.evaluation.summaries import paired_difference, seeded_difference, summarise
 from tokencutseg.study.claims import claims
 from tokencutseg.study.readme import REFERENCE
 from tokencutseg.study.store import RECORDS, Run
@@ -15,6 +16,9 @@ GRIDS = sorted(path for name in ("graph_radius", "codebook_size", "stages", "rev
                for path in REFERENCE.glob(f"small-*/tables/{name}.csv"))
 
 
+COMPARED = [REFERENCE / name for name in (
+    "small-isic/tables/baselines.csv", "small-isic2017-encoder/tables/baselines.csv",
+    "small-isic2017-encoder/tables/label_efficiency.csv")]
 SHOWN = [("image_lesion", "iou"), ("image_lesion", "dice"), ("pooled_two_class", "iou"), ("image_lesion", "hd95")]
 
 
@@ -67,6 +71,42 @@ def test_grids_follow_from_the_records_of_their_cells(table, validation_records)
                 [row.change, row.change_low, row.change_high])
         kept = i if getattr(row, "kept", True) else kept
     assert len(found) > 1
+
+
+@pytest.mark.parametrize("table", COMPARED, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_leads_follow_from_the_records_of_the_trainings(table):
+    """Each row's score, and how far ours is ahead of it: over images, and over seeds where there are several."""
+    known, ours = tested(table.parents[1]), {}
+    rows = pd.read_csv(table).query("definition == 'image_lesion' and measure == 'iou'")
+    for row in rows.itertuples():
+        share = getattr(row, "fraction", 1.0)
+        trainings = next(group for key, group in known.items() if key[:2] == (row.method, share)
+                         and len(group) == getattr(row, "seeds", 1)
+                         and pd.concat(group)["iou"].mean() == pytest.approx(row.mean))
+        again = summarise(pd.concat(trainings), "image_lesion", "iou", groups="id")
+        assert [again.low, again.high, len(trainings[0])] == pytest.approx([row.low, row.high, row.n])
+        if row.method == "tokencutseg":
+            ours[share] = trainings
+            continue
+        lead = seeded_difference(ours[share], trainings)
+        assert [lead.difference, lead.low, lead.high, lead.p] == pytest.approx(
+            [row.ahead, row.ahead_low, row.ahead_high, row.p])
+    assert len(rows) > len(ours) > 0
+
+
+def tested(study):
+    """The records on ISIC 2017's test images by method, share of the labels and budget, one frame per seed."""
+    recipe, found = json.loads((study / "config.json").read_text())["recipe"], {}
+    for path in sorted(study.glob(f"runs/*/{RECORDS}")):
+        records = pd.read_csv(path, dtype={"id": str}).query("dataset == 'isic2017' and split == 'test'")
+        if len(records):
+            run, key = Run(path.parent), ("otsu", 1.0)
+            if run.done:
+                about, config = run.about, run.config
+                method = about["name"] or ("tokencutseg" if config.recipe == recipe else config.recipe)
+                key = (method, config.data.label_fraction, json.dumps(about["covers"]["segmentation"]))
+            found.setdefault(key, []).append(records)
+    return found
 
 
 @pytest.fixture(scope="module")
