@@ -94,6 +94,24 @@ def test_without_training_only_tables_of_done_trainings_are_made(alone, capsys):
     assert sorted(alone.glob("*/runs/*")) == before
 
 
+def test_two_jobs_make_the_table_that_one_makes(tmp_path):
+    command = [sys.executable, "-m", "tokencutseg.cli", "tables", "label_efficiency,budgets", "--preset", "tiny",
+               "--set", "vqgan.perceptual=none"]
+    for jobs in "12":
+        process = subprocess.run([*command, "--results", str(tmp_path / jobs), "--jobs", jobs], capture_output=True,
+                                 text=True, timeout=300)
+        assert process.returncode == 0, process.stderr
+    one, two = (sorted((tmp_path / jobs).glob("*/runs/*")) for jobs in "12")
+    assert [run.name for run in one] == [run.name for run in two] and len(one) > 4
+    for name in ("label_efficiency", "budgets"):
+        tables = [pd.read_csv(next((tmp_path / jobs).glob(f"*/tables/{name}.csv"))) for jobs in "12"]
+        # other numbers of threads add in another order
+        pd.testing.assert_frame_equal(*(table.drop(columns=["seconds", "p", "p_holm"], errors="ignore")
+                                        for table in tables), atol=2e-2)
+    lines = [line.split()[0] for line in process.stdout.splitlines() if " epoch 1/" in line]
+    assert len(lines) == len(set(lines)) == len([run for run in two if run.name != "otsu"]), "none is trained twice"
+
+
 def test_an_unknown_table_is_refused_before_anything_is_trained(tmp_path, capsys):
     assert main(["tables", "stages,stage", "--preset", "tiny", "--results", str(tmp_path)]) == 2
     assert "unknown table stage. Known: main_results, " in capsys.readouterr().err

@@ -5,10 +5,11 @@ import time
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 from tokencutseg.config import configure
 from tokencutseg.evaluation.records import COLUMNS_VERSION
-from tokencutseg.study.store import NotTrained, RunSpec, RunStore
+from tokencutseg.study.store import Busy, NotTrained, RunSpec, RunStore
 
 
 def spec(**changes):
@@ -44,6 +45,15 @@ def test_a_broken_run_is_not_done(tmp_path):
     store.get_or_train(spec(), lambda folder: (seen.append((folder / "last.ckpt").read_text()),
                                                ({"w": torch.zeros(1)}, {}))[1])
     assert seen == ["half way"]
+
+
+def test_a_store_that_does_not_wait_leaves_a_training_to_who_is_at_it(tmp_path):
+    store, folder = RunStore(tmp_path), tmp_path / spec().id
+    store.waits = False
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(Busy, match=spec().id):
+        store.get_or_train(spec(), pytest.fail)
+    assert store.get_or_train(spec(), lambda folder: ({"w": torch.zeros(1)}, {})).done
 
 
 def test_a_store_that_does_not_train_says_what_is_missing(tmp_path):

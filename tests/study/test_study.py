@@ -9,7 +9,8 @@ from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
 from tokencutseg.evaluation.probes import layer_features
 from tokencutseg.model.saved import WEIGHTS, load, save_weights
-from tokencutseg.study.study import Study
+from tokencutseg.study.store import Busy
+from tokencutseg.study.study import Finished, Study
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,31 @@ def starts(study, monkeypatch):
                        if name.startswith(f"{part}.")} for part in parts}
 
     return of
+
+
+def test_trainings_ahead_are_those_that_nobody_is_at(study, monkeypatch):
+    taken, elsewhere = [], ["a", "a"]  # another process needs two looks for a, and trains it
+
+    def cell(name):
+        def train():
+            assert not study.store.waits
+            if name in elsewhere:
+                elsewhere.remove(name)
+                raise Busy(name)
+            taken.append(name)
+        return train
+
+    monkeypatch.setattr(study, "records", lambda run, dataset, split: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    study.train_ahead([cell("a")], "test")
+    assert not taken, "one process trains when it comes to it"
+    monkeypatch.setattr(study, "jobs", 2)
+    study.train_ahead([cell(name) for name in "abc"], "test")
+    assert taken == ["b", "c", "a"] and study.store.waits
+    monkeypatch.setattr(study, "helping", True)
+    with pytest.raises(Finished):
+        study.train_ahead([cell("d")], "test")
+    assert taken[-1] == "d"
 
 
 def same(one, two):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     tables.add_argument("names", metavar="TABLE[,TABLE]", type=lambda text: text.split(","),
                         help="such as stages,label_efficiency; an unknown one lists them all")
     add_study(tables)
+    tables.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at once, where a table has "
+                        "several that are independent, each with its share of the cores (default: %(default)s)")
+    tables.add_argument("--helping", action="store_true", help=argparse.SUPPRESS)  # one of the other jobs
     tables.add_argument("--no-training", action="store_true", help="make those whose trainings are done, and name for "
                         "each other one the first that is missing")
 
@@ -120,12 +125,14 @@ def _train(arguments: argparse.Namespace) -> int:
 def _tables(arguments: argparse.Namespace) -> int:
     config = configure(arguments.preset, arguments.recipe, arguments.seed, read_overrides(arguments.overrides))
 
+    import torch
+
     from tokencutseg.study.figures import ablations
-    from tokencutseg.study.grids import TABLES
+    from tokencutseg.study.grids import SHARED, TABLES
     from tokencutseg.study.outputs import OUTPUTS
     from tokencutseg.study.runner import check_writable
     from tokencutseg.study.store import NotTrained
-    from tokencutseg.study.study import Study
+    from tokencutseg.study.study import Finished, Study
     from tokencutseg.training.fit import Hardware
 
     if unknown := [name for name in arguments.names if name not in TABLES]:
@@ -134,19 +141,43 @@ def _tables(arguments: argparse.Namespace) -> int:
     study = Study.open(config.preset, config.recipe, config.seed, str(arguments.data or ""), str(arguments.results),
                        read_overrides(arguments.overrides), hardware=Hardware(progress_bar=True),
                        training=not arguments.no_training)
-    status = OK
-    with terminable():
-        for name in arguments.names:
+    study.jobs, study.helping = arguments.jobs, arguments.helping
+    threads, status = torch.get_num_threads(), OK
+    with terminable(), _helpers(arguments):
+        for name in [name for name in arguments.names if name in SHARED or not arguments.helping]:
+            torch.set_num_threads(max(1, threads // arguments.jobs) if name in SHARED else threads)
             try:
                 table = study.table(name, TABLES[name](study))
             except NotTrained as missing:
                 print(f"{name} was not made: {missing}", file=sys.stderr, flush=True)
                 status = FAILED
                 continue
+            except Finished:
+                continue
             print(f"{name}: {study.folder / 'tables' / f'{name}.csv'}", flush=True)
             if name in OUTPUTS["05_ablations"].figures:  # each is drawn from the table of its name
                 study.figure(name, getattr(ablations, name)(table))
     return status
+
+
+@contextmanager
+def _helpers(arguments: argparse.Namespace) -> Iterator[None]:
+    """Within, `arguments.jobs` - 1 other processes are at the same tables, as long as there is something to train."""
+    command = [sys.executable, "-m", "tokencutseg.cli", "tables", ",".join(arguments.names), "--helping",
+               "--jobs", str(arguments.jobs), "--preset", arguments.preset, "--recipe", arguments.recipe,
+               "--seed", str(arguments.seed), "--results", str(arguments.results),
+               *(["--data", str(arguments.data)] if arguments.data else []),
+               *(["--set", *arguments.overrides] if arguments.overrides else [])]
+    alone = arguments.helping or arguments.no_training
+    helpers = [] if alone else [subprocess.Popen(command) for _ in range(arguments.jobs - 1)]
+    try:
+        yield
+        for helper in helpers:
+            helper.wait()
+    finally:
+        for helper in helpers:
+            helper.terminate()  # which loses nothing: what it was at goes on where it stopped
+            helper.wait()
 
 
 def _trained(study: Study, stage: str) -> list[Run]:

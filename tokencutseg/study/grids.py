@@ -10,6 +10,8 @@ import ast
 import dataclasses
 import inspect
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -113,8 +115,10 @@ def codebook_size(study: Study) -> pd.DataFrame:
     is the one to the first row.
     """
     rows, first, images = [], None, study.source.load(study.source.primary, "validation")
-    for n_embed in study.config.ablation.codebook_sizes:
-        config = shortened(study.config, "vqgan").override({"vqgan.n_embed": n_embed})
+    short = shortened(study.config, "vqgan")
+    cells = {n_embed: short.override({"vqgan.n_embed": n_embed}) for n_embed in study.config.ablation.codebook_sizes}
+    study.train_ahead([partial(study.segmenter, config=config) for config in cells.values()], "validation")
+    for n_embed, config in cells.items():
         vqgan = study.tokenizer(config).model()
         summary = codebook_summary(tokenize(vqgan, images), n_embed)
         back = map_batches(lambda x, vqgan=vqgan: vqgan.detokenize(vqgan.tokenize(x)), images, 32)
@@ -136,8 +140,10 @@ def stages(study: Study) -> pd.DataFrame:
     Columns stages, the score on validation, and `change`, `change_low`, `change_high`: the paired difference to the row
     above with its bootstrap interval over images.
     """
-    rows, above = [], None
-    for name, config, pretrained in stage_cells(study.config):
+    rows, above, cells = [], None, stage_cells(study.config)
+    study.train_ahead([partial(study.segmenter, config=config, pretrained=pretrained)
+                       for _, config, pretrained in cells], "validation")
+    for name, config, pretrained in cells:
         run = study.segmenter(config=config, pretrained=pretrained)
         rows.append({"stages": name, **validation_score(study, run, above)})
         above = run
@@ -170,10 +176,11 @@ def graph_radius(study: Study) -> pd.DataFrame:
 
     Columns radius, neighbours, and those of `validation_score`, whose change is the one to the first row.
     """
-    rows, first = [], None
-    for radius in study.config.ablation.graph_radii:
-        config = shortened(study.config).override({"segmentation.graph_radius": radius,
-                                                   "segmentation.radius_unit": "cells"})
+    rows, first, short = [], None, shortened(study.config).override({"segmentation.radius_unit": "cells"})
+    cells = {radius: short.override({"segmentation.graph_radius": radius})
+             for radius in study.config.ablation.graph_radii}
+    study.train_ahead([partial(study.segmenter, config=config) for config in cells.values()], "validation")
+    for radius, config in cells.items():
         run = study.segmenter(config=config)
         neighbours = len(stencil_offsets(config.grid_size, config.grid_size, radius, "cells")) - 1
         rows.append({"radius": radius, "neighbours": neighbours, **validation_score(study, run, first)})
@@ -241,18 +248,25 @@ def label_efficiency(study: Study) -> pd.DataFrame:
     """
     rows, primary = [], study.source.primary
     draws, ablation, first = study.config.evaluation.bootstrap_draws, study.config.ablation, study.config.seed
-    for fraction in ablation.label_fractions:
-        config = shortened(study.config).override({"data.label_fraction": fraction})
-        others = [recipe for recipe in ablation.label_recipes if recipe != study.config.recipe]
-        cells = {"tokencutseg": ("tokencutseg", config)}
-        cells |= {recipe: ("tokencutseg", shortened(study.config.under(recipe)).override(
-            {"data.label_fraction": fraction})) for recipe in others}
-        cells["unet"] = ("unet", config)
-        if ablation.plain_unet:
-            cells["unet_plain"] = ("unet", config.override(PLAIN))
+    short = shortened(study.config)
+    methods = {"tokencutseg": ("tokencutseg", short)}
+    methods |= {recipe: ("tokencutseg", shortened(study.config.under(recipe))) for recipe in ablation.label_recipes
+                if recipe != study.config.recipe}
+    methods["unet"] = ("unet", short)
+    if ablation.plain_unet:
+        methods["unet_plain"] = ("unet", short.override(PLAIN))
+
+    def trainings(network: str, config: Config, fraction: float) -> list[Callable[[], Run]]:
+        own = config.override({"data.label_fraction": fraction})
+        return [partial(segment_with, study, network, own, seed) for seed in range(first, first + ablation.seeds)]
+
+    cells = {fraction: {method: trainings(*how, fraction) for method, how in methods.items()}
+             for fraction in ablation.label_fractions}
+    study.train_ahead([cell for share in cells.values() for seeds in share.values() for cell in seeds], "test")
+    for fraction, share in cells.items():
         ours: list[pd.DataFrame] = []
-        for method, (network, own) in cells.items():
-            runs = [segment_with(study, network, own, seed) for seed in range(first, first + ablation.seeds)]
+        for method, seeds in share.items():
+            runs = [cell() for cell in seeds]
             scored = [study.records(run, primary, "test") for run in runs]
             ours = ours or scored
             ahead = {} if method == "tokencutseg" else lead(seeded_difference(ours, scored, "iou", draws, first))
@@ -286,17 +300,23 @@ def deviations(study: Study) -> pd.DataFrame:
     """
     ablation, primary, first = study.config.ablation, study.source.primary, study.config.seed
 
-    def scored(config: Config) -> list[pd.DataFrame]:
-        runs = [study.segmenter(config=dataclasses.replace(config, seed=seed))
+    def cells(config: Config) -> list[Callable[[], Run]]:
+        return [partial(study.segmenter, config=dataclasses.replace(config, seed=seed))
                 for seed in range(first, first + ablation.deviation_seeds)]
-        return [study.records(run, primary, "validation") for run in runs]
 
+    def scored(config: Config) -> list[pd.DataFrame]:
+        return [study.records(cell(), primary, "validation") for cell in cells(config)]
+
+    bases = [shortened(study.config.under(recipe), "vqgan") for recipe in ("released", "revised")]
+    turned = {base.recipe: {switch: deviation_changes(base, switch) for switch in ablation.deviations}
+              for base in bases}
+    configs = [config for base in bases for config in (
+        base, *(base.override(changes) for _, changes in turned[base.recipe].values()))]
+    study.train_ahead([cell for config in configs for cell in cells(config)], "validation")
     rows = []
-    for recipe in ("released", "revised"):
-        base = shortened(study.config.under(recipe), "vqgan")
-        reference = scored(base)
-        for switch in ablation.deviations:
-            setting, changes = deviation_changes(base, switch)
+    for base in bases:
+        recipe, reference = base.recipe, scored(base)
+        for switch, (setting, changes) in turned[recipe].items():
             changed = scored(base.override(changes))
             result = seeded_difference(changed, reference, "iou", study.config.evaluation.bootstrap_draws, first)
             also = ", ".join(f"{name} = {value}" for name, value in changes.items() if name != switch)
@@ -386,6 +406,8 @@ def baselines(study: Study) -> pd.DataFrame:
     """
     primary, parts, scored = study.source.primary, [], []
     config = baselines_budget(study.config)
+    study.train_ahead([partial(segment_with, study, name, config, config.seed)
+                       for name in ("tokencutseg", *study.config.ablation.baselines) if name != "otsu"], "test")
     for name in ("tokencutseg", *study.config.ablation.baselines):
         run = None if name == "otsu" else segment_with(study, name, config, config.seed)
         records = study.otsu_records(primary, "test") if run is None else study.records(run, primary, "test")
@@ -439,6 +461,8 @@ TABLES = {table.__name__: table for table in (
     main_results, budgets, leakage, codebook_size, stages, graph_radius, feature_quality, label_efficiency, deviations,
     revised_steps, efficiency, baselines, claims)}
 """The tables that rest on trainings, by name; each is made alone from a study."""
+SHARED = ("codebook_size", "stages", "graph_radius", "label_efficiency", "deviations", "baselines")
+"""Those whose trainings are independent of each other, so that several processes can share them."""
 
 
 def recipe_table() -> pd.DataFrame:

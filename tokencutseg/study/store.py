@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
@@ -114,6 +114,10 @@ class NotTrained(Exception):
     """A training is missing that was not to be started."""
 
 
+class Busy(Exception):
+    """A training is missing that another process is at."""
+
+
 Training = Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]
 """Trains in a folder; returns the weights to keep and what there is to say (metrics)."""
 
@@ -124,13 +128,13 @@ class RunStore:
     def __init__(self, folder: Path, together: bool = False, training: bool = True) -> None:
         """`together`: several processes train each run, and all of them call `get_or_train` for it; `training`: whether
         runs that are missing are trained."""
-        self.folder, self.together, self.training = folder, together, training
+        self.folder, self.together, self.training, self.waits = folder, together, training, True
 
     def get_or_train(self, spec: RunSpec, train: Training) -> Run:
         """A done run at once; else resume a broken one or start a missing one.
 
-        Two processes that want the same run wait for each other. Where several train one run together, the leading one
-        writes. Raises NotTrained where the store does not train.
+        Two processes that want the same run wait for each other, or, while `waits` is False, the later one raises Busy.
+        Where several train one run together, the leading one writes. Raises NotTrained where the store does not train.
         """
         run = Run(self.folder / spec.id)
         if run.done:
@@ -143,7 +147,11 @@ class RunStore:
             train(run.folder)
             wait_until(lambda: run.done, f"{run.folder} was not finished")
             return run
-        with FileLock(run.folder / ".lock"):
+        try:
+            lock = FileLock(run.folder / ".lock").acquire(timeout=-1 if self.waits else 0)
+        except Timeout:
+            raise Busy(run.id) from None
+        with lock:
             if run.done:
                 return run
             write_json(spec.about(), run.folder / CONFIG)

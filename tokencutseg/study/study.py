@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.figures.style import save
 from tokencutseg.study.names import differences, study_name
 from tokencutseg.study.outputs import OUTPUTS
-from tokencutseg.study.store import ENVIRONMENT, Run, RunSpec, RunStore, environment, write_json
+from tokencutseg.study.store import ENVIRONMENT, Busy, Run, RunSpec, RunStore, environment, write_json
 from tokencutseg.training.batches import Batches, InOrder
 from tokencutseg.training.fit import Hardware, fit, write_csv
 from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
@@ -45,6 +46,10 @@ def _check_methods(config: Config) -> None:
             raise ConfigError(f"{setting} names {unknown[0]!r}. Known: {', '.join(known)}")
 
 
+class Finished(Exception):
+    """There is nothing left to help with."""
+
+
 class Study:
     """What a notebook holds in its hands.
 
@@ -61,6 +66,7 @@ class Study:
         self._written: dict[str, set[str]] = {"tables": set(), "figures": set()}
         self._started = time.perf_counter()
         self._adopted: Run | None = None
+        self.jobs, self.helping = 1, False
 
     @classmethod
     def open(cls, preset: str = "quick", recipe: str = "revised", seed: int = 0, data: str = "",
@@ -223,6 +229,30 @@ class Study:
         if images.units is not None:
             records["cluster"] = images.units
         return records.join(native_scores(margins, images))
+
+    def train_ahead(self, cells: Sequence[Callable[[], Run]], split: str) -> None:
+        """Train what a table is going to need and score it on a split of the primary set, where several processes
+        (`jobs`) are at the same table: each takes what nobody is at. Raises Finished in one that only helps.
+        """
+        left = list(cells) if self.jobs > 1 else []
+        while left:
+            before, self.store.waits = left, False
+            try:
+                left = [cell for cell in before if not self._trained(cell, split)]
+            finally:
+                self.store.waits = True
+            if len(left) == len(before):
+                time.sleep(2)
+        if self.helping:
+            raise Finished
+
+    def _trained(self, cell: Callable[[], Run], split: str) -> bool:
+        """Whether a training is done and scored now; not while another process is at it."""
+        try:
+            self.records(cell(), self.source.primary, split)
+        except Busy:
+            return False
+        return True
 
     # ---- results --------------------------------------------------------------------------------------------------
 
