@@ -76,7 +76,7 @@ def test_grids_follow_from_the_records_of_their_cells(table, validation_records)
 @pytest.mark.parametrize("table", COMPARED, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
 def test_leads_follow_from_the_records_of_the_trainings(table):
     """Each row's score, and how far ours is ahead of it: over images, and over seeds where there are several."""
-    known, ours = tested(table.parents[1]), {}
+    known, ours = scored_on_test_images(table.parents[1]), {}
     rows = pd.read_csv(table).query("definition == 'image_lesion' and measure == 'iou'")
     for row in rows.itertuples():
         share = getattr(row, "fraction", 1.0)
@@ -94,7 +94,7 @@ def test_leads_follow_from_the_records_of_the_trainings(table):
     assert len(rows) > len(ours) > 0
 
 
-def tested(study):
+def scored_on_test_images(study):
     """The records on ISIC 2017's test images by method, share of the labels and budget, one frame per seed."""
     recipe, found = json.loads((study / "config.json").read_text())["recipe"], {}
     for path in sorted(study.glob(f"runs/*/{RECORDS}")):

@@ -10,6 +10,7 @@ drawn, in every interval of this module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -127,8 +128,8 @@ def paired_differences(records_a: pd.DataFrame, records_b: pd.DataFrame, pairs: 
     """Compare two methods on the same images, matched by `id`, for each (definition, measure) of `pairs`: both methods
     are resampled with the same draws.
 
-    The p-value is Wilcoxon's signed-rank test on the images' own scores (for a pooled definition too, which has no
-    score per image: those of `image_lesion` stand in), and 1 where no image differs.
+    The p-value is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs, and NaN for a pooled
+    definition, which has no score per image.
 
     Raises:
         ValueError: if the ids differ or repeat, or as `summarise`.
@@ -154,9 +155,10 @@ def paired_differences(records_a: pd.DataFrame, records_b: pd.DataFrame, pairs: 
         one = columns[definition, measure]
         estimate = np.subtract(*(_statistic(c.sum(axis=0), definition, measure) for c in one))
         low, high = np.percentile(np.concatenate(resampled[definition, measure]), [2.5, 97.5])
-        per_image = definition if definition.startswith("image") else "image_lesion"
-        changes = np.subtract(*(_columns(part, per_image, measure)[:, 0] for part in both))
-        results.append(PairedDifference(float(estimate), float(low), float(high), _signed_rank(changes), len(a)))
+        p = math.nan
+        if definition.startswith("image"):
+            p = _signed_rank(np.subtract(*(_columns(part, definition, measure)[:, 0] for part in both)))
+        results.append(PairedDifference(float(estimate), float(low), float(high), p, len(a)))
     return results
 
 

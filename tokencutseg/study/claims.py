@@ -108,6 +108,13 @@ def clearly_ahead(nearest: Any, p_holm: Any) -> Any:
     return (nearest > 0) & (p_holm < 0.05)
 
 
+def better_by(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `ahead` and its interval turned for measures that are better when smaller: above zero is better."""
+    turned, ends = rows["measure"].isin(LESS_IS_BETTER), ["ahead", "ahead_low", "ahead_high"]
+    swapped = -rows[["ahead", "ahead_high", "ahead_low"]].set_axis(ends, axis=1)
+    return rows.assign(**{end: rows[end].mask(turned, swapped[end]) for end in ends})
+
+
 def _verdict(holds: bool) -> str:
     return SUPPORTED if holds else NOT_SUPPORTED
 
@@ -181,9 +188,8 @@ def _against_all(claim: str, experiment: str, table: pd.DataFrame, measures: lis
     rivals = rows[rows["method"] != "tokencutseg"]
     if set(rivals["method"]) <= {"otsu"}:
         return _row(claim, experiment, UNTESTABLE, "no trained baseline was compared with")
-    sign = rivals["measure"].map(lambda measure: -1 if measure in LESS_IS_BETTER else 1)
-    nearest = (sign * rivals["ahead_low"]).where(sign > 0, -rivals["ahead_high"])  # the interval's worse end
-    clear = clearly_ahead(nearest, rivals["p_holm"])
+    rivals = better_by(rivals)
+    clear = clearly_ahead(rivals["ahead_low"], rivals["p_holm"])
     ours = rows[(rows["method"] == "tokencutseg") & (rows["measure"] == measures[0])].iloc[0]
     told = [f"{row.measure} {row.ahead:+.3g} [{row.ahead_low:.3g}, {row.ahead_high:.3g}] against {row.method}"
             for row in rivals[~clear].itertuples()]
@@ -246,7 +252,7 @@ def _label_efficiency(table: pd.DataFrame | None) -> dict[str, object]:
     if clear.all() and any(lacking):
         verdict, reason = UNTESTABLE, "; ".join(filter(None, [reason, *lacking]))
     fewest = ours.iloc[0]
-    return _row(claim, experiment, verdict, reason, definition="image_lesion",
+    return _row(claim, experiment, verdict, reason, definition=f"image_lesion, {fewest['fraction']:.0%} of the labels",
                 measured=fewest["mean"], low=fewest["low"], high=fewest["high"])
 
 

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tokencutseg.config import RECIPES
-from tokencutseg.evaluation.summaries import LESS_IS_BETTER
+from tokencutseg.config import RECIPES, Config
 from tokencutseg.model.saved import PRETRAINED
 from tokencutseg.study.claims import (
     DEMONSTRATIONS,
     RULE,
     UNTESTABLE,
     VERDICTS,
+    better_by,
     clearly_ahead,
     published_consistency,
 )
-from tokencutseg.study.grids import recipe_table
+from tokencutseg.study.grids import recipe_table, shortened
 from tokencutseg.study.runner import ROOT
 
 REFERENCE = ROOT / "results" / "reference"
@@ -31,11 +31,13 @@ MODEL_STUDY = "small-isic2017-encoder"
 """The committed study that the model beside the package is from."""
 PAIRED = (
     "The interval is that of the mean difference over the same images (bootstrap). p is Wilcoxon's signed-rank test on "
-    "the images' differences, Holm-adjusted over the table's rows; it asks whether most images gain, and can be small "
-    "where the interval holds zero (many small gains, a few large losses). Being clearly ahead asks for both. Both are "
-    "about the images and say nothing of another training: two that differ by chance alone can have a small p.")
+    "the images' differences, adjusted by Holm's method for the number of the table's rows; it asks whether gains "
+    "outrank losses, and can be small where the interval holds zero (many small gains, a few large losses). Being "
+    "clearly ahead asks for both. Both are about the images and say nothing of another training: two that differ by "
+    "chance alone can have a small p.")
 UNDER_ONE_BUDGET = (
-    "p is Wilcoxon's signed-rank test on the images' differences, Holm-adjusted over the methods of one measure. "
+    "p is Wilcoxon's signed-rank test on the images' differences, adjusted for the methods of one measure; it "
+    "ranks the differences, and can be small where the interval of their mean holds zero. "
     "Minutes are those of the supervised training; \"before\" are the self-supervised stages.")
 CHOSEN = (
     "Where a row has several trainings, the interval of the lead covers their spread too (Student's t over them). All "
@@ -101,8 +103,17 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
                         + (f", `{recipe}` " if recipe in RECIPES else " ")
                         + (f"| {row.weights} " if known else "")
                         + f"| {row.seeds} | {row.n} | {_scored(row)} | {_lead(row)} | {_p(row)} |")
-        parts += [f"Study `{study.name}`:", "", *rows, ""]
+        parts += [f"Study `{study.name}`{_looks(study)}:", "", *rows, ""]
     return "\n".join([*parts, PAIRED, CHOSEN, ""]) if parts else NO_TABLE
+
+
+def _looks(study: Path) -> str:
+    """How many looks at labelled images each training of a study's grids has."""
+    config = _config(study)
+    if "ablation" not in config:
+        return ""
+    cell = shortened(Config.from_dict(config)).segmentation
+    return f", {cell.epochs * cell.images_per_epoch:,} looks at labelled images in each training"
 
 
 def baselines_markdown(reference: Path = REFERENCE) -> str:
@@ -116,9 +127,7 @@ def baselines_markdown(reference: Path = REFERENCE) -> str:
             continue
         rows = ["| method | starts from | images seen | minutes | measure | per image [95 %] "
                 "| TokenCutSeg is better by [95 %, paired] | p (Holm) |", "|---|---|---|---|---|---|---|---|"]
-        turned = table["measure"].isin(LESS_IS_BETTER)
-        table.loc[turned, ["ahead", "ahead_low", "ahead_high"]] = -table.loc[
-            turned, ["ahead", "ahead_high", "ahead_low"]].to_numpy()
+        table = better_by(table)
         shown = table[(table["definition"] == "image_lesion") & table["measure"].isin(["iou", "nsd", "hd95"])]
         for row in shown.itertuples():
             before = f" + {row.pretraining_seconds / 60:.1f} before" if row.pretraining_seconds else ""
@@ -272,8 +281,8 @@ def _against_unet(reference: Path) -> list[str]:
                         "from ImageNet weights" if getattr(row, "weights", "") == "imagenet" else ""]
                 side = (ahead if clearly_ahead(row.ahead_low, row.p_holm) else
                         behind if clearly_ahead(-row.ahead_high, row.p_holm) else neither)
-                places[side].append(
-                    f"{what} {_lead(row)} ({', '.join(filter(None, [f'`{study.name}`', *also]))})")
+                named = [f"`{study.name}`", "an earlier recipe" if _earlier(study) else "", *also]
+                places[side].append(f"{what} {_lead(row)} ({', '.join(filter(None, named))})")
     lines = [f"- **{side}**: {'; '.join(found)}" for side, found in places.items() if found]
     return ["`revised` against a U-Net under the same loop on the same labelled images: how far it is ahead in lesion "
             "IoU on test images, with the paired 95 % interval over images. Where nothing else is said, the U-Net "
@@ -288,7 +297,8 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
     parts = []
     for study, part in table.groupby("study", sort=False):
         config = _config(reference / study) if study else {}
-        parts += [f"Study `{study}`, preset `{config['preset']}`, recipe `{config['recipe']}`:" if study
+        earlier = "an earlier " if study and _earlier(reference / study) else ""
+        parts += [f"Study `{study}`, preset `{config['preset']}`, {earlier}recipe `{config['recipe']}`:" if study
                   else "Open in every study:", "",
                   "| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
         for row in part.itertuples():
@@ -318,6 +328,13 @@ def _judged(reference: Path) -> pd.DataFrame:
 
 def _config(study: Path) -> dict[str, Any]:
     return json.loads((study / "config.json").read_text())
+
+
+def _earlier(study: Path) -> bool:
+    """Whether a study's recipe has other settings today, or more of them."""
+    config = _config(study)
+    today = ((*name.split("."), json.loads(json.dumps(value))) for name, value in RECIPES[config["recipe"]].items())
+    return any(stage in config and config[stage].get(key) != value for stage, key, value in today)
 
 
 def bench_markdown(reference: Path = REFERENCE) -> str:

@@ -153,6 +153,10 @@ class Study:
         separate = config.masked_gpt.pretraining == "separate" and pretrained
         inputs = {"tokenizer": tokenizer.id, "train": images.fingerprint, "validation": validation.fingerprint}
         covers = self._supervised_part(own) | {"masked_gpt": dataclasses.asdict(config.masked_gpt)}
+        seg = own.segmentation
+        if seg.schedule == "cosine" and (seg.transformer_rate != 1 or (seg.encoder == "fine_tuned"
+                                                                       and seg.encoder_rate != 1)):
+            covers["floor"] = "a tenth of each part's rate"  # which was once that of the largest
         transformer = self.transformer(config, train_set) if separate else None
         if transformer is not None:
             inputs["transformer"] = transformer.id

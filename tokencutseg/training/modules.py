@@ -349,9 +349,8 @@ class SegmenterModule(StageModule):
         optimizer = torch.optim.AdamW(
             [{"params": group, "lr": rate * c.learning_rate, "weight_decay": c.weight_decay * decays}
              for (rate, decays), group in groups.items()], c.learning_rate, betas=(0.9, 0.95), fused=True)
-        if c.schedule == "cosine":  # released: once an epoch, down to a tenth
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs,
-                                                                  eta_min=0.1 * c.learning_rate)
+        if c.schedule == "cosine":  # released: once an epoch, down to a tenth, whatever share of the rate a part has
+            schedule = warm_cosine(optimizer, self.trainer.max_epochs, warmup=0, floor=0.1)
             return [optimizer], [{"scheduler": schedule, "interval": "epoch"}]
         return [optimizer], [{"scheduler": warm_cosine(optimizer, self.total_steps(), floor=0.0), "interval": "step"}]
 
@@ -393,8 +392,8 @@ class TokenCutSegModule(SegmenterModule):
 
 def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1,
                 floor: float = 0.05) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over the first tenth of `steps`, then a cosine down to `floor` times the peak."""
-    rise = max(1, round(warmup * steps))
+    """Linear warm-up over the share `warmup` of `steps`, then a cosine down to `floor` times the peak."""
+    rise = max(1, round(warmup * steps)) if warmup else 0
 
     def factor(step: int) -> float:
         if step < rise:
