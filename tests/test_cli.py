@@ -168,7 +168,7 @@ def test_audit_names_an_image_that_two_splits_share(tmp_path, capsys):
         for i in range(3):
             pixels = shared if i == 0 and folder != "val" else draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "clinic" / folder / "images" / f"{folder}{i}.png")
-            Image.new("L", (64, 64)).save(tmp_path / "clinic" / folder / "masks" / f"{folder}{i}.png")
+            Image.new("L", (64, 64), 255).save(tmp_path / "clinic" / folder / "masks" / f"{folder}{i}.png")
     assert run("audit", "--data", tmp_path / "clinic", "--out", tmp_path / "audit") == 0
     assert len(pd.read_csv(tmp_path / "audit/overlaps.csv")) >= 1
     assert (tmp_path / "audit/contact_sheet.png").stat().st_size > 1000
@@ -280,6 +280,21 @@ def test_segment_does_not_write_beside_its_images(model, tmp_path, capsys):
     assert run("segment", tmp_path / "a.png", "--model", model, "--out", tmp_path) == 2
     assert "--out must be another folder" in capsys.readouterr().err
     assert (tmp_path / "a_mask.png").read_text() == "an expert drew this"
+
+
+def test_segment_replaces_its_own_masks_and_no_others(model, tmp_path, capsys):
+    image_with_lesion(tmp_path / "in" / "a.png")
+    command = ["segment", tmp_path / "in", "--model", model, "--out", tmp_path / "masks"]
+    (tmp_path / "masks").mkdir()
+    for kind in ("mask", "overlay"):
+        (tmp_path / "masks" / f"a_{kind}.png").write_text("from an earlier call")
+    assert run(*command) == 0
+    assert Image.open(tmp_path / "masks" / "a_mask.png").mode == "L"
+    (tmp_path / "masks" / "a_overlay.png").unlink()
+    (tmp_path / "masks" / "a_mask.png").write_text("an expert drew this")
+    assert run(*command) == 2
+    assert "a_mask.png is there already and not from an earlier call" in capsys.readouterr().err
+    assert (tmp_path / "masks" / "a_mask.png").read_text() == "an expert drew this"
 
 
 def test_segment_into_a_file_is_bad_usage(model, tmp_path, capsys):

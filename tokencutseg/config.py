@@ -270,8 +270,8 @@ class Config:
             if (value := self.value(name)) < least:
                 raise ConfigError(f"{name} must be {least} or more, not {value}")
         side = 2**self.vqgan.n_stages
-        if self.data.image_size % side:
-            raise ConfigError(f"data.image_size must be a multiple of the tokenizer's stride {side}, "
+        if self.data.image_size % side or self.data.image_size == side:
+            raise ConfigError(f"data.image_size must be a multiple of the tokenizer's stride {side}, twice or more, "
                               f"not {self.data.image_size}")
         for channels in (self.vqgan.hidden_channels * 2**i for i in range(self.vqgan.n_stages + 1)):
             if channels % min(self.vqgan.norm_groups, channels):

@@ -139,6 +139,18 @@ def test_own_images_and_masks_are_divided_by_id(tmp_path, suffix):
     assert all(split.complete and split.expected is None for split in splits.values())
 
 
+def test_own_images_of_one_patient_lie_in_one_split(tmp_path):
+    root = tmp_path / "clinic"
+    names = [f"case{i}" for i in range(400)]
+    touch(root / "images", *(f"{n}.jpg" for n in names))
+    touch(root / "masks", *(f"{n}.png" for n in names))
+    (root / "manifest.csv").write_text("id,patient_id\n" + "".join(f"case{i},P{i // 4}\n" for i in range(0, 300)))
+    splits = find_datasets(root)["clinic"]
+    patients = [{s.cluster for s in split.samples} - {None} for split in splits.values()]
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 75 and all(patients)
+    assert sorted(i for split in splits.values() for i in ids_of(split)) == sorted(names)
+
+
 @pytest.mark.parametrize("validation", ["val", "validation"])
 def test_own_split_folders_are_kept(tmp_path, validation):
     root = tmp_path / "clinic"

@@ -132,6 +132,11 @@ def test_a_mask_of_zeros_and_ones_is_taken_as_labels(tmp_path, dtype):
     np.testing.assert_array_equal(save_mask(tmp_path / "mask.png", values.astype(dtype)), values)
 
 
+def test_eight_bits_in_a_wider_type_are_cut_at_the_same_brightness(tmp_path):
+    values = rgb()[..., 0]
+    np.testing.assert_array_equal(save_mask(tmp_path / "mask.png", values.astype(np.uint16)), values > 127)
+
+
 def test_a_sixteen_bit_mask_is_cut_at_the_same_brightness(tmp_path):
     values = rgb()[..., 0]
     np.testing.assert_array_equal(save_mask(tmp_path / "mask.png", values.astype(np.uint16) * 257), values > 127)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tokencutseg.model import baselines
-from tokencutseg.model.baselines import BASELINES, build_baseline, otsu
+from tokencutseg.model.baselines import BASELINES, LenientBatchNorm, build_baseline, otsu
 
 
 def dermoscopy(size=96, lesion_radius=0.4, corners=False):
@@ -45,9 +45,25 @@ def test_every_baseline_runs_and_learns_at_any_size(name):
     assert all(p.grad is not None for p in network.network.parameters() if p.requires_grad)
 
 
-def test_a_single_small_image_can_be_learned_from():
-    network = build_baseline("unet", pretrained=False).train()
-    assert network(torch.rand(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_a_single_small_image_can_be_learned_from(name):
+    """Also where a branch pools the whole map into one cell, whose batch statistics would say nothing."""
+    network = build_baseline(name, pretrained=False).train()
+    logits = network(torch.rand(1, 3, 32, 32))
+    assert logits.shape == (1, 2, 32, 32)
+    logits.square().mean().backward()
+    assert all(p.grad is not None for p in network.network.parameters() if p.requires_grad)
+
+
+def test_a_single_cell_is_normalised_as_in_prediction_and_all_else_as_usual():
+    torch.manual_seed(0)
+    ours, theirs = LenientBatchNorm(5), nn.BatchNorm2d(5)
+    for size in ((4, 5, 3, 3), (2, 5, 1, 1)):
+        x = torch.randn(size)
+        torch.testing.assert_close(ours(x), theirs(x))
+    one = torch.randn(1, 5, 1, 1)
+    torch.testing.assert_close(ours(one), theirs.eval()(one))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
 def test_padding_keeps_pixels_in_place_and_normalisation_is_imagenets(monkeypatch):

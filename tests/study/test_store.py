@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import multiprocessing
 import time
@@ -8,6 +9,7 @@ import torch
 from filelock import FileLock
 
 from tokencutseg.config import configure
+from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.records import COLUMNS_VERSION
 from tokencutseg.study.store import Busy, NotTrained, RunSpec, RunStore
 
@@ -15,6 +17,12 @@ from tokencutseg.study.store import Busy, NotTrained, RunSpec, RunStore
 def spec(**changes):
     values = {"stage": "vqgan", "config": configure("tiny"), "covers": {"n": 1}, "inputs": {"train": "abc"}} | changes
     return RunSpec(**values)
+
+
+def split(name, ids):
+    n = len(ids)
+    return ImageSet("isic2017", name, ids, torch.zeros(n, 3, 8, 8, dtype=torch.uint8),
+                    torch.zeros(n, 8, 8, dtype=torch.uint8), None, [(8, 8)] * n)
 
 
 def test_a_done_run_is_not_trained_again(tmp_path):
@@ -101,16 +109,15 @@ def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
 
 def test_records_are_scored_once_per_split(tmp_path):
     run = RunStore(tmp_path).get_or_train(spec(), lambda folder: ({"w": torch.zeros(1)}, {}))
-    calls = []
+    calls, ids = [], ["0012", "0013"]
 
     def score():
         calls.append(1)
-        return pd.DataFrame({"id": ["0012", "0013"], "iou": [0.5, 1.0]})
+        return pd.DataFrame({"id": ids, "iou": [0.5, 1.0], "cluster": ["007", "12"]})
 
-    ids = ["0012", "0013"]
-    first = run.records("isic2017", "test", ids, score)
-    again = run.records("isic2017", "test", ids, score)
-    run.records("isic2017", "validation", ids, score)
+    first, again = (run.records(split("test", ids), score) for _ in range(2))
+    run.records(split("validation", ids), score)
+    pd.testing.assert_frame_equal(first, again)
     assert len(calls) == 2 and again["id"].tolist() == ids == first["id"].tolist()
     assert len(pd.read_csv(run.folder / f"per_image-{COLUMNS_VERSION}.csv")) == 4
 
@@ -118,8 +125,20 @@ def test_records_are_scored_once_per_split(tmp_path):
 def test_records_of_other_images_are_scored_anew(tmp_path):
     """As when a split that was partial has been completed."""
     run = RunStore(tmp_path).get_or_train(spec(), lambda folder: ({"w": torch.zeros(1)}, {}))
-    for split, ids in (("test", ["0012"]), ("validation", ["0014"]), ("test", ["0012", "0013"])):
-        rows = run.records("isic2017", split, ids, lambda ids=ids: pd.DataFrame({"id": ids, "iou": 0.5}))
+    for name, ids in (("test", ["0012"]), ("validation", ["0014"]), ("test", ["0012", "0013"])):
+        rows = run.records(split(name, ids), lambda ids=ids: pd.DataFrame({"id": ids, "iou": 0.5}))
         assert rows["id"].tolist() == ids
     table = pd.read_csv(run.folder / f"per_image-{COLUMNS_VERSION}.csv", dtype={"id": str})
     assert table.groupby("split")["id"].agg(list).to_dict() == {"test": ["0012", "0013"], "validation": ["0014"]}
+
+
+@pytest.mark.parametrize("change", [{"masks": torch.ones(1, 8, 8, dtype=torch.uint8)}, {"native_sizes": [(9, 7)]},
+                                    {"clusters": ["P1"]}])
+def test_records_are_scored_anew_when_the_facts_have_changed(tmp_path, change):
+    run = RunStore(tmp_path).get_or_train(spec(), lambda folder: ({"w": torch.zeros(1)}, {}))
+    before, after = split("test", ["0012"]), dataclasses.replace(split("test", ["0012"]), **change)
+    for iou, images, expected in ((0.1, before, 0.1), (0.2, before, 0.1), (0.3, after, 0.3), (0.4, after, 0.3)):
+        rows = run.records(images, lambda iou=iou: pd.DataFrame({"id": ["0012"], "iou": [iou]}))
+        assert rows["iou"].tolist() == [expected]
+    (run.folder / "scored.json").unlink()
+    assert run.records(before, pytest.fail)["iou"].tolist() == [0.3], "published records say nothing of them"

@@ -260,17 +260,22 @@ def _segment(arguments: argparse.Namespace) -> int:
     for image in images:
         if image.parent.resolve() == arguments.out.resolve():
             raise UsageError(f"--out must be another folder than that of {image}: a mask there could be overwritten")
+    stems = list(_output_stems(images))
+    for stem in stems:  # of ours each mask has an overlay beside it
+        if (arguments.out / f"{stem}_mask.png").exists() and not (arguments.out / f"{stem}_overlay.png").exists():
+            raise UsageError(f"{arguments.out / f'{stem}_mask.png'} is there already and not from an earlier call; "
+                             f"choose another folder with --out")
     model = tokencutseg.load(arguments.model)
     check_writable(arguments.out, "--out")
-    for image, stem in zip(images, _output_stems(images), strict=True):
+    for image, stem in zip(images, stems, strict=True):
         try:
             pixels = read_image(image)
         except DataError as error:
             failures.append(str(error))
             continue
         mask = model.predict(pixels)
-        _save(mask.astype("uint8") * 255, arguments.out / f"{stem}_mask.png")
         _save(_overlay(pixels, mask.astype(bool)), arguments.out / f"{stem}_overlay.png")
+        _save(mask.astype("uint8") * 255, arguments.out / f"{stem}_mask.png")
         print(f"{image} -> {arguments.out / f'{stem}_mask.png'}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)

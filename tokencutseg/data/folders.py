@@ -99,14 +99,14 @@ def find_datasets(root: str | Path) -> dict[str, dict[str, Split]]:
     or two files with one id, and for a manifest that cannot be used.
     """
     known = _read_manifest(Path(root) / MANIFEST)
-    datasets = _found_datasets(Path(root))
+    datasets = _found_datasets(Path(root), {i: fields["cluster"] for i, fields in known.items() if "cluster" in fields})
     if not known:
         return datasets
     return {dataset: {name: replace(split, samples=tuple(replace(s, **known.get(s.id, {})) for s in split.samples))
                       for name, split in splits.items()} for dataset, splits in datasets.items()}
 
 
-def _found_datasets(root: Path) -> dict[str, dict[str, Split]]:
+def _found_datasets(root: Path, clusters: dict[str, str]) -> dict[str, dict[str, Split]]:
     if not root.is_dir():
         raise DataError(f"data folder {root} does not exist; give the folder that holds {_one_of_each()}, or fetch one "
                         f"with `tokencutseg fetch isic2017`")
@@ -117,7 +117,7 @@ def _found_datasets(root: Path) -> dict[str, dict[str, Split]]:
     name = root.resolve().name
     if name in OFFICIAL:
         name = f"own_{name}"  # a folder of that name without the official folders is not the official set
-    return {name: _own_splits(root, name)}
+    return {name: _own_splits(root, name, clusters)}
 
 
 def pair_folders(dataset: str, name: str, images: str | Path, masks: str | Path | None) -> Split:
@@ -210,9 +210,9 @@ def _validation_drawn(splits: dict[str, Split]) -> dict[str, Split]:
 
 # a user's own folder ------------------------------------------------------------------------------------------------
 
-def _own_splits(root: Path, name: str) -> dict[str, Split]:
+def _own_splits(root: Path, name: str, clusters: dict[str, str]) -> dict[str, Split]:
     if (root / "images").is_dir() or (root / "masks").is_dir():
-        splits = _divided(root, _images_and_masks(root))
+        splits = _divided(root, _images_and_masks(root), clusters)
     else:
         val = "val" if (root / "val").is_dir() else "validation"
         folders = {"train": root / "train", "validation": root / val, "test": root / "test"}
@@ -242,11 +242,13 @@ def _images_and_masks(folder: Path) -> tuple[Sample, ...]:
     return _paired([folder / "images"], folder / "masks")
 
 
-def _divided(root: Path, samples: tuple[Sample, ...]) -> dict[str, tuple[Sample, ...]]:
+def _divided(root: Path, samples: tuple[Sample, ...],
+             clusters: dict[str, str]) -> dict[str, tuple[Sample, ...]]:
+    """Shares by a hash of the id, or of the patient or lesion, all of whose images then lie in one split."""
     divided: dict[str, tuple[Sample, ...]] = {}
     low = 0.0
     for split, share in OWN_SHARES.items():
-        divided[split] = tuple(s for s in samples if low <= id_fraction(s.id) < low + share)
+        divided[split] = tuple(s for s in samples if low <= id_fraction(clusters.get(s.id, s.id)) < low + share)
         low += share
         if not divided[split]:
             raise DataError(f"the {len(samples)} images in {root / 'images'} are too few to draw a {split} split from; "

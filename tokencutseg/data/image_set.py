@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -69,6 +70,12 @@ class ImageSet:
                 digest.update(repr(tuple(pixels.shape)).encode())
                 digest.update(pixels.contiguous().numpy())
         return digest.hexdigest()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over all that a score may depend on: the fingerprint, native sizes and what is independent."""
+        known = json.dumps([self.fingerprint, [list(map(int, size)) for size in self.native_sizes], self.units])
+        return hashlib.sha256(known.encode()).hexdigest()
 
     def subset(self, indices: Sequence[int] | Tensor | np.ndarray) -> ImageSet:
         """The images at `indices`, in that order. A part chosen from a complete split counts as complete."""
@@ -197,6 +204,9 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
         done = pool.map(fill, range(n), split.samples)
         for _ in tqdm(done, desc=f"decoding {split.dataset}/{split.name}", total=n, unit="image", disable=None):
             pass
+    if labelled and not arrays["masks"].any():
+        raise DataError(f"all {n} masks of {split.dataset}/{split.name} are empty, such as {split.samples[0].mask}; "
+                        f"lesion must be brighter than half of the range, or 1 in masks of 0 and 1")
     return arrays
 
 

@@ -34,7 +34,7 @@ def read_image(path: str | Path, size: int | None = None) -> np.ndarray:
     with _opened(path) as image:
         if size is not None:
             image.draft("RGB", (2 * size, 2 * size))
-        image = _to_rgb(image)
+        image = to_rgb(image)
         if size is not None:
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         return np.array(image)
@@ -43,16 +43,18 @@ def read_image(path: str | Path, size: int | None = None) -> np.ndarray:
 def read_mask(path: str | Path, size: int | None = None) -> np.ndarray:
     """The mask as bool (H, W), or (size, size) if `size` is given (nearest neighbour); True is lesion.
 
-    A pixel is lesion where its brightest channel exceeds 127 of 255. A mask that holds no value but 0 and 1 is taken
-    as labels: 1 is lesion. An empty mask is legal. Raises DataError for a missing, truncated or unreadable file.
+    A pixel is lesion where its brightest channel exceeds 127 of 255, or the same share of 65535 in a file with 16 bits
+    and a value above 255. A mask that holds no value but 0 and 1 is taken as labels: 1 is lesion. An empty mask is
+    legal. Raises DataError for a missing, truncated or unreadable file.
     """
     with _opened(path) as image:
         if image.mode.startswith("I"):
             values = np.array(image)
-            lesion = values == 1 if values.max() <= 1 else _to_8_bit(values) > MASK_THRESHOLD
+            values = values if values.max() <= 255 else _to_8_bit(values)  # 8 bits, saved in a wider type
+            lesion = values == 1 if values.max() <= 1 else values > MASK_THRESHOLD
         else:
             # the brightest channel, so that a mask painted in red or blue on black counts as well
-            values = np.array(image if image.mode == "L" else _to_rgb(image)).reshape(*image.size[::-1], -1).max(axis=2)
+            values = np.array(image if image.mode == "L" else to_rgb(image)).reshape(*image.size[::-1], -1).max(axis=2)
             lesion = values == 1 if values.max() <= 1 else values > MASK_THRESHOLD
         if size is not None:
             lesion = np.array(Image.fromarray(lesion).resize((size, size), Image.Resampling.NEAREST))
@@ -81,12 +83,13 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
                         f"delete it and download it again") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB, 8 bits each. Raises DataError for floating-point pixels."""
     if image.mode.startswith("I"):
         return Image.fromarray(_to_8_bit(np.array(image))).convert("RGB")
     if image.mode == "F":
-        raise DataError(f"{image.filename} holds floating-point pixels, whose range is unknown; "
-                        f"save it with 8 bits per channel")
+        name = getattr(image, "filename", None) or "the image"
+        raise DataError(f"{name} holds floating-point pixels, whose range is unknown; save it with 8 bits per channel")
     with warnings.catch_warnings():
         # transparency is dropped on purpose, whatever form the palette keeps it in
         warnings.filterwarnings("ignore", message="Palette images with Transparency")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,8 +75,9 @@ class DataSource:
     def pool(self) -> ImageSet:
         """The images of self-supervised training, without masks: every training and unlabelled image of every dataset.
 
-        Left out is each image that is also in a validation or test split of any dataset, and each but the first of
-        equal images. Two images are the same if they share their id or every pixel at the size S; files with the same
+        Left out is each image that is also in a validation or test split of any dataset, or shows a patient or lesion
+        of one there as far as that is known, and each but the first of equal images. Two images are the same if they
+        share their id or every pixel at the size S; files with the same
         bytes decode to the same pixels. `pool_exclusions` says what was left out and why.
         """
         return self._pool_and_exclusions()[0]
@@ -98,9 +100,9 @@ class DataSource:
             seen: dict[tuple[str, str], str] = {}
             for dataset, split in pairs:
                 if split not in _POOL_SPLITS:
-                    for identity in _identities(self.load(dataset, split)):
-                        for key in identity:
-                            seen.setdefault(key, f"{dataset}/{split}")
+                    scored = self.load(dataset, split)
+                    for key in itertools.chain(*_identities(scored), _shared_units(scored)):
+                        seen.setdefault(key, f"{dataset}/{split}")
             members, exclusions = [], []
             for dataset, split in pairs:
                 if split in _POOL_SPLITS:
@@ -187,11 +189,17 @@ def _identities(images: ImageSet) -> list[tuple[tuple[str, str], tuple[str, str]
             for i, image in zip(images.ids, images.images, strict=True)]
 
 
+def _shared_units(images: ImageSet, index: int | None = None) -> list[tuple[str, str]]:
+    """The patients or lesions of all images, or of one, as far as they are known."""
+    known = images.clusters or []
+    return [("patient or lesion", unit) for unit in (known if index is None else known[index:index + 1]) if unit]
+
+
 def _without(images: ImageSet, seen: dict[tuple[str, str], str]) -> tuple[ImageSet, list[dict[str, str]]]:
     """The images not `seen` yet and a record for each of the others; all of them are then marked as seen."""
     kept, left_out = [], []
     for index, identity in enumerate(_identities(images)):
-        same = next((key for key in identity if key in seen), None)
+        same = next((key for key in (*identity, *_shared_units(images, index)) if key in seen), None)
         if same is None:
             kept.append(index)
         else:

@@ -107,7 +107,7 @@ class _Propagate(torch.autograd.Function):
 @lru_cache(maxsize=16)
 def position_graph(H: int, W: int, radius: float, unit: str, device: torch.device, dtype: torch.dtype) -> GridGraph:
     """The graph of all images of one size, where edges do not look at features."""
-    with torch.no_grad(), torch.inference_mode(False):
+    with torch.no_grad(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         graph = GridGraph(H, W, radius, unit, like=torch.empty(0, device=device, dtype=dtype))
         _ = graph.normalised_degree  # kept from here on, whoever asks first
         return graph

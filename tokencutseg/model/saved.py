@@ -73,6 +73,8 @@ def save_half(run: str | Path, folder: Path) -> int:
     """
     if (folder / "metrics.json").exists():
         raise DataError(f"{folder} is a run's folder, whose full weights would be lost; write to another one")
+    if (folder / CONFIG).exists() and not (folder / WEIGHTS).exists():
+        raise DataError(f"{folder} has settings of its own, as a study has, which would be lost; write to another one")
     about, source = _about(run)
     state = {key: value.half() if value.is_floating_point() else value
              for key, value in load_file(source / WEIGHTS).items()}

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tokencutseg.config import Config, VQGANConfig
-from tokencutseg.data.images import read_image
+from tokencutseg.data.images import read_image, to_rgb
 from tokencutseg.model.deepcut import DeepCut, to_grid
 from tokencutseg.model.masked_gpt import MaskedGPT
 from tokencutseg.model.vqgan import VQGAN, Encoder, Encoding, ResidualBlock
@@ -282,7 +282,7 @@ def image_array(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        return np.array(to_rgb(image))
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise ValueError(f"an image array must be uint8 of shape (H, W, 3) or (H, W), not {array.dtype} {array.shape}")

@@ -270,8 +270,9 @@ def label_efficiency(study: Study) -> pd.DataFrame:
             scored = [study.records(run, primary, "test") for run in runs]
             ours = ours or scored
             ahead = {} if method == "tokencutseg" else lead(seeded_difference(ours, scored, "iou", draws, first))
+            known = "cluster" in scored[0] and scored[0]["cluster"].notna().any()
             result = summarise(pd.concat(scored), "image_lesion", "iou", draws, first,
-                               groups="cluster" if "cluster" in scored[0] else "id")
+                               groups="cluster" if known else "id")
             means, labels = [records["iou"].mean() for records in scored], runs[0].metrics["training_images"]
             rows.append({"method": method, "weights": started_from(runs[0]), "fraction": fraction,
                          "labels": labels, "labels_seen": min(labels, runs[0].metrics["images_seen"]),

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
+from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.records import COLUMNS_VERSION
 from tokencutseg.model.saved import CONFIG, load, save_weights
 from tokencutseg.training.fit import write_csv
@@ -33,6 +34,8 @@ FORMAT = 3
 """Part of every hash: raise it when the same configuration would train to another result."""
 ENVIRONMENT, HISTORY, METRICS = "environment.json", "history.csv", "metrics.json"
 RECORDS = f"per_image-{COLUMNS_VERSION}.csv"
+SCORED = "scored.json"
+"""What the records of each split were scored on: `ImageSet.digest`."""
 
 
 @dataclass(frozen=True)
@@ -94,19 +97,23 @@ class Run:
         """The trained model, in evaluation mode on the CPU."""
         return load(self.folder)
 
-    def records(self, dataset: str, split: str, ids: list[str], score: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """The per-image records on one split, whose images are `ids`: scored once and then read from the run's table,
-        and scored anew where the split holds other images now."""
-        path = self.folder / RECORDS
+    def records(self, images: ImageSet, score: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The per-image records on a split: scored once and then read from the run's table; scored anew where the split
+        holds other images now, or other masks or other facts about them than when it was scored."""
+        path, scored = self.folder / RECORDS, self.folder / SCORED
+        dataset, split, name = images.dataset, images.split, f"{images.dataset}/{images.split}"
         with FileLock(self.folder / ".per_image.lock"):
-            known = pd.read_csv(path, dtype={"id": str}) if path.is_file() else pd.DataFrame()
+            known = pd.read_csv(path, dtype={"id": str, "cluster": str}) if path.is_file() else pd.DataFrame()
+            digests = json.loads(scored.read_text()) if scored.is_file() else {}
             if len(known):
                 own = (known["dataset"] == dataset) & (known["split"] == split)
-                if known.loc[own, "id"].tolist() == ids:
+                same = digests.get(name, images.digest) == images.digest  # records from elsewhere may come without
+                if same and known.loc[own, "id"].tolist() == images.ids:
                     return known[own].reset_index(drop=True)
                 known = known[~own]
             fresh = score().assign(dataset=dataset, split=split)
             write_csv(pd.concat([known, fresh], ignore_index=True), path)
+            write_json(digests | {name: images.digest}, scored)
         return fresh
 
 

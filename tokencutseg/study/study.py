@@ -209,7 +209,7 @@ class Study:
             margins = predict_margins(model, images, self.config.evaluation.batch_size)
             return self._scored(margins, images, model.name if isinstance(model, Baseline) else "tokencutseg")
 
-        return run.records(dataset, split, images.ids, compute)
+        return run.records(images, compute)
 
     def otsu_records(self, dataset: str, split: str) -> pd.DataFrame:
         """Per-image records of the Otsu threshold, which learns nothing."""
@@ -223,7 +223,7 @@ class Study:
             masks = torch.cat([otsu(chunk.float() / 255) for chunk in images.images.split(64)])
             return self._scored(2.0 * masks - 1, images, "otsu")
 
-        return run.records(dataset, split, images.ids, compute)
+        return run.records(images, compute)
 
     @staticmethod
     def _scored(margins: Tensor, images: ImageSet, method: str) -> pd.DataFrame:

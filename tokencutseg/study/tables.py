@@ -106,7 +106,7 @@ def masked_prediction(study: Study) -> pd.DataFrame:
     """
     model, images = transformer_of(study), study.source.load(study.source.primary, "test")
     batches = [chunk.float() / 255 for chunk in images.images.split(32)]
-    words = [model.words(batch) for batch in batches]
+    words = [(tokens, encoding._replace(stages=[])) for tokens, encoding in map(model.words, batches)]  # maps take GiB
     commonest = torch.cat([tokens.flatten() for tokens, _ in words]).mode().values
     draws, rows = study.config.evaluation.bootstrap_draws, []
     for pattern in ("iid", "block"):

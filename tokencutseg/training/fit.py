@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import warnings
@@ -15,6 +16,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from tokencutseg.config import ConfigError
@@ -93,6 +95,15 @@ class History(Callback):
         report_epoch(self.stage, self.folder.name, epoch, trainer.max_epochs, metrics)
 
 
+class BesideCheckpoint(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and then moves it there: a kill meanwhile leaves the last one whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        temporary = Path(path).with_name(f".{Path(path).name}.partial")
+        super().save_checkpoint(checkpoint, temporary, storage_options)
+        temporary.replace(path)
+
+
 class EpochLines(Callback):
     """One line per epoch on standard output, for somebody who watches a training or reads its log."""
 
@@ -142,7 +153,7 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
         accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.num_nodes,
         strategy=strategy(hardware), precision=precision(hardware), max_epochs=epochs, use_distributed_sampler=False,
         logger=False, enable_progress_bar=bar, enable_model_summary=False, num_sanity_val_steps=0,
-        default_root_dir=folder, callbacks=callbacks,
+        default_root_dir=folder, callbacks=callbacks, plugins=[BesideCheckpoint()],
     )
     last = folder / "last.ckpt"
     torch.manual_seed(module.seed)
@@ -197,6 +208,6 @@ def strategy(hardware: Hardware) -> str:
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table so that nobody ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     table.to_csv(temporary, index=False)
     temporary.replace(path)
