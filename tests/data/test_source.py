@@ -196,6 +196,20 @@ def test_a_folder_of_the_users_own(tmp_path, cache):
         source.load("other", "train")
 
 
+def test_the_pool_shows_no_patient_of_a_scored_split(tmp_path, cache):
+    root = tmp_path / "clinic"
+    for split, numbers in (("train", range(6)), ("val", range(6, 9)), ("test", range(9, 12))):
+        save(root / split / "images", numbers, root / split / "masks")
+    save(root / "unlabelled", range(20, 25))
+    patients = {0: "P1", 1: "P1", 9: "P2", 20: "P2", 21: "P3", 6: "P3", 22: "P4"}
+    (root / "manifest.csv").write_text("id,patient_id\n" + "".join(f"ISIC_{i:07d},{p}\n" for i, p in patients.items()))
+    source = open_source(root, CONFIG, cache)
+    assert sorted(source.pool().ids) == [f"ISIC_{i:07d}" for i in (*range(6), 22, 23, 24)]
+    assert [(out["id"], out["reason"]) for out in source.pool_exclusions] == [
+        ("ISIC_0000020", "same patient or lesion as in clinic/test"),
+        ("ISIC_0000021", "same patient or lesion as in clinic/validation")]
+
+
 # label subsets
 
 @settings(max_examples=30, deadline=None)

@@ -16,6 +16,7 @@ from tokencutseg.model.deepcut import (
     node_positions,
     normalised_cut,
     orthogonality,
+    position_graph,
     stencil_offsets,
     to_grid,
     to_nodes,
@@ -37,6 +38,17 @@ def dense_adjacency(H, W, radius, unit):
 def dense_normalised(A):
     d = A.sum(1).rsqrt()
     return d[:, None] * A * d[None]
+
+
+def test_the_kept_graph_is_in_single_precision_whoever_asks_first():
+    where = (7, 5, 2.6, "cells", torch.device("cpu"), torch.float32)
+    position_graph.cache_clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = position_graph(*where)
+    position_graph.cache_clear()
+    single = position_graph(*where)
+    for name in ("degree", "scale", "normalised_degree"):
+        assert torch.equal(getattr(mixed, name), getattr(single, name)), name
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from tokencutseg.config import configure
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
+from tokencutseg.evaluation import probes
 from tokencutseg.evaluation.probes import layer_features
 from tokencutseg.model.saved import WEIGHTS, load, save_weights
 from tokencutseg.study.store import Busy
@@ -111,3 +112,15 @@ def test_layers_are_those_of_the_transformer_on_the_encoder_that_learned_with_it
     torch.testing.assert_close(found["output"], states[-1])
     torch.testing.assert_close(found["tokenizer"], own.latents.flatten(2).transpose(1, 2))
     assert not torch.allclose(latents, found["tokenizer"])
+
+
+@pytest.mark.parametrize("most", [1, 2**32])
+def test_layers_are_the_same_one_by_one_and_all_at_once(study, monkeypatch, most):
+    monkeypatch.setattr(probes, "FEATURE_BYTES", most)
+    model, images = study.transformer().model(), study.source.load(study.source.primary, "test")
+    two, whole = images.subset([0, 1]), probes.layer_features(model, images)
+    turns = dict(probes.layers_in_turn(model, probes.layer_names(model), images, two))
+    assert list(turns) == list(whole)
+    for name, (features, first) in turns.items():
+        torch.testing.assert_close(features, whole[name])
+        torch.testing.assert_close(first, whole[name][:2])

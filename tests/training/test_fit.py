@@ -10,11 +10,12 @@ from torch import nn
 from tokencutseg.config import configure
 from tokencutseg.data.source import open_source
 from tokencutseg.data.transforms import Augmentation, recolour
+from tokencutseg.model.deepcut import position_graph
 from tokencutseg.model.losses import dice_loss
 from tokencutseg.model.saved import build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.training.batches import Batches, InOrder
-from tokencutseg.training.fit import Hardware, fit
+from tokencutseg.training.fit import BesideCheckpoint, Hardware, fit
 from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule, WordCache
 
 
@@ -53,6 +54,30 @@ def train(stage, folder, epochs=3, fail_at=None, **overrides):
     return module, state, facts
 
 
+def test_a_checkpoint_that_is_not_written_to_its_end_leaves_the_last_one(tmp_path, monkeypatch):
+    io, path = BesideCheckpoint(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"epoch": 1}, path)
+
+    def half(self, checkpoint, path, storage_options=None):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pytorch_lightning.plugins.io.TorchCheckpointIO.save_checkpoint", half)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint({"epoch": 2}, path)
+    assert io.load_checkpoint(path) == {"epoch": 1}
+
+
+@pytest.mark.parametrize("recipe", ["released", "revised"])
+def test_every_part_ends_at_the_same_share_of_its_rate(recipe, tmp_path):
+    """Released: once an epoch, down to a tenth; revised: step by step, down to nothing."""
+    rates = {"segmentation.transformer_rate": 0.1, "segmentation.mlm_weight": 0.0}
+    module, *_ = train("segmentation", tmp_path, epochs=3, recipe=recipe, **rates)
+    groups = module.trainer.optimizers[0].param_groups
+    ends = {round(group["lr"] / group["initial_lr"], 6) for group in groups}
+    assert ends == {0.1 if recipe == "released" else 0.0} and len({group["initial_lr"] for group in groups}) > 1
+
+
 @pytest.mark.parametrize("stage", ["vqgan", "masked_gpt", "segmentation"])
 def test_a_broken_training_resumes_to_the_same_weights(tmp_path, stage):
     whole, state, facts = train(stage, tmp_path / "whole")
@@ -74,6 +99,7 @@ def test_mixed_precision_stays_close_to_single(tmp_path, stage, recipe):
     """The first epoch's mean losses; the quantizer and all sums over tokens are in single precision either way."""
     losses = []
     for precision in ("32-true", "bf16-mixed"):
+        position_graph.cache_clear()  # or the second would work on the first one's graph
         module, batches, validation, _ = made(stage, recipe)
         fit(module, batches, validation, 1, tmp_path / precision, stage, Hardware("cpu", precision=precision))
         assert all(torch.isfinite(value).all() for value in module.state_dict().values())

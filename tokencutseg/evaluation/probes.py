@@ -5,7 +5,7 @@ Alain and Bengio, "Understanding intermediate layers using linear classifier pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,12 +23,36 @@ from tokencutseg.model.deepcut import DeepCut
 from tokencutseg.model.losses import dice_loss
 from tokencutseg.model.segmenter import TokenCutSeg
 
+FEATURE_BYTES = 2**32
+"""Most memory that the features of several layers take at once; one layer alone may take more."""
+
+
+def layer_names(model: TokenCutSeg) -> list[str]:
+    """The layers that `layer_features` knows of a model, from pixels to output."""
+    blocks = [f"block {i + 1}" for i in range(len(model.masked_gpt.blocks))]
+    return ["colour", "tokenizer", "code", "embedding", *blocks, "output"]
+
+
+def layers_in_turn(model: TokenCutSeg, names: Sequence[str], *sets: ImageSet) -> Iterator[tuple[str, list[Tensor]]]:
+    """Each named layer with its features on every set of images, as `layer_features` gives them; in one pass over the
+    images as many layers as `FEATURE_BYTES` hold."""
+    config = model.config
+    width = max(config.vqgan.embed_dim, config.masked_gpt.n_embd)
+    one = 4 * width * config.grid_size**2 * sum(map(len, sets))
+    many = max(1, FEATURE_BYTES // one)
+    for first in range(0, len(names), many):
+        part = names[first:first + many]
+        found = [layer_features(model, images, part) for images in sets]
+        for name in part:
+            yield name, [features.pop(name) for features in found]
+
 
 @torch.no_grad()
-def layer_features(model: TokenCutSeg, images: ImageSet, batch_size: int = 32) -> dict[str, Tensor]:
+def layer_features(model: TokenCutSeg, images: ImageSet, names: Sequence[str] | None = None,
+                   batch_size: int = 32) -> dict[str, Tensor]:
     """Frozen features at the token grid, by name, each (N, T, E): the raw colour of a cell, the tokenizer's latents,
-    its code, and the transformer's embedding, blocks and output."""
-    parts: dict[str, list[Tensor]] = {}
+    its code, and the transformer's embedding, blocks and output; or only those of some `names`."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in names or layer_names(model)}
     for chunk in images.images.split(batch_size):
         x = chunk.float() / 255
         words = tokens, encoding = model.words(x)
@@ -40,9 +64,9 @@ def layer_features(model: TokenCutSeg, images: ImageSet, batch_size: int = 32) -
             "code": model.vqgan.quantize.lookup(tokens).flatten(2).transpose(1, 2),
         }
         states = model.masked_gpt.hidden_states(tokens.flatten(1), read, grid=grid)
-        names = ["embedding", *(f"block {i + 1}" for i in range(len(states) - 2)), "output"]
-        for name, values in (features | dict(zip(names, states, strict=True))).items():
-            parts.setdefault(name, []).append(values)
+        features |= zip(layer_names(model)[3:], states, strict=True)
+        for name, values in parts.items():
+            values.append(features[name])
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
@@ -74,14 +98,14 @@ def cell_labels(images: ImageSet, grid: tuple[int, int]) -> Tensor:
 def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, most: int = 20_000) -> np.ndarray:
     """Logistic regression from (N, T, E) features to (N, T) lesion labels: its margins for other images' tokens,
     (M, T), lesion where positive. At most `most` training tokens are used, evenly spaced."""
-    x, y = features.flatten(0, 1).double(), labels.flatten()
-    keep = torch.linspace(0, len(x) - 1, min(most, len(x))).long()
-    scaler = StandardScaler().fit(x[keep].numpy())
+    keep = torch.linspace(0, labels.numel() - 1, min(most, labels.numel())).long()
+    x, y = features.flatten(0, 1)[keep].double().numpy(), labels.flatten()[keep]
+    scaler = StandardScaler().fit(x)
     # few features and many tokens: Newton's method converges in a few steps, where L-BFGS may not
     probe = LogisticRegression(solver="newton-cholesky", class_weight="balanced")
-    probe.fit(scaler.transform(x[keep].numpy()), y[keep])
-    margins = probe.decision_function(scaler.transform(test_features.flatten(0, 1).double().numpy()))
-    return margins.reshape(test_features.shape[:2])
+    probe.fit(scaler.transform(x), y)
+    return np.concatenate([probe.decision_function(scaler.transform(part.flatten(0, 1).double().numpy())).reshape(
+        part.shape[:2]) for part in test_features.split(32)])
 
 
 def graph_probe(features: Tensor, labels: Tensor, test_features: Tensor, grid: tuple[int, int],

@@ -8,8 +8,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from tokencutseg.model.perceptual import PerceptualDistance
 
-LPIPS_BATCH = 16
-"""Images that VGG16 sees at once; its feature maps at 224 px take about 0.1 GB for each."""
+BATCH = 16
+"""Images compared at once; VGG16's feature maps at 224 px take about 0.1 GB for each."""
 
 
 @torch.no_grad()
@@ -40,10 +40,11 @@ def reconstruction_scores(images: torch.Tensor, reconstructions: torch.Tensor,
     scores = {
         "l1": (images - reconstructions).abs().mean(dim=(1, 2, 3)),
         "psnr": peak_signal_noise_ratio(reconstructions, images, data_range=1.0, reduction="none", dim=(1, 2, 3)),
-        "ssim": structural_similarity_index_measure(reconstructions, images, data_range=1.0, reduction="none"),
+        "ssim": torch.cat([structural_similarity_index_measure(b, a, data_range=1.0, reduction="none").reshape(-1)
+                           for a, b in zip(images.split(BATCH), reconstructions.split(BATCH), strict=True)]),
     }
     if lpips_model is not None:
-        pairs = zip(images.split(LPIPS_BATCH), reconstructions.split(LPIPS_BATCH), strict=True)
+        pairs = zip(images.split(BATCH), reconstructions.split(BATCH), strict=True)
         scores["lpips"] = torch.cat([lpips_model(a, b, normalize=True).flatten() for a, b in pairs])
     table = pd.DataFrame({name: values.reshape(-1).cpu().numpy() for name, values in scores.items()})
     return table if lpips_model is None else table.assign(lpips_weights=lpips_model.weights_name)

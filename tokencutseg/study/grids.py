@@ -9,10 +9,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ from tokencutseg.evaluation.probes import (
     graph_probe,
     iou_ahead,
     layer_features,
+    layer_names,
+    layers_in_turn,
     linear_probe,
     probe_scores,
 )
@@ -168,7 +170,7 @@ def stage_cells(config: Config) -> list[tuple[str, Config, bool]]:
              ("+ masked pretraining", pretrained, True), ("+ graph module", whole, True),
              ("+ slower transformer", frozen, True), ("+ fine-tuned encoder", tuned, True),
              ("+ encoder in the pretraining", labelled, True), ("+ self-training", last, True)]
-    return cells[:4] + [cell for above, cell in pairwise(cells[3:]) if cell[1] != above[1]]
+    return cells[:4] + [cell for above, cell in itertools.pairwise(cells[3:]) if cell[1] != above[1]]
 
 
 def graph_radius(study: Study) -> pd.DataFrame:
@@ -212,22 +214,25 @@ def feature_quality(study: Study) -> pd.DataFrame:
         study.config))
     torch.manual_seed(study.config.seed)
     untrained, unet = [TokenCutSeg(study.config).eval() for _ in range(UNTRAINED)], rival.model()
-    features, test_features = (
-        layer_features(model, images) | {"supervised U-Net": decoder_features(unet, images, grid)}
-        | {f"untrained {i}": layer_features(one, images)["tokenizer"] for i, one in enumerate(untrained)}
-        for images in (train, test))
-    blocks = [name for name in features if name.startswith("block")][:-1]  # the last is the output but for its norm
+    blocks = [name for name in layer_names(model) if name.startswith("block")][:-1]  # the last: the output but its norm
     shown = {"colour": ["colour"], "untrained CNN": [f"untrained {i}" for i in range(UNTRAINED)],
              "tokenizer": ["tokenizer"], **{f"transformer {name}": [name] for name in blocks},
              "transformer": ["output"], "supervised U-Net": ["supervised U-Net"]}
     heads = {"linear probe": linear_probe,
              "graph": lambda *known: graph_probe(*known, grid, study.config.segmentation)}
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for key, (features, test_features) in itertools.chain(
+            layers_in_turn(model, ["colour", "tokenizer", *blocks, "output"], train, test),
+            ((f"untrained {i}", [layer_features(one, images, ["tokenizer"])["tokenizer"] for images in (train, test)])
+             for i, one in enumerate(untrained)),
+            [("supervised U-Net", [decoder_features(unet, images, grid) for images in (train, test)])]):
+        for head, probe in heads.items():
+            found[head, key] = probe(features, labels, test_features)
     drawn = study.config.evaluation.bootstrap_draws, test.units
     rows, seen = [], {"supervised U-Net": rival.metrics["images_seen"]}
     seen |= {name: own.metrics["images_seen"] for name in shown if joint and name.startswith("transformer")}
-    for head, probe in heads.items():
-        margins = {name: np.stack([probe(features[key], labels, test_features[key]) for key in keys])
-                   for name, keys in shown.items()}
+    for head in heads:
+        margins = {name: np.stack([found[head, key] for key in keys]) for name, keys in shown.items()}
         rows += [{"features": name, "head": head, "images_seen": seen.get(name, 0),
                   **probe_scores(one, test_labels, *drawn)}
                  | ({} if name == "transformer" else iou_ahead(margins["transformer"], one, test_labels, *drawn))

@@ -19,7 +19,7 @@ from tokencutseg.data.images import DataError
 from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.codebook import codebook_table
 from tokencutseg.evaluation.inference import cell_masks, map_batches, predict_masks, tokenize
-from tokencutseg.evaluation.probes import cell_labels, layer_features, linear_probe, probe_scores
+from tokencutseg.evaluation.probes import cell_labels, layer_names, layers_in_turn, linear_probe, probe_scores
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.summaries import (
     PairedDifference,
@@ -138,12 +138,12 @@ def linear_probes(study: Study) -> pd.DataFrame:
     model, primary = transformer_of(study), study.source.primary
     train, test = study.source.load(primary, "train"), study.source.load(primary, "test")
     train = train.subset(range(min(len(train), 300)))
-    features, test_features = layer_features(model, train), layer_features(model, test)
     grid = (study.config.grid_size,) * 2
     labels, test_labels = cell_labels(train, grid), cell_labels(test, grid)
     drawn = study.config.evaluation.bootstrap_draws, test.units
-    return pd.DataFrame([{"features": name, **probe_scores(linear_probe(values, labels, test_features[name]),
-                                                           test_labels, *drawn)} for name, values in features.items()])
+    return pd.DataFrame([
+        {"features": name, **probe_scores(linear_probe(features, labels, test_features), test_labels, *drawn)}
+        for name, (features, test_features) in layers_in_turn(model, layer_names(model), train, test)])
 
 
 # ---- notebook 03 ----------------------------------------
