@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import multiprocessing
+import re
+import subprocess
 import time
 
 import pandas as pd
@@ -11,7 +13,7 @@ from filelock import FileLock
 from tokencutseg.config import configure
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.records import COLUMNS_VERSION
-from tokencutseg.study.store import Busy, NotTrained, RunSpec, RunStore
+from tokencutseg.study.store import Busy, NotTrained, RunSpec, RunStore, _commit
 
 
 def spec(**changes):
@@ -39,6 +41,26 @@ def test_a_done_run_is_not_trained_again(tmp_path):
                                                      "model.safetensors"}
     assert run.metrics["steps"] == 3 and run.config == configure("tiny")
     assert json.loads((run.folder / "environment.json").read_text())["packages"]["torch"] in torch.__version__
+
+
+def test_the_environment_names_the_commit(tmp_path):
+    def git(*command):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *command], check=True,
+                       capture_output=True)
+
+    assert _commit(tmp_path) is None
+    git("init")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-m", "first")
+    commit = _commit(tmp_path)
+    assert re.fullmatch(r"[0-9a-f]{40}", commit)
+    (tmp_path / "untracked").write_text("results")
+    assert _commit(tmp_path) == commit
+    (tmp_path / "file").write_text("two")
+    assert _commit(tmp_path) == f"{commit}+"
+    (tmp_path / "inside").mkdir()
+    assert _commit(tmp_path / "inside") is None, "installed within another repository"
 
 
 def test_a_broken_run_is_not_done(tmp_path):

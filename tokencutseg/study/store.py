@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -185,8 +186,21 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(), "platform": platform.platform(), "processor": _processor(),
         "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: version(name) for name in packages}, "commit": _commit(Path(__file__).parents[2]),
     }
+
+
+def _commit(checkout: Path) -> str | None:
+    """The commit that a checkout is at, with a + behind it where tracked files have changed since; None elsewhere."""
+    def git(*command: str) -> str:
+        return subprocess.run(["git", "-C", str(checkout), *command], capture_output=True, text=True, check=True).stdout
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != checkout.resolve():
+            return None  # of another repository, in whose folders the package is installed
+        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.CalledProcessError):  # there is no git, or no repository
+        return None
 
 
 def _processor() -> str:
