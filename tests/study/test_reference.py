@@ -6,7 +6,7 @@ from functools import cache
 import pandas as pd
 import pytest
 
-from tokencutseg.evaluation.summaries import paired_difference, seeded_difference, summarise
+from tokencutseg.evaluation.summaries import holm, paired_difference, seeded_difference, summarise
 from tokencutseg.study.claims import claims
 from tokencutseg.study.readme import REFERENCE
 from tokencutseg.study.store import RECORDS, Run
@@ -107,6 +107,20 @@ def scored_on_test_images(study):
                 key = (method, config.data.label_fraction, json.dumps(about["covers"]["segmentation"]))
             found.setdefault(key, []).append(records)
     return found
+
+
+@pytest.mark.parametrize("table", sorted(REFERENCE.glob("small-*/tables/deviations.csv")),
+                         ids=lambda path: path.parents[1].name)
+def test_deviations_follow_from_the_records_of_their_cells(table, validation_records):
+    rows, known = pd.read_csv(table), validation_records(table.parents[1])
+    for row in rows.itertuples():
+        before, after = (next(records for config, score, records in known if score.mean == pytest.approx(mean)
+                              and config.recipe == row.recipe and str(config.value(row.switch)) == setting)
+                         for mean, setting in ((row.reference, row.setting), (row.mean, row.instead)))
+        change = seeded_difference([after], [before])
+        assert [change.difference, change.low, change.high, change.p, change.n] == pytest.approx(
+            [row.difference, row.low, row.high, row.p, row.n])
+    assert holm(rows["p"]) == pytest.approx(rows["p_holm"].to_numpy()) and len(rows) > 8
 
 
 @pytest.fixture(scope="module")
