@@ -170,6 +170,13 @@ def test_export_at_half_the_size_opens_as_the_same_model(trained, tmp_path, caps
         torch.testing.assert_close(halved, value, rtol=1e-3, atol=1e-4)
 
 
+def test_a_model_is_not_written_over_the_settings_of_a_study(trained, tmp_path):
+    (tmp_path / "config.json").write_text("of a study")
+    with pytest.raises(DataError, match="has settings of its own, as a study has"):
+        save_half(only(trained, "seg/runs/segmentation-*"), tmp_path)
+    assert (tmp_path / "config.json").read_text() == "of a study"
+
+
 def test_what_half_precision_cannot_hold_is_refused(trained, tmp_path):
     state = tokencutseg.load(only(trained, "seg/runs/segmentation-*")).state_dict()
     (tmp_path / "config.json").write_text((only(trained, "seg/runs/segmentation-*") / "config.json").read_text())

@@ -19,6 +19,12 @@ def test_a_grid_of_unknown_names_is_refused(setting, words):
         configure(overrides={setting: "segmentation.upsamplin"})
 
 
+@pytest.mark.parametrize("size", [20, 8])
+def test_a_side_that_is_not_several_tokens_is_refused(size):
+    with pytest.raises(ConfigError, match=f"a multiple of the tokenizer's stride 8, twice or more, not {size}"):
+        configure("tiny", overrides={"data.image_size": size})
+
+
 @pytest.mark.parametrize(("setting", "value", "least"), [
     ("vqgan.hidden_channels", "0", 1), ("vqgan.n_stages", "-1", 1), ("masked_gpt.n_head", "0", 1),
     ("masked_gpt.n_layer", "-1", 0), ("ablation.seeds", "0", 1), ("data.image_size", "-8", 1)])

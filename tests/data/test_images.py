@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from tokencutseg.data.images import DataError, file_size, read_image, read_mask
+from tokencutseg.model.segmenter import image_array
 
 
 def rgb(height=20, width=30, seed=0):
@@ -62,6 +63,15 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     grey = rgb()[..., 0]
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")  # 257·255 = 65535
     np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), np.stack([grey] * 3, -1))
+
+
+def test_an_opened_image_is_read_as_its_file_is(tmp_path):
+    grey = rgb()[..., 0]
+    for name, image in (("deep", Image.fromarray(grey.astype(np.uint16) * 257)), ("grey", Image.fromarray(grey)),
+                        ("palette", Image.fromarray(rgb()).quantize(16))):
+        image.save(tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as opened:
+            np.testing.assert_array_equal(image_array(opened), read_image(tmp_path / f"{name}.png"))
 
 
 def test_floating_point_pixels_are_refused(tmp_path):
