@@ -32,6 +32,7 @@ BAD_USAGE, INTERRUPTED = 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 something failed, 2 bad usage, 130 interrupted."""
     arguments = _parser().parse_args(argv)
+    arguments.argv = sys.argv[1:] if argv is None else argv  # for commands that start themselves once more
     try:
         return arguments.handler(arguments)
     except KeyboardInterrupt:

@@ -163,11 +163,7 @@ def _tables(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _helpers(arguments: argparse.Namespace) -> Iterator[None]:
     """Within, `arguments.jobs` - 1 other processes are at the same tables, as long as there is something to train."""
-    command = [sys.executable, "-m", "tokencutseg.cli", "tables", ",".join(arguments.names), "--helping",
-               "--jobs", str(arguments.jobs), "--preset", arguments.preset, "--recipe", arguments.recipe,
-               "--seed", str(arguments.seed), "--results", str(arguments.results),
-               *(["--data", str(arguments.data)] if arguments.data else []),
-               *(["--set", *arguments.overrides] if arguments.overrides else [])]
+    command = [sys.executable, "-m", "tokencutseg.cli", *arguments.argv, "--helping"]
     alone = arguments.helping or arguments.no_training
     helpers = [] if alone else [subprocess.Popen(command) for _ in range(arguments.jobs - 1)]
     try:

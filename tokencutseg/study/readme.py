@@ -273,15 +273,15 @@ def _against_unet(reference: Path) -> list[str]:
     places: dict[str, list[str]] = {ahead: [], neither: [], behind: []}
     for table in ("main_results", "label_efficiency"):
         for study in _studies(reference, table, demonstrations=False):
-            rows = _read(study, table)
+            rows, config = _read(study, table), _config(study)
             shown = (rows[["method", "definition", "measure"]] == ["unet", "image_lesion", "iou"]).all(axis=1)
-            for row in rows[shown & (_config(study)["recipe"] == "revised")].itertuples():
+            for row in rows[shown & (config["recipe"] == "revised")].itertuples():
                 what = f"{row.train} → {row.test}" if table == "main_results" else f"{row.fraction:.0%} of the labels"
                 also = [f"{row.seeds} trainings" if getattr(row, "seeds", 1) > 1 else "",
                         "from ImageNet weights" if getattr(row, "weights", "") == "imagenet" else ""]
                 side = (ahead if clearly_ahead(row.ahead_low, row.p_holm) else
                         behind if clearly_ahead(-row.ahead_high, row.p_holm) else neither)
-                named = [f"`{study.name}`", "an earlier recipe" if _earlier(study) else "", *also]
+                named = [f"`{study.name}`", "an earlier recipe" if _earlier(config) else "", *also]
                 places[side].append(f"{what} {_lead(row)} ({', '.join(filter(None, named))})")
     lines = [f"- **{side}**: {'; '.join(found)}" for side, found in places.items() if found]
     return ["`revised` against a U-Net under the same loop on the same labelled images: how far it is ahead in lesion "
@@ -297,7 +297,7 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
     parts = []
     for study, part in table.groupby("study", sort=False):
         config = _config(reference / study) if study else {}
-        earlier = "an earlier " if study and _earlier(reference / study) else ""
+        earlier = "an earlier " if study and _earlier(config) else ""
         parts += [f"Study `{study}`, preset `{config['preset']}`, {earlier}recipe `{config['recipe']}`:" if study
                   else "Open in every study:", "",
                   "| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
@@ -330,9 +330,8 @@ def _config(study: Path) -> dict[str, Any]:
     return json.loads((study / "config.json").read_text())
 
 
-def _earlier(study: Path) -> bool:
+def _earlier(config: dict[str, Any]) -> bool:
     """Whether a study's recipe has other settings today, or more of them."""
-    config = _config(study)
     today = ((*name.split("."), json.loads(json.dumps(value))) for name, value in RECIPES[config["recipe"]].items())
     return any(stage in config and config[stage].get(key) != value for stage, key, value in today)
 

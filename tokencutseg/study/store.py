@@ -7,6 +7,7 @@ last.ckpt}``. The hash covers the configuration, the data's fingerprints and the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -186,8 +187,14 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(), "platform": platform.platform(), "processor": _processor(),
         "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: version(name) for name in packages}, "commit": _commit(Path(__file__).parents[2]),
+        "packages": {name: version(name) for name in packages}, "commit": _own_commit(),
     }
+
+
+@functools.cache
+def _own_commit() -> str | None:
+    """The commit of this code, asked for once: it is loaded once, too."""
+    return _commit(Path(__file__).parents[2])
 
 
 def _commit(checkout: Path) -> str | None:

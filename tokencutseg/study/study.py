@@ -162,7 +162,7 @@ class Study:
             inputs["transformer"] = transformer.id
         if unlabelled is not None:
             inputs["unlabelled"] = unlabelled.fingerprint
-            if not own.segmentation.weight_average:
+            if not seg.weight_average:
                 covers["own_teacher"] = "with dropout after its first look"  # which was lost once
         spec = RunSpec("segmentation", own, covers, inputs)
 
