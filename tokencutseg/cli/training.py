@@ -41,6 +41,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add_study(tables)
     tables.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at once, where a table has "
                         "several that are independent, each with its share of the cores (default: %(default)s)")
+    tables.add_argument("--precision", choices=("auto", "32", "bf16"), default="auto",
+                        help="of trainings; auto is bf16 on a GPU that has it, else 32")
     tables.add_argument("--helping", action="store_true", help=argparse.SUPPRESS)  # one of the other jobs
     tables.add_argument("--no-training", action="store_true", help="make those whose trainings are done, and name for "
                         "each other one the first that is missing")
@@ -139,7 +141,8 @@ def _tables(arguments: argparse.Namespace) -> int:
         raise UsageError(f"unknown table {', '.join(unknown)}. Known: {', '.join(TABLES)}")
     check_writable(arguments.results, "--results")
     study = Study.open(config.preset, config.recipe, config.seed, str(arguments.data or ""), str(arguments.results),
-                       read_overrides(arguments.overrides), hardware=Hardware(progress_bar=True),
+                       read_overrides(arguments.overrides),
+                       hardware=Hardware(precision=PRECISIONS[arguments.precision], progress_bar=True),
                        training=not arguments.no_training)
     study.jobs, study.helping = arguments.jobs, arguments.helping
     threads, status = torch.get_num_threads(), OK

@@ -83,7 +83,8 @@ class Augmentation:
         Args:
             images: (B, 3, S, S) float32 in [0, 1], on any device.
             masks: (B, S, S) int64 of {0, 1}, or None. They move with their images, sampled at the nearest pixel.
-            generator: a CPU generator, the only source of randomness: the same state gives the same batch.
+            generator: a CPU generator, the only source of randomness: the same state gives the same batch. What
+                is drawn is drawn on the CPU; what is computed from it is computed where the images are.
 
         Returns images and masks of the same shapes, types, device and ranges.
 
@@ -91,7 +92,12 @@ class Augmentation:
         """
         if images.ndim != 4 or images.shape[-1] != images.shape[-2]:
             raise ValueError(f"images must be square, (B, 3, S, S), not {tuple(images.shape)}")
-        B, _, _, S = images.shape
+        with torch.autocast(images.device.type, enabled=False):  # half precision would move pixels
+            return self._augmented(images, masks, generator)
+
+    def _augmented(self, images: Tensor, masks: Tensor | None,
+                   generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        (B, _, _, S), device = images.shape, images.device
 
         def happens(step: str) -> Tensor:  # (B,)
             return torch.rand(B, generator=generator) < self.probability[step]
@@ -109,12 +115,12 @@ class Augmentation:
         warps = one_of_three("warp")
         moved = rotated.index_fill(0, torch.cat(warps), True).nonzero().squeeze(1)  # the others keep their pixels
         if len(moved):
-            grid = _pixel_centres(S).repeat(B, 1, 1, 1)
+            grid = _pixel_centres(S, device).repeat(B, 1, 1, 1)
             for warp, chosen in zip((_elastic, _grid_distortion, _optical_distortion), warps, strict=True):
                 if len(chosen):
-                    grid[chosen] = warp(len(chosen), S, generator)
-            grid = _shift_scale_rotate(grid, rotated, generator)[moved].to(images.device)
-            moved = moved.to(images.device)
+                    grid[chosen.to(device)] = warp(len(chosen), S, generator, device)
+            moved = moved.to(device)
+            grid = _shift_scale_rotate(grid, rotated.to(device), generator)[moved]
             sample = functools.partial(F.grid_sample, grid=grid, padding_mode="reflection", align_corners=False)
             # clamped because bilinear weights sum to 1 only up to rounding
             images = images.index_copy(0, moved, sample(images[moved], mode="bilinear").clamp(0, 1))
@@ -124,7 +130,7 @@ class Augmentation:
 
         for change, chosen in zip((_noise, _brightness_contrast, _gamma), one_of_three("photometric"), strict=True):
             if len(chosen):
-                chosen = chosen.to(images.device)
+                chosen = chosen.to(device)
                 images = images.index_copy(0, chosen, change(images[chosen], generator).clamp(0, 1))
         return images, masks
 
@@ -148,37 +154,38 @@ def turn_and_flip(x: Tensor, horizontal: Tensor, vertical: Tensor, turns: Tensor
 
 # Grids say where in the input each output pixel looks: (n, S, S, 2) of (x, y), from -1 to 1 edge to edge.
 
-def _uniform(limit: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return (2 * torch.rand(shape, generator=generator) - 1) * limit
+def _uniform(limit: float, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    return ((2 * torch.rand(shape, generator=generator) - 1) * limit).to(device)
 
 
-def _pixel_centres(S: int) -> Tensor:
-    axis = (2 * torch.arange(S) + 1) / S - 1
+def _pixel_centres(S: int, device: torch.device | str = "cpu") -> Tensor:
+    axis = (2 * torch.arange(S, device=device) + 1) / S - 1
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # (S, S, 2)
 
 
 def _shift_scale_rotate(grid: Tensor, where: Tensor, generator: torch.Generator) -> Tensor:
     """Look through a random similarity: the content turns, grows by the scale, then moves by the shift."""
-    n = len(grid)
-    shift = _uniform(2 * SHIFT, (n, 2), generator)  # the side is 2 units long
-    scale = 1 + _uniform(SCALE, (n,), generator)
-    angle = _uniform(ANGLE, (n,), generator)
+    n, device = len(grid), grid.device
+    shift = _uniform(2 * SHIFT, (n, 2), generator, device)  # the side is 2 units long
+    scale = 1 + _uniform(SCALE, (n,), generator, device)
+    angle = _uniform(ANGLE, (n,), generator, device)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     back = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)  # (n, 2, 2), applied from right
     looked = (grid - shift[:, None, None]).flatten(1, 2) @ back  # (n, S·S, 2)
     return torch.where(where[:, None, None, None], looked.view_as(grid), grid)
 
 
-def _elastic(n: int, S: int, generator: torch.Generator) -> Tensor:
+def _elastic(n: int, S: int, generator: torch.Generator,
+             device: torch.device | str = "cpu") -> Tensor:
     """Smoothed noise as displacement (Simard et al. 2003, Best Practices for Convolutional Neural Networks).
 
     Smoothing over s times as many pixels divides the noise's spread by s, so the amplitude grows with s² for the
     displacement to stay the same share of the side.
     """
     s = S / REFERENCE_SIZE
-    smooth = _smoothing(S, ELASTIC_SIGMA * s)
-    displacement = smooth @ _uniform(ELASTIC_ALPHA * s**2, (n, 2, S, S), generator) @ smooth.T  # pixels
-    return _pixel_centres(S) + displacement.movedim(1, -1) * (2 / S)
+    smooth = _smoothing(S, ELASTIC_SIGMA * s).to(device)
+    displacement = smooth @ _uniform(ELASTIC_ALPHA * s**2, (n, 2, S, S), generator, device) @ smooth.T  # pixels
+    return _pixel_centres(S, device) + displacement.movedim(1, -1) * (2 / S)
 
 
 @functools.lru_cache(maxsize=4)
@@ -187,20 +194,22 @@ def _smoothing(S: int, sigma: float) -> Tensor:
     return torch.from_numpy(gaussian_filter1d(np.eye(S), sigma, axis=0, mode="reflect")).float()
 
 
-def _grid_distortion(n: int, S: int, generator: torch.Generator) -> Tensor:
+def _grid_distortion(n: int, S: int, generator: torch.Generator,
+                     device: torch.device | str = "cpu") -> Tensor:
     """Columns and rows of cells become wider or narrower; the image's border stays where it is."""
-    widths = 1 + _uniform(GRID_LIMIT, (n, 2, GRID_CELLS), generator)
+    widths = 1 + _uniform(GRID_LIMIT, (n, 2, GRID_CELLS), generator, device)
     edges = F.pad((widths / widths.sum(-1, keepdim=True)).cumsum(-1), (1, 0)) * 2 - 1  # (n, 2, cells + 1)
-    position = (torch.arange(S) + 0.5) / S * GRID_CELLS
+    position = (torch.arange(S, device=device) + 0.5) / S * GRID_CELLS
     cell = position.long()
     x, y = torch.lerp(edges[..., cell], edges[..., cell + 1], position - cell).unbind(1)  # (n, S) each
     return torch.stack([x[:, None, :].expand(n, S, S), y[:, :, None].expand(n, S, S)], dim=-1)
 
 
-def _optical_distortion(n: int, S: int, generator: torch.Generator) -> Tensor:
+def _optical_distortion(n: int, S: int, generator: torch.Generator,
+                        device: torch.device | str = "cpu") -> Tensor:
     """Barrel or pincushion distortion of a camera, with equal coefficients of r² and r⁴."""
-    k = _uniform(OPTICAL_LIMIT, (n, 1, 1, 1), generator)
-    grid = _pixel_centres(S)
+    k = _uniform(OPTICAL_LIMIT, (n, 1, 1, 1), generator, device)
+    grid = _pixel_centres(S, device)
     r2 = (grid / 2).square().sum(-1, keepdim=True)  # in units of the focal length
     return grid * (1 + k * (r2 + r2.square()))
 
@@ -214,21 +223,20 @@ def _noise(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _brightness_contrast(images: Tensor, generator: torch.Generator) -> Tensor:
-    contrast = 1 + _uniform(CONTRAST, (len(images), 1, 1, 1), generator)
-    brightness = _uniform(BRIGHTNESS, (len(images), 1, 1, 1), generator)
-    return images * contrast.to(images.device) + brightness.to(images.device)
+    contrast = 1 + _uniform(CONTRAST, (len(images), 1, 1, 1), generator, images.device)
+    brightness = _uniform(BRIGHTNESS, (len(images), 1, 1, 1), generator, images.device)
+    return images * contrast + brightness
 
 
 def _gamma(images: Tensor, generator: torch.Generator) -> Tensor:
-    exponent = 1 + _uniform(GAMMA, (len(images), 1, 1, 1), generator)
-    return images ** exponent.to(images.device)
+    return images ** (1 + _uniform(GAMMA, (len(images), 1, 1, 1), generator, images.device))
 
 
 def recolour(images: Tensor, generator: torch.Generator, strength: float = 0.3) -> Tensor:
     """Contrast, brightness and the balance of channels of each image (B, 3, S, S) in [0, 1], drawn anew: contrast and
     brightness by up to `strength`, each channel by up to half of that. `generator` is a CPU one."""
     def factor(limit: float, channels: int) -> Tensor:
-        return (1 + _uniform(limit, (len(images), channels, 1, 1), generator)).to(images.device)
+        return 1 + _uniform(limit, (len(images), channels, 1, 1), generator, images.device)
 
     mean = images.mean((1, 2, 3), keepdim=True)
     contrasted = (images - mean) * factor(strength, 1) + mean

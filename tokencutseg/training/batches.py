@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -26,8 +27,7 @@ class Batches:
         return -(-self.images_per_epoch // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for indices in self.order(self.epoch).split(self.batch_size):
-            yield load(self.set, indices)
+        yield from _loaded(self.set, self.order(self.epoch).split(self.batch_size))
 
     def order(self, epoch: int) -> Tensor:
         """The indices of one epoch (images_per_epoch,) int64."""
@@ -48,8 +48,19 @@ class InOrder:
         return -(-len(self.set) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for indices in torch.arange(len(self.set)).split(self.batch_size):
-            yield load(self.set, indices)
+        yield from _loaded(self.set, torch.arange(len(self.set)).split(self.batch_size))
+
+
+def _loaded(images: ImageSet, parts: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The batches of `parts`, each loaded while the one before it is at work."""
+    with ThreadPoolExecutor(1) as loader:
+        ahead = None
+        for indices in parts:
+            this, ahead = ahead, loader.submit(load, images, indices)
+            if this is not None:
+                yield this.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 def load(images: ImageSet, indices: Tensor) -> dict[str, Tensor]:

@@ -255,7 +255,7 @@ class SegmenterModule(StageModule):
             self.register_buffer("unlabelled_seen", torch.zeros((), dtype=torch.int64))
         self.config, self.definition = config.segmentation, config.evaluation.score_definition
         self.model = model
-        self.averaged = (AveragedModel(model, avg_fn=_warming_average, use_buffers=True)
+        self.averaged = (AveragedModel(model, multi_avg_fn=_warming_average, use_buffers=True)
                          if self.config.weight_average else None)
         if self.averaged is not None:
             self.averaged.requires_grad_(False)
@@ -404,10 +404,12 @@ def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _warming_average(average: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
+@torch.no_grad()
+def _warming_average(averages: list[Tensor], new: list[Tensor], n: Tensor | int) -> None:
     """Exponential moving average whose memory grows from a few steps to 200; a BatchNorm's statistics are averaged with
     the weights that they belong to, and its counter is not."""
-    if not average.is_floating_point():
-        return new
+    if not averages[0].is_floating_point():  # they come by type and device
+        torch._foreach_copy_(averages, new)
+        return
     decay = min(0.995, (1 + float(n)) / (10 + float(n)))
-    return average.lerp(new, 1 - decay)
+    torch._foreach_lerp_(averages, new, 1 - decay)
