@@ -103,7 +103,7 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
                         + (f", `{recipe}` " if recipe in RECIPES else " ")
                         + (f"| {row.weights} " if known else "")
                         + f"| {row.seeds} | {row.n} | {_scored(row)} | {_lead(row)} | {_p(row)} |")
-        parts += [f"Study `{study.name}`{_looks(study)}:", "", *rows, ""]
+        parts += [f"Study [`{study.name}`](results/reference/{study.name}/about.md){_looks(study)}:", "", *rows, ""]
     return "\n".join([*parts, PAIRED, CHOSEN, ""]) if parts else NO_TABLE
 
 
@@ -281,7 +281,7 @@ def _against_unet(reference: Path) -> list[str]:
                         "from ImageNet weights" if getattr(row, "weights", "") == "imagenet" else ""]
                 side = (ahead if clearly_ahead(row.ahead_low, row.p_holm) else
                         behind if clearly_ahead(-row.ahead_high, row.p_holm) else neither)
-                named = [f"`{study.name}`", "an earlier recipe" if _earlier(config) else "", *also]
+                named = [f"`{study.name}`", _departs(config), *also]
                 places[side].append(f"{what} {_lead(row)} ({', '.join(filter(None, named))})")
     lines = [f"- **{side}**: {'; '.join(found)}" for side, found in places.items() if found]
     return ["`revised` against a U-Net under the same loop on the same labelled images: how far it is ahead in lesion "
@@ -297,8 +297,8 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
     parts = []
     for study, part in table.groupby("study", sort=False):
         config = _config(reference / study) if study else {}
-        earlier = "an earlier " if study and _earlier(config) else ""
-        parts += [f"Study `{study}`, preset `{config['preset']}`, {earlier}recipe `{config['recipe']}`:" if study
+        departs = f", {_departs(config)}" if study and _departs(config) else ""
+        parts += [f"Study `{study}`, preset `{config['preset']}`, recipe `{config['recipe']}`{departs}:" if study
                   else "Open in every study:", "",
                   "| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
         for row in part.itertuples():
@@ -330,10 +330,11 @@ def _config(study: Path) -> dict[str, Any]:
     return json.loads((study / "config.json").read_text())
 
 
-def _earlier(config: dict[str, Any]) -> bool:
-    """Whether a study's recipe has other settings today, or more of them."""
+def _departs(config: dict[str, Any]) -> str:
+    """In which way the settings of a study's recipe are not those of today, or these are more of them."""
     today = ((*name.split("."), json.loads(json.dumps(value))) for name, value in RECIPES[config["recipe"]].items())
-    return any(stage in config and config[stage].get(key) != value for stage, key, value in today)
+    turned = {key for stage, key, value in today if stage in config and config[stage].get(key) != value}
+    return "" if not turned else "other batch sizes" if turned == {"batch_size"} else "an earlier recipe"
 
 
 def bench_markdown(reference: Path = REFERENCE) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     """Write <name>.pdf and <name>.png into `folder`, each of them whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, options in _FILES.items():
-        temporary = folder / f".{name}.partial{suffix}"
+        temporary = folder / f".{name}.{os.getpid()}.partial{suffix}"
         figure.savefig(temporary, **options)
         temporary.replace(folder / f"{name}{suffix}")
 
