@@ -94,10 +94,17 @@ def test_leads_follow_from_the_records_of_the_trainings(table):
     assert len(rows) > len(ours) > 0
 
 
+def seed_of(records):
+    """The seed of the run that records lie with."""
+    run = Run(records.parent)
+    return run.config.seed if run.done else -1
+
+
 def scored_on_test_images(study):
-    """The records on ISIC 2017's test images by method, share of the labels and budget, one frame per seed."""
+    """The records on ISIC 2017's test images by method, share of the labels and budget, one frame per seed, in their
+    order: those of one seed share their draw of the labels."""
     recipe, found = json.loads((study / "config.json").read_text())["recipe"], {}
-    for path in sorted(study.glob(f"runs/*/{RECORDS}")):
+    for path in sorted(study.glob(f"runs/*/{RECORDS}"), key=seed_of):
         records = pd.read_csv(path, dtype={"id": str}).query("dataset == 'isic2017' and split == 'test'")
         if len(records):
             run, key = Run(path.parent), ("otsu", 1.0)
