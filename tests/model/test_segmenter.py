@@ -8,9 +8,9 @@ from PIL import Image
 import tokencutseg
 from tokencutseg.config import configure
 from tokencutseg.data.images import DataError
+from tokencutseg.files import write_json
 from tokencutseg.model.saved import CONFIG, Baseline, build, save_weights
 from tokencutseg.model.segmenter import TokenCutSeg, image_array, resized
-from tokencutseg.study.store import write_json
 
 
 def model_of(recipe="revised", **overrides):

@@ -15,10 +15,10 @@ from tokencutseg.bench import lines as bench_lines
 from tokencutseg.bench.loop import training_loop
 from tokencutseg.bench.measure import alternate, matmul_rate
 from tokencutseg.config import Config
+from tokencutseg.files import write_csv, write_json
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.study.figures.style import BLUE, GREY, ORANGE, PALETTE, SMALL, canvas, legend_below, save
-from tokencutseg.study.store import environment, write_json
-from tokencutseg.training.fit import write_csv
+from tokencutseg.study.store import environment
 
 SIDES = (14, 28, 56, 112)
 """Tokens along one side of the image in the scaling table."""

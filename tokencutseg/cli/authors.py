@@ -272,7 +272,7 @@ def _test_seg(arguments: argparse.Namespace) -> int:
         print(f"mIoU {iou.mean:.6f} [{iou.low:.4f}, {iou.high:.4f}]  DSC {dice.mean:.6f} [{dice.low:.4f}, "
               f"{dice.high:.4f}]  {definition} ({rule})")
     if arguments.records:
-        from tokencutseg.training.fit import write_csv
+        from tokencutseg.files import write_csv
 
         write_csv(records, arguments.records)
     return OK

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tokencutseg.config import RECIPES, Config, ConfigError, configure
 from tokencutseg.data.images import DataError
+from tokencutseg.files import whole
 from tokencutseg.model.perceptual import load_lpips
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import IMAGENET_MEAN, IMAGENET_STD, VQGAN, Discriminator
@@ -141,12 +142,10 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _write(path: str | Path, state: dict[str, Tensor], hyper_parameters: dict[str, Any]) -> None:
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    torch.save({"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.4.0",
-                "state_dict": {key: value.detach().cpu().contiguous() for key, value in state.items()},
-                "hyper_parameters": hyper_parameters}, temporary)
-    temporary.replace(path)
+    with whole(path) as file:
+        torch.save({"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.4.0",
+                    "state_dict": {key: value.detach().cpu().contiguous() for key, value in state.items()},
+                    "hyper_parameters": hyper_parameters}, file)
 
 
 def _model_part(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokencutseg.config import Config
 from tokencutseg.data.images import DataError
+from tokencutseg.files import whole
 from tokencutseg.model.segmenter import TokenCutSeg, predict_mask, predict_probabilities
 from tokencutseg.model.vqgan import VQGAN
 
@@ -61,9 +62,8 @@ def build(stage: str, config: Config, name: str | None = None) -> nn.Module:
 
 def save_weights(state: dict[str, Tensor], folder: Path) -> None:
     """Write `model.safetensors` so that nobody ever sees half of it."""
-    temporary = folder / f".{WEIGHTS}.partial"
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary)
-    temporary.replace(folder / WEIGHTS)
+    with whole(folder / WEIGHTS) as file:
+        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, file)
 
 
 def save_half(run: str | Path, folder: Path) -> int:

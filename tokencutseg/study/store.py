@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from tokencutseg.config import Config
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.records import COLUMNS_VERSION
+from tokencutseg.files import write_csv, write_json
 from tokencutseg.model.saved import CONFIG, load, save_weights
-from tokencutseg.training.fit import write_csv
 from tokencutseg.training.processes import leads, wait_until
 
 FORMAT = 3
@@ -170,13 +170,6 @@ class RunStore:
             save_weights(state, run.folder)
             write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, run.folder / METRICS)
         return run
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Write JSON so that nobody ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def environment() -> dict[str, Any]:

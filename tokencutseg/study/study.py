@@ -20,15 +20,16 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import DataSource, open_source
 from tokencutseg.evaluation.inference import predict_margins
 from tokencutseg.evaluation.records import contrast, native_scores, score
+from tokencutseg.files import write_csv, write_json
 from tokencutseg.model.saved import CONFIG, PRETRAINED_PARTS, Baseline, build
 from tokencutseg.model.segmenter import TokenCutSeg
 from tokencutseg.model.vqgan import VQGAN
 from tokencutseg.study.figures.style import save
 from tokencutseg.study.names import differences, study_name
 from tokencutseg.study.outputs import OUTPUTS
-from tokencutseg.study.store import ENVIRONMENT, Busy, Run, RunSpec, RunStore, environment, write_json
+from tokencutseg.study.store import ENVIRONMENT, Busy, Run, RunSpec, RunStore, environment
 from tokencutseg.training.batches import Batches, InOrder
-from tokencutseg.training.fit import Hardware, fit, write_csv
+from tokencutseg.training.fit import Hardware, fit
 from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
 
 _LOOP = ("epochs", "images_per_epoch", "class_weighted_dice", "cross_entropy_weight", "augmentation", "schedule",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 import warnings
@@ -20,6 +19,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from tokencutseg.config import ConfigError
+from tokencutseg.files import whole, write_csv
 from tokencutseg.model.masked_gpt import Block
 from tokencutseg.model.parallel import share_batch_norm
 from tokencutseg.model.vqgan import Decoder, Discriminator, Encoder
@@ -99,9 +99,8 @@ class BesideCheckpoint(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then moves it there: a kill meanwhile leaves the last one whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        temporary = Path(path).with_name(f".{Path(path).name}.partial")
-        super().save_checkpoint(checkpoint, temporary, storage_options)
-        temporary.replace(path)
+        with whole(path) as file:
+            super().save_checkpoint(checkpoint, file, storage_options)
 
 
 class EpochLines(Callback):
@@ -204,10 +203,3 @@ def strategy(hardware: Hardware) -> str:
     if hardware.strategy in ("auto", "ddp") and hardware.processes > 1:
         return "ddp_find_unused_parameters_true"
     return hardware.strategy
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table so that nobody ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    table.to_csv(temporary, index=False)
-    temporary.replace(path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
+
+from tokencutseg.files import whole
 
 WIDTH, NARROW = 7.2, 5.0
 """Inches across a page, and for one small chart alone; a figure reads at half of it."""
@@ -253,9 +254,8 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     """Write <name>.pdf and <name>.png into `folder`, each of them whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, options in _FILES.items():
-        temporary = folder / f".{name}.{os.getpid()}.partial{suffix}"
-        figure.savefig(temporary, **options)
-        temporary.replace(folder / f"{name}{suffix}")
+        with whole(folder / f"{name}{suffix}") as file:
+            figure.savefig(file, **options)
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:

@@ -1,0 +1,35 @@
+import json
+import multiprocessing
+
+import pandas as pd
+import pytest
+
+from tokencutseg.files import whole, write_csv, write_json
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "table.csv"
+    write_csv(pd.DataFrame({"a": [1]}), path)
+    with pytest.raises(RuntimeError), whole(path) as file:
+        assert file.parent == tmp_path and file.suffix == ".csv" and file != path
+        file.write_text("half of")
+        raise RuntimeError
+    assert path.read_text() == "a\n1\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_two_processes_that_write_one_file_do_not_meet(tmp_path):
+    path, context = tmp_path / "facts.json", multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_often, args=(path, n)) for n in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert json.loads(path.read_text()) in (list(range(1000)), list(range(1, 1001)))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["facts.json"]
+
+
+def _write_often(path, n):
+    for _ in range(200):
+        write_json(list(range(n, n + 1000)), path)
