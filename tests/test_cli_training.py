@@ -94,6 +94,13 @@ def test_without_training_only_tables_of_done_trainings_are_made(alone, capsys):
     assert sorted(alone.glob("*/runs/*")) == before
 
 
+def test_tables_train_in_the_precision_that_is_asked_for(tmp_path):
+    assert main(["tables", "budgets", "--precision", "bf16", "--preset", "tiny", "--results", str(tmp_path),
+                 "--set", "vqgan.perceptual=none", "evaluation.train_sets=site_a"]) == 0
+    trained = [json.loads(path.read_text())["precision"] for path in tmp_path.glob("*/runs/*/metrics.json")]
+    assert trained == ["bf16-mixed"] * 3
+
+
 def test_two_jobs_make_the_table_that_one_makes(tmp_path):
     command = [sys.executable, "-m", "tokencutseg.cli", "tables", "label_efficiency,budgets", "--preset", "tiny",
                "--set", "vqgan.perceptual=none"]

@@ -164,6 +164,14 @@ def test_image_and_mask_stay_aligned(step):
     assert not torch.equal(out_masks, masks)
 
 
+def test_half_precision_around_it_moves_no_pixel():
+    images, masks = batch(24, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = Augmentation()(images, masks, seeded())
+    for a, b in zip(inside, Augmentation()(images, masks, seeded()), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_shift_scale_rotate_equals_scikit_image(monkeypatch):
     B, S = 6, 48
     images = F.interpolate(batch(B, 8)[0], size=S, mode="bicubic").clamp(0, 1)
