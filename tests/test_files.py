@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 
 import pandas as pd
 import pytest
@@ -11,11 +12,20 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "table.csv"
     write_csv(pd.DataFrame({"a": [1]}), path)
     with pytest.raises(RuntimeError), whole(path) as file:
-        assert file.parent == tmp_path and file.suffix == ".csv" and file != path
         file.write_text("half of")
+        assert not {*tmp_path.glob("*.csv")} - {path}, "nobody who looks for tables finds it"
         raise RuntimeError
     assert path.read_text() == "a\n1\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):
+    old, new = tmp_path / ".facts.json.1.partial", tmp_path / ".facts.json.2.partial"
+    for left in (old, new):
+        left.write_text("[")
+    os.utime(old, (0, 0))
+    write_json([], tmp_path / "facts.json")
+    assert not old.exists() and new.exists()
 
 
 def test_two_processes_that_write_one_file_do_not_meet(tmp_path):

@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 
 from tokencutseg.cli import main
+from tokencutseg.config import configure
+from tokencutseg.study import readme
 from tokencutseg.study.claims import RULE
 from tokencutseg.study.outputs import OUTPUTS
 from tokencutseg.study.readme import (
@@ -275,3 +277,12 @@ def test_the_commands_are_understood(tmp_path, capsys):
             continue  # needs downloaded images
         assert main(["run", *words, "--dry-run", "--results", str(tmp_path)]) == 0, arguments
     assert capsys.readouterr().out.count("study      ") == len([line for line in lines if "--data" not in line])
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    ({}, ""), ({"segmentation.epochs": 3}, ""), ({"masked_gpt.batch_size": 64}, "other batch sizes"),
+    ({"masked_gpt.epochs": 60}, "longer pretraining"),
+    ({"masked_gpt.epochs": 60, "vqgan.batch_size": 64}, "other batch sizes, longer pretraining"),
+    ({"segmentation.affinity": "feature", "vqgan.batch_size": 64}, "an earlier recipe")])
+def test_how_a_study_departs_from_its_recipe_of_today(overrides, words):
+    assert readme._departs(configure("small", overrides=overrides).to_dict()) == words

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ def whole(path: str | Path) -> Iterator[Path]:
     """Where to write what is to be at `path`: a file beside it, moved into place when the block ends well.
 
     Nobody sees half of it, a kill meanwhile leaves what was there before, and two processes that write the same do not
-    meet. The file keeps the ending of `path`, since writers go by it; a block that fails leaves nothing behind.
+    meet. A block that fails leaves nothing behind; what a killed process left is removed by one that writes the same an
+    hour later.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    for left in path.parent.glob(f".{path.name}.*.partial"):
+        with suppress(FileNotFoundError):  # it was not left, but moved into place meanwhile
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
         temporary.replace(path)

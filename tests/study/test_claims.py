@@ -45,8 +45,8 @@ def test_a_published_value_is_supported_inside_or_below_the_interval(mean, expec
 
 
 @pytest.mark.parametrize(("mean", "unet", "words"), [
-    (0.9, 0.8, "within or below the measured interval of `revised`, which is not the published method, "
-               "and a U-Net under the same loop makes 0.8000"),
+    (0.9, 0.8, "within or below the measured interval of `revised`, which is not the published method; "
+               "a U-Net under the same loop reaches it too (0.8000)"),
     (0.9, None, "within or below the measured interval of `revised`, which is not the published method"),
     (0.7, 0.8, "above the measured interval of `revised`, which is not the published method")])
 @pytest.mark.parametrize("preset", ["small", "full"])

@@ -21,6 +21,8 @@ PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
 
 VERDICTS = SUPPORTED, NOT_SUPPORTED, UNTESTABLE = "supported", "not supported", "not testable here"
 
+UNET_TOO = "; a U-Net under the same loop reaches it too"
+"""Said of a published value that is reached."""
 READINGS = ("released", "described")
 """The recipes that read the published method; `revised` is another one."""
 STRONG = ("unet", "deeplabv3plus", "segformer")
@@ -32,7 +34,8 @@ RULE = (
     "A published value is judged where a recipe that reads the published method, `released` or `described`, was "
     "trained: supported when it lies inside the 95 % interval of the measured one or below it; above it, not supported "
     "where we train as long and at as many pixels as the paper (preset full), since a smaller preset can reach a value "
-    "but not refute it. `revised` is another method: what it reaches is said, and is no verdict on the published one. "
+    "but not refute it; a DSC that no scoring rule gives together with its mIoU gets no verdict. `revised` is another "
+    "method: what it reaches is said, and is no verdict on the published one. "
     "Being better than rivals is supported when, all under one budget, the paired 95 % interval of the difference to "
     "each of them lies on the better side of zero and its Holm-adjusted p is below 0.05, and not supported otherwise; "
     "where all rivals are beaten, but the strong ones are not among them or did not start from ImageNet weights, it is "
@@ -141,14 +144,15 @@ def _cell(results: pd.DataFrame | None, train: str, test: str, measure: str, met
     holds = published <= found["high"]
     reason = "within or below the measured interval" if holds else "above the measured interval"
     verdict = _verdict(holds)
+    unet = _find(results, train=train, test=test, method="unet", definition=definition, measure=measure)
     if found["recipe"] not in READINGS:
-        unet = _find(results, train=train, test=test, method="unet", definition=definition, measure=measure)
-        also = f", and a U-Net under the same loop makes {unet['mean']:.4f}" if holds and unet is not None else ""
-        verdict, reason = UNTESTABLE, f"{reason} of `{found['recipe']}`, which is not the published method{also}"
+        verdict, reason = UNTESTABLE, f"{reason} of `{found['recipe']}`, which is not the published method"
     elif not holds and preset != "full":
         verdict, reason = UNTESTABLE, f"{reason}, but preset {preset} trains less and at fewer pixels than the paper"
+    if holds and unet is not None and published <= unet["high"]:
+        reason += f"{UNET_TOO} ({unet['mean']:.4f})"
     if measure == "dice" and not _possible(train, test):
-        reason += "; with the published mIoU it breaks the bound 2J/(1+J)"
+        verdict, reason = UNTESTABLE, f"{reason}; with the published mIoU it breaks the bound 2J/(1+J)"
     if not found["complete"]:
         reason += f"; {found['note']}"
     return _row(claim, experiment, verdict, reason, definition=definition,

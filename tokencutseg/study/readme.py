@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tokencutseg.config import RECIPES, Config
+from tokencutseg.config import RECIPES, Config, configure
 from tokencutseg.model.saved import PRETRAINED
 from tokencutseg.study.claims import (
     DEMONSTRATIONS,
     RULE,
+    SUPPORTED,
+    UNET_TOO,
     UNTESTABLE,
     VERDICTS,
     better_by,
@@ -33,18 +35,20 @@ PAIRED = (
     "The interval is that of the mean difference over the same images (bootstrap). p is Wilcoxon's signed-rank test on "
     "the images' differences, adjusted by Holm's method for the number of the table's rows; it asks whether gains "
     "outrank losses, and can be small where the interval holds zero (many small gains, a few large losses). Being "
-    "clearly ahead asks for both. Both are about the images and say nothing of another training: two that differ by "
-    "chance alone can have a small p.")
+    "clearly ahead asks for both. Both are about the images, and where there is one training, they say nothing of "
+    "another: two that differ by chance alone can have a small p.")
 UNDER_ONE_BUDGET = (
     "p is Wilcoxon's signed-rank test on the images' differences, adjusted for the methods of one measure; it "
     "ranks the differences, and can be small where the interval of their mean holds zero. "
     "Minutes are those of the supervised training; \"before\" are the self-supervised stages.")
 CHOSEN = (
-    "Where a row has several trainings, the interval of the lead covers their spread too (Student's t over them). All "
+    "Where a row has several trainings, the interval of the lead covers their spread too (Student's t over them); that "
+    "of the score, and p, are about images alone. All "
     "methods choose their epoch on the same validation masks, which the number of labels does not count.")
 MEASURED = {"l1": "L1", "psnr": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS", "iou": "lesion IoU",
             "nsd": "NSD", "hd95": "HD95 in pixels"}
 DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md", PRETRAINED / "README.md")
+EARLIER = "an earlier recipe"
 NO_TABLE = "No committed study is large enough for this yet.\n"
 REACHED = "not testable here, but within or below the interval of `revised`"
 """Said in the summary of a published value, held against a method of our own."""
@@ -65,9 +69,13 @@ def results_markdown(reference: Path = REFERENCE) -> str:
 
 
 def studies_markdown(reference: Path = REFERENCE) -> str:
-    """The same, under all that is said about each study: its data, its command, what it does not say."""
-    return "\n".join(part for study in _studies(reference, "main_results")
-                     for part in ((study / "about.md").read_text().strip(), "", _table(study), ""))
+    """The same, under all that is said about each study: its data, its command, what it does not say; and what is said
+    about studies of few labels that have no main results."""
+    main = _studies(reference, "main_results")
+    parts = [part for study in main for part in ((study / "about.md").read_text().strip(), "", _table(study), "")]
+    parts += [part for study in _studies(reference, "label_efficiency", demonstrations=False) if study not in main
+              for part in ((study / "about.md").read_text().strip(), "")]
+    return "\n".join(parts)
 
 
 def _studies(reference: Path, table: str, demonstrations: bool = True) -> list[Path]:
@@ -190,7 +198,8 @@ def _signed(*keys: str) -> Callable[[Any], str]:
     """A difference with its interval, by the names of the three columns."""
     def shown(row: Any) -> str:
         value, low, high = (getattr(row, key) for key in keys)
-        return "" if pd.isna(value) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        digits = 4 if min(abs(low), abs(high)) < 5e-4 else 3  # of an end so near zero the sign is to be seen
+        return "" if pd.isna(value) else f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
     return shown
 
@@ -255,6 +264,9 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
     table = table.assign(verdict=table["verdict"].mask(reached, REACHED))
     split = table.groupby("claim")["verdict"].transform("nunique") > 1  # where studies disagree, they are named
     claims = table["claim"].where(~split, table["claim"] + " (study `" + table["study"] + "`)")
+    reached_too = (table["verdict"] == SUPPORTED) & table["reason"].str.contains(UNET_TOO, regex=False)
+    lacking = (table["verdict"] == SUPPORTED) & (table["complete"].isin([False]) if "complete" in table else False)
+    claims += np.where(reached_too, ", which a U-Net reaches too", "") + np.where(lacking, " (images are missing)", "")
     lines = [f"- **{verdict}**: {'; '.join(dict.fromkeys(claims[table['verdict'] == verdict]))}"
              for verdict in (*VERDICTS, REACHED) if (table["verdict"] == verdict).any()]
     pairs = published_consistency()
@@ -285,8 +297,9 @@ def _against_unet(reference: Path) -> list[str]:
                 places[side].append(f"{what} {_lead(row)} ({', '.join(filter(None, named))})")
     lines = [f"- **{side}**: {'; '.join(found)}" for side, found in places.items() if found]
     return ["`revised` against a U-Net under the same loop on the same labelled images: how far it is ahead in lesion "
-            "IoU on test images, with the paired 95 % interval over images. Where nothing else is said, the U-Net "
-            "starts from scratch, and each is one training:", "", *lines, ""] if lines else []
+            "IoU on test images, with the paired 95 % interval over images and, where there are several, trainings. "
+            "Where nothing else is said, the U-Net starts from scratch, and each is one training:", "", *lines,
+            ""] if lines else []
 
 
 def claims_markdown(reference: Path = REFERENCE) -> str:
@@ -297,8 +310,10 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
     parts = []
     for study, part in table.groupby("study", sort=False):
         config = _config(reference / study) if study else {}
-        departs = f", {_departs(config)}" if study and _departs(config) else ""
-        parts += [f"Study `{study}`, preset `{config['preset']}`, recipe `{config['recipe']}`{departs}:" if study
+        departs = _departs(config) if study else ""
+        recipe = f"an earlier recipe `{config['recipe']}`" if departs == EARLIER else f"recipe `{config['recipe']}`" + (
+            f", {departs}" if departs else "") if study else ""
+        parts += [f"Study `{study}`, preset `{config['preset']}`, {recipe}:" if study
                   else "Open in every study:", "",
                   "| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
         for row in part.itertuples():
@@ -331,10 +346,19 @@ def _config(study: Path) -> dict[str, Any]:
 
 
 def _departs(config: dict[str, Any]) -> str:
-    """In which way the settings of a study's recipe are not those of today, or these are more of them."""
+    """In which way a study's recipe is not that of today, or not that of its preset."""
     today = ((*name.split("."), json.loads(json.dumps(value))) for name, value in RECIPES[config["recipe"]].items())
     turned = {key for stage, key, value in today if stage in config and config[stage].get(key) != value}
-    return "" if not turned else "other batch sizes" if turned == {"batch_size"} else "an earlier recipe"
+    if turned - {"batch_size"}:
+        return EARLIER
+    usual = configure(config["preset"], config["recipe"]).to_dict()
+    longer = _looks_before({**usual, **config}) > _looks_before(usual)
+    return ", ".join(filter(None, ["other batch sizes" if turned else "", "longer pretraining" if longer else ""]))
+
+
+def _looks_before(config: dict[str, Any]) -> int:
+    """Images that the masked pretraining looks at; 0 where that depends on the data."""
+    return config["masked_gpt"]["epochs"] * (config["masked_gpt"]["images_per_epoch"] or 0)
 
 
 def bench_markdown(reference: Path = REFERENCE) -> str:

@@ -255,7 +255,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, options in _FILES.items():
         with whole(folder / f"{name}{suffix}") as file:
-            figure.savefig(file, **options)
+            figure.savefig(file, format=suffix[1:], **options)
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
