@@ -267,8 +267,11 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
     reached_too = (table["verdict"] == SUPPORTED) & table["reason"].str.contains(UNET_TOO, regex=False)
     lacking = (table["verdict"] == SUPPORTED) & (table["complete"].isin([False]) if "complete" in table else False)
     claims += np.where(reached_too, ", which a U-Net reaches too", "") + np.where(lacking, " (images are missing)", "")
-    lines = [f"- **{verdict}**: {'; '.join(dict.fromkeys(claims[table['verdict'] == verdict]))}"
-             for verdict in (*VERDICTS, REACHED) if (table["verdict"] == verdict).any()]
+    said = {verdict: list(dict.fromkeys(claims[table["verdict"] == verdict])) for verdict in (*VERDICTS, REACHED)}
+    values = set(claims[(table["verdict"] == UNTESTABLE) & table["published"].notna()])
+    said[UNTESTABLE] = [claim for claim in said[UNTESTABLE] if claim not in values] + (
+        [f"{len(values)} published value{'s' * (len(values) > 1)}"] if values else [])
+    lines = [f"- **{verdict}**: {'; '.join(found)}" for verdict, found in said.items() if found]
     pairs = published_consistency()
     broken = [f"{row.train} → {row.test}" for row in pairs[~pairs["possible"]].itertuples()]
     lines += [f"- **not possible by one scoring rule**: the published mIoU and DSC of {', '.join(broken)}, whatever "
@@ -281,7 +284,7 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
 
 def _against_unet(reference: Path) -> list[str]:
     """Where ours is clearly ahead of a U-Net under the same loop, where neither is, and where the U-Net is."""
-    ahead, neither, behind = "`revised` clearly ahead", "neither clearly ahead", "U-Net clearly ahead"
+    ahead, neither, behind = "`revised` clearly", "neither clearly", "U-Net clearly"
     places: dict[str, list[str]] = {ahead: [], neither: [], behind: []}
     for table in ("main_results", "label_efficiency"):
         for study in _studies(reference, table, demonstrations=False):
@@ -289,16 +292,16 @@ def _against_unet(reference: Path) -> list[str]:
             shown = (rows[["method", "definition", "measure"]] == ["unet", "image_lesion", "iou"]).all(axis=1)
             for row in rows[shown & (config["recipe"] == "revised")].itertuples():
                 what = f"{row.train} → {row.test}" if table == "main_results" else f"{row.fraction:.0%} of the labels"
-                also = [f"{row.seeds} trainings" if getattr(row, "seeds", 1) > 1 else "",
-                        "from ImageNet weights" if getattr(row, "weights", "") == "imagenet" else ""]
                 side = (ahead if clearly_ahead(row.ahead_low, row.p_holm) else
                         behind if clearly_ahead(-row.ahead_high, row.p_holm) else neither)
-                named = [f"`{study.name}`", _departs(config), *also]
-                places[side].append(f"{what} {_lead(row)} ({', '.join(filter(None, named))})")
-    lines = [f"- **{side}**: {'; '.join(found)}" for side, found in places.items() if found]
+                imagenet = "U-Net from ImageNet weights" if getattr(row, "weights", "") == "imagenet" else ""
+                named = ", ".join(filter(None, [f"`{study.name}`", _departs(config), imagenet]))
+                places[side].append(f"| {side} | {what} | {_lead(row)} | {getattr(row, 'seeds', 1)} | {named} |")
+    lines = [line for side in places.values() for line in side]
     return ["`revised` against a U-Net under the same loop on the same labelled images: how far it is ahead in lesion "
             "IoU on test images, with the paired 95 % interval over images and, where there are several, trainings. "
-            "Where nothing else is said, the U-Net starts from scratch, and each is one training:", "", *lines,
+            "Where nothing else is said, the U-Net starts from scratch:", "",
+            "| ahead is | on | `revised` is ahead by | trainings | study |", "|---|---|---|---|---|", *lines,
             ""] if lines else []
 
 
