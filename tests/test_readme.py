@@ -94,7 +94,7 @@ def test_the_summary_says_where_ours_is_ahead_of_a_unet(tmp_path):
     table = pd.DataFrame(leads, columns=["test", "ahead", "ahead_low", "ahead_high", "p_holm"]).assign(
         train="a", method="unet", definition="image_lesion", measure="iou")
     claim = pd.DataFrame([{"claim": "best", "verdict": "supported", "reason": "ahead"}]).assign(
-        **dict.fromkeys(("published", "measured", "low", "high")), definition="image_lesion")
+        **dict.fromkeys(("published", "measured", "low", "high", "complete")), definition="image_lesion")
     for preset, recipe in (("small", "revised"), ("quick", "revised"), ("full", "released")):
         folder = tmp_path / f"{preset}-skin" / "tables"
         folder.mkdir(parents=True)
@@ -120,9 +120,10 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
             ("DSC is 90%", 0.9, 0.91, 0.90, 0.92, "not testable here", "within"),
             ("DSC is 80%", 0.8, 0.91, 0.90, 0.92, "supported", "within"),
             ("DSC is 95%", 0.95, 0.91, 0.90, 0.92, "not testable here", "above"),
+            ("DSC is 91%, recipe described", 0.91, 0.91, 0.90, 0.92, "not testable here", "breaks the bound"),
             ("robust", None, None, None, None, "not testable here", "no measure")]
     pd.DataFrame(rows, columns=["claim", "published", "measured", "low", "high", "verdict", "reason"]).assign(
-        definition="image_lesion").to_csv(tables / "claims.csv", index=False)
+        definition="image_lesion", complete=None).to_csv(tables / "claims.csv", index=False)
     (tables.parent / "config.json").write_text('{"preset": "small", "recipe": "released"}')
     shown = claims_markdown(tmp_path)
     assert "Study `small-skin`, preset `small`, recipe `released`:" in shown
@@ -133,7 +134,7 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
     assert shown.index("DSC is 95%") < shown.index("Open in every study:") < shown.index("| robust")
     assert summary_markdown(tmp_path).splitlines()[2:6] == [
         "- **supported**: DSC is 80%", "- **not supported**: mIoU is 81.37%",
-        "- **not testable here**: robust; 1 published value",
+        "- **not testable here**: robust; 2 published values",
         "- **not testable here, but within or below the interval of `revised`**: DSC is 90%"]
     pd.DataFrame([{"method": "unet", "stage": "baseline", "saw": "skin", "training_images": 20, "images_seen": 400,
                    "unlabelled_seen": 30, "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(
@@ -186,7 +187,7 @@ def test_a_claim_is_open_only_where_no_study_judges_it(tmp_path):
         folder.mkdir(parents=True)
         table = pd.DataFrame(verdicts, columns=["verdict", "reason"]).assign(
             claim=["a holds", "b holds", "best", "c holds", "robust", "d holds"], definition="image_lesion",
-            **dict.fromkeys(("published", "measured", "low", "high")))
+            **dict.fromkeys(("published", "measured", "low", "high", "complete")))
         table.to_csv(folder / "claims.csv", index=False)
         (tmp_path / study / "config.json").write_text('{"preset": "small", "recipe": "revised"}')
     assert summary_markdown(tmp_path).splitlines()[2:] == [

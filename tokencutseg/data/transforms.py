@@ -175,8 +175,7 @@ def _shift_scale_rotate(grid: Tensor, where: Tensor, generator: torch.Generator)
     return torch.where(where[:, None, None, None], looked.view_as(grid), grid)
 
 
-def _elastic(n: int, S: int, generator: torch.Generator,
-             device: torch.device | str = "cpu") -> Tensor:
+def _elastic(n: int, S: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
     """Smoothed noise as displacement (Simard et al. 2003, Best Practices for Convolutional Neural Networks).
 
     Smoothing over s times as many pixels divides the noise's spread by s, so the amplitude grows with s² for the
@@ -194,8 +193,7 @@ def _smoothing(S: int, sigma: float) -> Tensor:
     return torch.from_numpy(gaussian_filter1d(np.eye(S), sigma, axis=0, mode="reflect")).float()
 
 
-def _grid_distortion(n: int, S: int, generator: torch.Generator,
-                     device: torch.device | str = "cpu") -> Tensor:
+def _grid_distortion(n: int, S: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
     """Columns and rows of cells become wider or narrower; the image's border stays where it is."""
     widths = 1 + _uniform(GRID_LIMIT, (n, 2, GRID_CELLS), generator, device)
     edges = F.pad((widths / widths.sum(-1, keepdim=True)).cumsum(-1), (1, 0)) * 2 - 1  # (n, 2, cells + 1)
@@ -205,8 +203,7 @@ def _grid_distortion(n: int, S: int, generator: torch.Generator,
     return torch.stack([x[:, None, :].expand(n, S, S), y[:, :, None].expand(n, S, S)], dim=-1)
 
 
-def _optical_distortion(n: int, S: int, generator: torch.Generator,
-                        device: torch.device | str = "cpu") -> Tensor:
+def _optical_distortion(n: int, S: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
     """Barrel or pincushion distortion of a camera, with equal coefficients of r² and r⁴."""
     k = _uniform(OPTICAL_LIMIT, (n, 1, 1, 1), generator, device)
     grid = _pixel_centres(S, device)

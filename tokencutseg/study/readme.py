@@ -71,10 +71,9 @@ def results_markdown(reference: Path = REFERENCE) -> str:
 def studies_markdown(reference: Path = REFERENCE) -> str:
     """The same, under all that is said about each study: its data, its command, what it does not say; and what is said
     about studies of few labels that have no main results."""
-    main = _studies(reference, "main_results")
-    parts = [part for study in main for part in ((study / "about.md").read_text().strip(), "", _table(study), "")]
-    parts += [part for study in _studies(reference, "label_efficiency", demonstrations=False) if study not in main
-              for part in ((study / "about.md").read_text().strip(), "")]
+    main, parts = _studies(reference, "main_results"), []
+    for study in dict.fromkeys([*main, *_studies(reference, "label_efficiency", demonstrations=False)]):
+        parts += [(study / "about.md").read_text().strip(), "", *([_table(study), ""] if study in main else [])]
     return "\n".join(parts)
 
 
@@ -260,12 +259,14 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
         return NO_VERDICT
     decided = table["claim"].isin(table.loc[table["verdict"] != UNTESTABLE, "claim"])
     table = table[~decided | (table["verdict"] != UNTESTABLE)]
-    reached = (table["verdict"] == UNTESTABLE) & (table["published"] <= table["high"])
+    ours = ~table["claim"].str.contains(", recipe ", regex=False)
+    reached = (table["verdict"] == UNTESTABLE) & (table["published"] <= table["high"]) & ours
     table = table.assign(verdict=table["verdict"].mask(reached, REACHED))
     split = table.groupby("claim")["verdict"].transform("nunique") > 1  # where studies disagree, they are named
     claims = table["claim"].where(~split, table["claim"] + " (study `" + table["study"] + "`)")
-    reached_too = (table["verdict"] == SUPPORTED) & table["reason"].str.contains(UNET_TOO, regex=False)
-    lacking = (table["verdict"] == SUPPORTED) & (table["complete"].isin([False]) if "complete" in table else False)
+    supported = table["verdict"] == SUPPORTED
+    reached_too = supported & table["reason"].str.contains(UNET_TOO, regex=False)
+    lacking = supported & table["complete"].isin([False])
     claims += np.where(reached_too, ", which a U-Net reaches too", "") + np.where(lacking, " (images are missing)", "")
     said = {verdict: list(dict.fromkeys(claims[table["verdict"] == verdict])) for verdict in (*VERDICTS, REACHED)}
     values = set(claims[(table["verdict"] == UNTESTABLE) & table["published"].notna()])
@@ -313,10 +314,7 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
     parts = []
     for study, part in table.groupby("study", sort=False):
         config = _config(reference / study) if study else {}
-        departs = _departs(config) if study else ""
-        recipe = f"an earlier recipe `{config['recipe']}`" if departs == EARLIER else f"recipe `{config['recipe']}`" + (
-            f", {departs}" if departs else "") if study else ""
-        parts += [f"Study `{study}`, preset `{config['preset']}`, {recipe}:" if study
+        parts += [f"Study `{study}`, preset `{config['preset']}`, {_recipe(config)}:" if study
                   else "Open in every study:", "",
                   "| claim | published | measured [95 %] | verdict | why |", "|---|---|---|---|---|"]
         for row in part.itertuples():
@@ -346,6 +344,14 @@ def _judged(reference: Path) -> pd.DataFrame:
 
 def _config(study: Path) -> dict[str, Any]:
     return json.loads((study / "config.json").read_text())
+
+
+def _recipe(config: dict[str, Any]) -> str:
+    """A study's recipe in words."""
+    departs = _departs(config)
+    if departs == EARLIER:
+        return f"{EARLIER} `{config['recipe']}`"
+    return ", ".join(filter(None, [f"recipe `{config['recipe']}`", departs]))
 
 
 def _departs(config: dict[str, Any]) -> str:

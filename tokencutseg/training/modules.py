@@ -404,7 +404,6 @@ def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-@torch.no_grad()
 def _warming_average(averages: list[Tensor], new: list[Tensor], n: Tensor | int) -> None:
     """Exponential moving average whose memory grows from a few steps to 200; a BatchNorm's statistics are averaged with
     the weights that they belong to, and its counter is not."""
