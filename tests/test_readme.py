@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 
@@ -88,7 +89,7 @@ def test_studies_are_led_by_their_first_words_and_demonstrations_come_last(tmp_p
 
 def test_the_summary_says_where_ours_is_ahead_of_a_unet(tmp_path):
     """Clear are an interval without zero and a small adjusted p together. Demonstrations and other recipes are not
-    listed."""
+    listed. The budget is that of the table's trainings."""
     leads = [("a", 0.02, 0.01, 0.03, 0.01), ("b", 0.02, 0.01, 0.03, 0.2), ("c", 0.02, -0.01, 0.05, 0.01),
              ("d", -0.02, -0.03, -0.01, 0.01)]
     table = pd.DataFrame(leads, columns=["test", "ahead", "ahead_low", "ahead_high", "p_holm"]).assign(
@@ -103,14 +104,14 @@ def test_the_summary_says_where_ours_is_ahead_of_a_unet(tmp_path):
         table[:1].assign(fraction=0.05, seeds=3, weights="imagenet").drop(columns=["train", "test"]).to_csv(
             folder / "label_efficiency.csv", index=False)
         claim.to_csv(folder / "claims.csv", index=False)
-        (folder.parent / "config.json").write_text(f'{{"preset": "{preset}", "recipe": "{recipe}"}}')
+        (folder.parent / "config.json").write_text(json.dumps(configure(preset, recipe).to_dict()))
     assert [line for line in summary_markdown(tmp_path).splitlines() if "`small-" in line] == [
-        "| `revised` clearly | a → a | +0.020 [+0.010, +0.030] | 1 | `small-skin` |",
-        "| `revised` clearly | 5% of the labels | +0.020 [+0.010, +0.030] | 3 "
+        "| `revised` clearly | a → a | +0.020 [+0.010, +0.030] | 1 | 16,000 | `small-skin` |",
+        "| `revised` clearly | 5% of the labels | +0.020 [+0.010, +0.030] | 3 | 1,200 "
         "| `small-skin`, U-Net from ImageNet weights |",
-        "| neither clearly | a → b | +0.020 [+0.010, +0.030] | 1 | `small-skin` |",
-        "| neither clearly | a → c | +0.020 [-0.010, +0.050] | 1 | `small-skin` |",
-        "| U-Net clearly | a → d | -0.020 [-0.030, -0.010] | 1 | `small-skin` |"]
+        "| neither clearly | a → b | +0.020 [+0.010, +0.030] | 1 | 16,000 | `small-skin` |",
+        "| neither clearly | a → c | +0.020 [-0.010, +0.050] | 1 | 16,000 | `small-skin` |",
+        "| U-Net clearly | a → d | -0.020 [-0.030, -0.010] | 1 | 16,000 | `small-skin` |"]
 
 
 def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):

@@ -17,7 +17,8 @@ GRIDS = sorted(path for name in ("graph_radius", "codebook_size", "stages", "rev
 
 
 COMPARED = [REFERENCE / name for name in (
-    "small-isic/tables/baselines.csv", "small-isic2017-encoder/tables/baselines.csv",
+    "small-isic/tables/baselines.csv", "small-isic/tables/label_efficiency.csv",
+    "small-isic2017-encoder/tables/baselines.csv",
     "small-isic2017-encoder/tables/label_efficiency.csv", "small-isic2017-h100/tables/label_efficiency.csv")]
 SHOWN = [("image_lesion", "iou"), ("image_lesion", "dice"), ("pooled_two_class", "iou"), ("image_lesion", "hd95")]
 

@@ -70,9 +70,11 @@ def results_markdown(reference: Path = REFERENCE) -> str:
 
 def studies_markdown(reference: Path = REFERENCE) -> str:
     """The same, under all that is said about each study: its data, its command, what it does not say; and what is said
-    about studies of few labels that have no main results."""
+    about studies of few labels that have no main results and stand nowhere else."""
     main, parts = _studies(reference, "main_results"), []
-    for study in dict.fromkeys([*main, *_studies(reference, "label_efficiency", demonstrations=False)]):
+    few = [study for study in _studies(reference, "label_efficiency", demonstrations=False)
+           if study not in _dissected(reference)]
+    for study in dict.fromkeys([*main, *few]):
         parts += [(study / "about.md").read_text().strip(), "", *([_table(study), ""] if study in main else [])]
     return "\n".join(parts)
 
@@ -98,7 +100,8 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
     committed study that is more than a demonstration."""
     parts = []
     for study in _studies(reference, "label_efficiency", demonstrations=False):
-        table, own = _read(study, "label_efficiency"), _config(study)["recipe"]
+        table, config = _read(study, "label_efficiency"), _config(study)
+        own, looks = config["recipe"], _looks(config, "label_efficiency")
         known = "weights" in table
         rows = ["| labels | method |" + (" starts from |" if known else "") + " seeds | images "
                 f"| lesion IoU per image [95 %] | `{own}` is ahead by [95 %, paired] | p (Holm) |",
@@ -110,17 +113,18 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
                         + (f", `{recipe}` " if recipe in RECIPES else " ")
                         + (f"| {row.weights} " if known else "")
                         + f"| {row.seeds} | {row.n} | {_scored(row)} | {_lead(row)} | {_p(row)} |")
-        parts += [f"Study [`{study.name}`](results/reference/{study.name}/about.md){_looks(study)}:", "", *rows, ""]
+        parts += [f"Study [`{study.name}`](results/reference/{study.name}/about.md)"
+                  f"{looks and f', {looks} looks at labelled images in each training'}:", "", *rows, ""]
     return "\n".join([*parts, PAIRED, CHOSEN, ""]) if parts else NO_TABLE
 
 
-def _looks(study: Path) -> str:
-    """How many looks at labelled images each training of a study's grids has."""
-    config = _config(study)
+def _looks(config: dict[str, Any], table: str) -> str:
+    """How many looks at labelled images each training behind a table has; empty where the settings do not say."""
     if "ablation" not in config:
         return ""
-    cell = shortened(Config.from_dict(config)).segmentation
-    return f", {cell.epochs * cell.images_per_epoch:,} looks at labelled images in each training"
+    whole = Config.from_dict(config)
+    training = (whole if table == "main_results" else shortened(whole)).segmentation
+    return f"{training.epochs * training.images_per_epoch:,}"
 
 
 def baselines_markdown(reference: Path = REFERENCE) -> str:
@@ -176,17 +180,21 @@ def ablations_markdown(reference: Path = REFERENCE) -> str:
     """The tables of notebook 05 that ask what each part gives, of every committed study that is more than a
     demonstration: what was measured with its interval, and paired changes."""
     parts = []
-    holding = {name: _studies(reference, name, demonstrations=False) for name in ABLATIONS}
-    for study in sorted({study for studies in holding.values() for study in studies}):
+    for study in _dissected(reference):
         parts += [(study / "about.md").read_text().strip(), ""]
         for name, (heading, columns) in ABLATIONS.items():
-            if study in holding[name]:
+            if (study / f"tables/{name}.csv").exists():
                 parts += [f"**{heading}** (`{name}.csv`):", "", f"| {' | '.join(columns)} |",
                           "|" + "---|" * len(columns)]
                 parts += [f"| {' | '.join(cell(row) for cell in columns.values())} |"
                           for row in _read(study, name).itertuples()]
                 parts += [""]
     return "\n".join(parts) if parts else NO_TABLE
+
+
+def _dissected(reference: Path) -> list[Path]:
+    """The committed studies that are more than a demonstration and ask what each part gives."""
+    return sorted({study for name in ABLATIONS for study in _studies(reference, name, demonstrations=False)})
 
 
 def _scored(row: Any) -> str:
@@ -297,13 +305,15 @@ def _against_unet(reference: Path) -> list[str]:
                         behind if clearly_ahead(-row.ahead_high, row.p_holm) else neither)
                 imagenet = "U-Net from ImageNet weights" if getattr(row, "weights", "") == "imagenet" else ""
                 named = ", ".join(filter(None, [f"`{study.name}`", _departs(config), imagenet]))
-                places[side].append(f"| {side} | {what} | {_lead(row)} | {getattr(row, 'seeds', 1)} | {named} |")
+                places[side].append(f"| {side} | {what} | {_lead(row)} | {getattr(row, 'seeds', 1)} "
+                                    f"| {_looks(config, table)} | {named} |")
     lines = [line for side in places.values() for line in side]
     return ["`revised` against a U-Net under the same loop on the same labelled images: how far it is ahead in lesion "
             "IoU on test images, with the paired 95 % interval over images and, where there are several, trainings. "
-            "Where nothing else is said, the U-Net starts from scratch:", "",
-            "| ahead is | on | `revised` is ahead by | trainings | study |", "|---|---|---|---|---|", *lines,
-            ""] if lines else []
+            "Looks are those of each training at labelled images; after few of them neither scores what it does after "
+            "more. Where nothing else is said, the U-Net starts from scratch:", "",
+            "| ahead is | on | `revised` is ahead by | trainings | looks | study |", "|---|---|---|---|---|---|",
+            *lines, ""] if lines else []
 
 
 def claims_markdown(reference: Path = REFERENCE) -> str:
