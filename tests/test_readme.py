@@ -122,9 +122,12 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
             ("DSC is 80%", 0.8, 0.91, 0.90, 0.92, "supported", "within"),
             ("DSC is 95%", 0.95, 0.91, 0.90, 0.92, "not testable here", "above"),
             ("DSC is 91%, recipe described", 0.91, 0.91, 0.90, 0.92, "not testable here", "breaks the bound"),
+            ("DSC is 91%, recipe released", 0.91, 0.70, 0.69, 0.71, "not testable here", "above"),
+            ("DSC is 80%, recipe released", 0.8, 0.70, 0.69, 0.71, "not testable here", "above"),
+            ("DSC is 92%", 0.9199, 0.91, 0.90, 0.92, "not testable here", "too near the end"),
             ("robust", None, None, None, None, "not testable here", "no measure")]
     pd.DataFrame(rows, columns=["claim", "published", "measured", "low", "high", "verdict", "reason"]).assign(
-        definition="image_lesion", complete=None).to_csv(tables / "claims.csv", index=False)
+        definition="image_lesion", experiment="main_results", complete=None).to_csv(tables / "claims.csv", index=False)
     (tables.parent / "config.json").write_text('{"preset": "small", "recipe": "released"}')
     shown = claims_markdown(tmp_path)
     assert "Study `small-skin`, preset `small`, recipe `released`:" in shown
@@ -135,7 +138,7 @@ def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
     assert shown.index("DSC is 95%") < shown.index("Open in every study:") < shown.index("| robust")
     assert summary_markdown(tmp_path).splitlines()[2:6] == [
         "- **supported**: DSC is 80%", "- **not supported**: mIoU is 81.37%",
-        "- **not testable here**: robust; 2 published values",
+        "- **not testable here**: robust; 3 of 6 published values",
         "- **not testable here, but within or below the interval of `revised`**: DSC is 90%"]
     pd.DataFrame([{"method": "unet", "stage": "baseline", "saw": "skin", "training_images": 20, "images_seen": 400,
                    "unlabelled_seen": 30, "steps": 50, "seconds": 90.0, "device": "cpu"}]).to_csv(
@@ -187,7 +190,7 @@ def test_a_claim_is_open_only_where_no_study_judges_it(tmp_path):
         folder = tmp_path / study / "tables"
         folder.mkdir(parents=True)
         table = pd.DataFrame(verdicts, columns=["verdict", "reason"]).assign(
-            claim=["a holds", "b holds", "best", "c holds", "robust", "d holds"], definition="image_lesion",
+            claim=["a holds", "b holds", "best", "c holds", "robust", "d holds"], definition="image_lesion", experiment="main_results",
             **dict.fromkeys(("published", "measured", "low", "high", "complete")))
         table.to_csv(folder / "claims.csv", index=False)
         (tmp_path / study / "config.json").write_text('{"preset": "small", "recipe": "revised"}')

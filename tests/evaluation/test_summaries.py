@@ -160,6 +160,31 @@ def test_bootstrap_coverage_over_images():
     assert 0.93 <= hits / 1000 <= 0.97
 
 
+def test_bootstrap_coverage_of_pooled_scores_and_of_paired_differences():
+    """150 images whose lesions differ in size, segmented by two methods that find other shares of lesion and skin; the
+    truth is the score of the expected counts."""
+    generator, pixels, shares, hits = np.random.default_rng(3), 4096, ((8, 2, 30), (12, 2, 20)), np.zeros(2)
+
+    def truth(a, b, c):
+        lesion = 0.25 * pixels
+        tp, fp = lesion * a / (a + b), (pixels - lesion) / (1 + c)
+        return (tp / (lesion + fp) + (pixels - lesion - fp) / (pixels - tp)) / 2
+
+    for seed in range(600):
+        lesion = generator.integers(0, pixels // 2, size=150, endpoint=True)
+        methods = []
+        for a, b, c in shares:
+            tp = np.rint(lesion * generator.beta(a, b, size=150))
+            fp = np.rint((pixels - lesion) * generator.beta(1, c, size=150))
+            methods.append(pd.DataFrame({"id": np.arange(150), "tp": tp, "fp": fp, "fn": lesion - tp,
+                                         "tn": pixels - lesion - fp}))
+        own = summarise(methods[0], "pooled_two_class", "iou", draws=400, seed=seed)
+        lead = paired_difference(*methods, "pooled_two_class", "iou", draws=400, seed=seed)
+        hits += [own.low <= truth(*shares[0]) <= own.high,
+                 lead.low <= truth(*shares[0]) - truth(*shares[1]) <= lead.high]
+    assert hits.min() / 600 >= 0.93 and hits.max() / 600 <= 0.97
+
+
 def test_each_row_its_own_group_changes_nothing():
     records, _, _ = random_records()
     assert summarise(records, "pooled_lesion", "iou", draws=50, groups="size").low == pytest.approx(
@@ -185,9 +210,14 @@ def test_summary_table_holds_each_group_definition_and_measure():
     assert set(summary_table(without, [], draws=5).measure) == {"iou", "dice"}
 
 
-def test_dice_bound_holds_under_each_definition():
+def test_the_largest_dice_of_an_iou():
     assert largest_dice(np.array([0, 0.5, 1])) == pytest.approx([0, 2 / 3, 1])
-    records, _, _ = random_records(n=60)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 30))
+def test_dice_bound_holds_under_each_definition(seed, n):
+    records, _, _ = random_records(n, seed)
     assert records.dice.to_numpy() == pytest.approx(largest_dice(records.iou.to_numpy()))
     for definition in DEFINITIONS:
         iou, dice = (summarise(records, definition, measure, draws=1).mean for measure in ("iou", "dice"))

@@ -142,6 +142,12 @@ def test_feature_quality(study, monkeypatch):
     assert (table["n"] == 6 * study.config.grid_size**2).all()
     assert table[["iou", "balanced_accuracy"]].stack().between(0, 1).all()
     assert table["iou"].between(table["iou_low"], table["iou_high"]).all()
+    tokens = pd.read_csv(study.folder / "tables/feature_quality_tokens.csv").groupby(["head", "features"], sort=False)
+    assert tokens["draw"].nunique().tolist() == [1, grids.UNTRAINED, 1, 1, 1, 1] * 2
+    tp, fp, fn, tn = (tokens[name].sum().loc[list(zip(table["head"], table["features"], strict=True))].to_numpy()
+                      for name in ("tp", "fp", "fn", "tn"))
+    np.testing.assert_allclose(table["iou"], tp / (tp + fp + fn))
+    np.testing.assert_allclose(table["balanced_accuracy"], (tp / (tp + fn) + tn / (tn + fp)) / 2)
     torch.manual_seed(7)  # whatever numbers were drawn before
     pd.testing.assert_frame_equal(grids.feature_quality(study), table)
     monkeypatch.setattr(grids, "UNTRAINED", 1)
@@ -173,6 +179,21 @@ def test_label_efficiency(study):
     np.testing.assert_allclose(others["ahead"], others["fraction"].map(ours["mean"]) - others["mean"], atol=1e-12)
     assert others["ahead"].between(others["ahead_low"], others["ahead_high"]).all()
     np.testing.assert_allclose(others["p_holm"], holm(others["p"]))
+    for column in ("n", "mean", "low", "high"):  # no synthetic image is in two sets
+        assert (table[f"{column}_without"] == table[column]).all()
+
+
+@pytest.mark.parametrize("left", [4, 0])
+def test_label_efficiency_without_the_images_that_a_training_saw(study, monkeypatch, left):
+    monkeypatch.setattr(study, "config", study.config.override({"ablation.plain_unet": False}))
+    cell = grids.shortened(study.config).override({"data.label_fraction": 1.0})
+    records = pd.concat(study.records(study.baseline("unet", config=cell, seed=seed), study.source.primary, "test")
+                        for seed in range(2))
+    monkeypatch.setattr(grids, "seen_in_training", lambda *_: set(records["id"].iloc[left:6]))
+    row = grids.label_efficiency(study).set_index(["method", "fraction"]).loc[("unet", 1.0)]
+    kept = records[records["id"].isin(records["id"].iloc[:left])]
+    assert (row["n"], row["n_without"]) == (6, left) and row["mean"] == pytest.approx(records["iou"].mean())
+    assert row["mean_without"] == pytest.approx(kept["iou"].mean(), nan_ok=True)
 
 
 def test_labels_that_a_short_training_does_not_come_to_see_are_not_counted_as_seen(study, monkeypatch):

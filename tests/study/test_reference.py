@@ -6,7 +6,13 @@ from functools import cache
 import pandas as pd
 import pytest
 
-from tokencutseg.evaluation.summaries import holm, paired_difference, seeded_difference, summarise
+from tokencutseg.evaluation.summaries import (
+    holm,
+    paired_difference,
+    paired_differences,
+    seeded_difference,
+    summarise,
+)
 from tokencutseg.study.claims import claims
 from tokencutseg.study.readme import REFERENCE
 from tokencutseg.study.store import RECORDS, Run
@@ -20,7 +26,8 @@ COMPARED = [REFERENCE / name for name in (
     "small-isic/tables/baselines.csv", "small-isic/tables/label_efficiency.csv",
     "small-isic2017-encoder/tables/baselines.csv",
     "small-isic2017-encoder/tables/label_efficiency.csv", "small-isic2017-h100/tables/label_efficiency.csv")]
-SHOWN = [("image_lesion", "iou"), ("image_lesion", "dice"), ("pooled_two_class", "iou"), ("image_lesion", "hd95")]
+SHOWN = [("image_lesion", "iou"), ("image_lesion", "dice"), ("pooled_two_class", "iou"), ("image_lesion", "nsd"),
+         ("image_lesion", "hd95")]
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
@@ -39,6 +46,13 @@ def test_main_results_follow_from_the_records_of_the_runs(study):
             assert [again.mean, again.low, again.high] == pytest.approx(row[["mean", "low", "high"]].tolist(), abs=1e-5)
             assert again.n == row["n"] == records["id"].nunique()
             checked += 1
+        if "ahead" not in results or method == "tokencutseg":
+            continue
+        (path,) = (study / "runs" / last[train, "tokencutseg"]).glob("per_image-*.csv")
+        ours = pd.read_csv(path, dtype={"id": str}).query("dataset == @test and split == 'test'")
+        for shown, lead in zip(SHOWN, paired_differences(ours, records, SHOWN), strict=True):
+            assert [lead.difference, lead.low, lead.high, lead.p] == pytest.approx(
+                cells.loc[shown, ["ahead", "ahead_low", "ahead_high", "p"]].tolist(), abs=1e-5, nan_ok=True)
     assert checked == len(SHOWN) * len(results.query("n > 0").drop_duplicates(["train", "test", "method"])) > 0
 
 
@@ -49,6 +63,39 @@ def test_budgets_are_those_of_the_runs(study):
         assert run.done and run.about["stage"] == row.stage
         assert (run.metrics["images_seen"], run.metrics["steps"]) == (row.images_seen, row.steps)
         assert run.metrics["seconds"] == pytest.approx(row.seconds)
+
+
+@pytest.mark.parametrize("table", sorted(path for name in ("main_results", "baselines", "label_efficiency")
+                                         for path in REFERENCE.glob(f"small-*/tables/{name}.csv")),
+                         ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_p_is_adjusted_over_all_that_one_question_compares(table):
+    """The methods of one pair of sets, definition and measure; in `label_efficiency` all methods and shares."""
+    rows = pd.read_csv(table).dropna(subset="p")
+    whole = table.stem == "label_efficiency"
+    together = [name for name in ("train", "test", "definition", "measure") if name in rows and not whole]
+    for _, part in rows.groupby(together) if together else [((), rows)]:
+        assert holm(part["p"]) == pytest.approx(part["p_holm"].to_numpy())
+    assert len(rows)
+
+
+@pytest.mark.parametrize("table", sorted(REFERENCE.glob("small-*/tables/score_by_group.csv")),
+                         ids=lambda path: path.parents[1].name)
+def test_scores_by_group_follow_from_the_records(table):
+    """Of the study's own recipe on the test images of its first pair: thirds by rank, the smallest or palest first."""
+    rows, budgets = pd.read_csv(table), pd.read_csv(table.with_name("budgets.csv"))
+    pair = rows.loc[0, ["train", "test"]]
+    run = budgets[(budgets["train"] == pair["train"]) & (budgets["method"] == "tokencutseg")]["run"].iloc[-1]
+    (path,) = (table.parents[1] / "runs" / run).glob("per_image-*.csv")
+    records = pd.read_csv(path).query("dataset == @pair['test'] and split == 'test'")
+    own = rows[(rows[["train", "test"]] == pair).all(axis=1) & (rows["method"] == "tokencutseg")].set_index(
+        ["grouping", "group"])
+    for grouping, column in (("lesion size", "lesion_fraction"), ("contrast", "contrast")):
+        low, high = ({"lesion size": ("small", "large"), "contrast": ("low", "high")})[grouping]
+        known = records.dropna(subset=column)
+        ranks = known[column].rank() / len(known)
+        for group, chosen in ((low, known[ranks <= 1 / 3]), (high, known[ranks > 2 / 3])):
+            assert own.loc[(grouping, group), ["n", "mean"]].tolist() == pytest.approx(
+                [len(chosen), chosen["iou"].mean()])
 
 
 CELL = {"graph_radius": lambda config, row: config.segmentation.graph_radius == row.radius,
@@ -78,18 +125,18 @@ def test_grids_follow_from_the_records_of_their_cells(table, validation_records)
 def test_leads_follow_from_the_records_of_the_trainings(table):
     """Each row's score, and how far ours is ahead of it: over images, and over seeds where there are several."""
     known, ours = scored_on_test_images(table.parents[1]), {}
-    rows = pd.read_csv(table).query("definition == 'image_lesion' and measure == 'iou'")
+    rows = pd.read_csv(table).query("definition == 'image_lesion' and measure in ('iou', 'nsd', 'hd95')")
     for row in rows.itertuples():
         share = getattr(row, "fraction", 1.0)
         trainings = next(group for key, group in known.items() if key[:2] == (row.method, share)
                          and len(group) == getattr(row, "seeds", 1)
-                         and pd.concat(group)["iou"].mean() == pytest.approx(row.mean))
-        again = summarise(pd.concat(trainings), "image_lesion", "iou", groups="id")
+                         and pd.concat(group)[row.measure].mean() == pytest.approx(row.mean))
+        again = summarise(pd.concat(trainings), "image_lesion", row.measure, groups="id")
         assert [again.low, again.high, len(trainings[0])] == pytest.approx([row.low, row.high, row.n])
         if row.method == "tokencutseg":
-            ours[share] = trainings
+            ours[share, row.measure] = trainings
             continue
-        lead = seeded_difference(ours[share], trainings)
+        lead = seeded_difference(ours[share, row.measure], trainings, row.measure)
         assert [lead.difference, lead.low, lead.high, lead.p] == pytest.approx(
             [row.ahead, row.ahead_low, row.ahead_high, row.p])
     assert len(rows) > len(ours) > 0
@@ -129,6 +176,22 @@ def test_deviations_follow_from_the_records_of_their_cells(table, validation_rec
         assert [change.difference, change.low, change.high, change.p, change.n] == pytest.approx(
             [row.difference, row.low, row.high, row.p, row.n])
     assert holm(rows["p"]) == pytest.approx(rows["p_holm"].to_numpy()) and len(rows) > 8
+
+
+@pytest.mark.parametrize("table", sorted(REFERENCE.glob("small-*/tables/feature_quality_tokens.csv")),
+                         ids=lambda path: path.parents[1].name)
+def test_feature_quality_follows_from_the_tokens_of_each_image(table):
+    """The draws of an untrained network are pooled, and so is each feature over the tokens of all images."""
+    tokens = pd.read_csv(table).groupby(["features", "head", "id"], sort=False)[["tp", "fp", "fn", "tn"]].sum()
+    rows = pd.read_csv(table.with_name("feature_quality.csv"))
+    for row in rows.itertuples():
+        own, ours = (tokens.loc[features, row.head].reset_index() for features in (row.features, "transformer"))
+        again = summarise(own, "pooled_lesion", "iou")
+        assert [again.mean, again.low, again.high] == pytest.approx([row.iou, row.iou_low, row.iou_high])
+        if row.features != "transformer":
+            lead = paired_difference(ours, own, "pooled_lesion", "iou")
+            assert [lead.difference, lead.low, lead.high] == pytest.approx([row.ahead, row.ahead_low, row.ahead_high])
+    assert len(rows) == len(tokens.groupby(level=["features", "head"]))
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def probe_scores(margins: np.ndarray, labels: Tensor, draws: int = 10_000,
     `iou_high`), `auc`, and `n`, the tokens, each once. The intervals come from drawing whole images, or whole
     `clusters` (M,) of them.
     """
-    counts = _counts(margins, labels)
+    counts = token_counts(margins, labels)
     low, high = interval(counts, _balanced_accuracy, draws, labels=clusters)
     iou_low, iou_high = interval(counts, _iou, draws, labels=clusters)
     return {"balanced_accuracy": float(_balanced_accuracy(counts.sum(0))), "low": low, "high": high,
@@ -156,7 +156,7 @@ def iou_ahead(margins: np.ndarray, others: np.ndarray, labels: Tensor, draws: in
               clusters: Sequence[str] | None = None) -> dict[str, float]:
     """How far the pooled token IoU of `margins` is above that of `others` on the same images: `ahead` with its paired
     95 % interval, `ahead_low` and `ahead_high`."""
-    counts = np.concatenate([_counts(one, labels) for one in (margins, others)], 1)
+    counts = np.concatenate([token_counts(one, labels) for one in (margins, others)], 1)
 
     def ahead(sums: np.ndarray) -> np.ndarray:
         return _iou(sums[..., :4]) - _iou(sums[..., 4:])
@@ -165,7 +165,7 @@ def iou_ahead(margins: np.ndarray, others: np.ndarray, labels: Tensor, draws: in
     return {"ahead": float(ahead(counts.sum(0))), "ahead_low": low, "ahead_high": high}
 
 
-def _counts(margins: np.ndarray, labels: Tensor) -> np.ndarray:
+def token_counts(margins: np.ndarray, labels: Tensor) -> np.ndarray:
     """Tokens of each image that are tp, fp, fn, tn, under all probes together: (M, 4)."""
     return confusion(margins > 0, labels.numpy(), -1).reshape(4, -1, len(labels)).sum(1).T
 

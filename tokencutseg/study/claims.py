@@ -23,6 +23,12 @@ VERDICTS = SUPPORTED, NOT_SUPPORTED, UNTESTABLE = "supported", "not supported", 
 
 UNET_TOO = "; a U-Net under the same loop reaches it too"
 """Said of a published value that is reached."""
+INSIDE, EDGE, ABOVE = ("within or below the measured interval", "too near the end of the measured interval",
+                       "above the measured interval")
+"""Where a published value lies."""
+DRAWN = 0.014
+"""How far off the end of a bootstrap interval may be, as a share of its width: twice the standard error of the 97.5 %
+quantile of 10,000 draws from a normal distribution."""
 READINGS = ("released", "described")
 """The recipes that read the published method; `revised` is another one."""
 STRONG = ("unet", "deeplabv3plus", "segformer")
@@ -34,7 +40,8 @@ RULE = (
     "A published value is judged where a recipe that reads the published method, `released` or `described`, was "
     "trained: supported when it lies inside the 95 % interval of the measured one or below it; above it, not supported "
     "where we train as long and at as many pixels as the paper (preset full), since a smaller preset can reach a value "
-    "but not refute it; a DSC that no scoring rule gives together with its mIoU gets no verdict. `revised` is another "
+    "but not refute it; no verdict gets one that is so near the interval's upper end that other bootstrap draws may "
+    "put it on the other side, nor a DSC that no scoring rule gives together with its mIoU. `revised` is another "
     "method: what it reaches is said, and is no verdict on the published one. "
     "Being better than rivals is supported when, all under one budget, the paired 95 % interval of the difference to "
     "each of them lies on the better side of zero and its Holm-adjusted p is below 0.05, and not supported otherwise; "
@@ -118,6 +125,13 @@ def better_by(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**{end: rows[end].mask(turned, swapped[end]) for end in ends})
 
 
+def place(published: float, low: float, high: float) -> str:
+    """Where a published value lies beside a measured interval: `INSIDE` it or below, `ABOVE`, or at its `EDGE`."""
+    if abs(published - high) <= DRAWN * (high - low):
+        return EDGE
+    return INSIDE if published <= high else ABOVE
+
+
 def _verdict(holds: bool) -> str:
     return SUPPORTED if holds else NOT_SUPPORTED
 
@@ -141,15 +155,16 @@ def _cell(results: pd.DataFrame | None, train: str, test: str, measure: str, met
     if found is None:
         return _row(claim, experiment, UNTESTABLE, _absent(results, train, test), definition=definition,
                     published=published)
-    holds = published <= found["high"]
-    reason = "within or below the measured interval" if holds else "above the measured interval"
-    verdict = _verdict(holds)
+    reason = place(published, found["low"], found["high"])
+    verdict = UNTESTABLE if reason == EDGE else _verdict(reason == INSIDE)
     unet = _find(results, train=train, test=test, method="unet", definition=definition, measure=measure)
     if found["recipe"] not in READINGS:
         verdict, reason = UNTESTABLE, f"{reason} of `{found['recipe']}`, which is not the published method"
-    elif not holds and preset != "full":
+    elif reason == EDGE:
+        reason += ": other bootstrap draws may put it on the other side"
+    elif reason == ABOVE and preset != "full":
         verdict, reason = UNTESTABLE, f"{reason}, but preset {preset} trains less and at fewer pixels than the paper"
-    if holds and unet is not None and published <= unet["high"]:
+    if reason.startswith(INSIDE) and unet is not None and place(published, unet["low"], unet["high"]) == INSIDE:
         reason += f"{UNET_TOO} ({unet['mean']:.4f})"
     if measure == "dice" and not _possible(train, test):
         verdict, reason = UNTESTABLE, f"{reason}; with the published mIoU it breaks the bound 2J/(1+J)"
@@ -216,7 +231,7 @@ def _lacking(rivals: pd.DataFrame, strong: tuple[str, ...]) -> str:
 
 
 def _generalisation(results: pd.DataFrame | None) -> dict[str, object]:
-    """16 → 17: lesion IoU on another data set than was trained on, against every trained rival there.
+    """16 → 17: lesion IoU on another data set than was trained on, against every other method there.
 
     How far a score falls from one test set to the other says little: the other may be harder for everyone.
     """

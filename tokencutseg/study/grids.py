@@ -34,6 +34,7 @@ from tokencutseg.evaluation.probes import (
     layers_in_turn,
     linear_probe,
     probe_scores,
+    token_counts,
 )
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.summaries import (
@@ -52,12 +53,15 @@ from tokencutseg.study.claims import claims as judged
 from tokencutseg.study.store import Run
 from tokencutseg.study.study import Study
 from tokencutseg.study.tables import (
+    UNSCORED,
     budgets,
     gaps,
     holm_over,
     lead,
     leakage,
     main_results,
+    score_by_group,
+    seen_in_training,
     started_from,
     with_leads,
     written,
@@ -137,7 +141,8 @@ def codebook_size(study: Study) -> pd.DataFrame:
 
 
 def stages(study: Study) -> pd.DataFrame:
-    """What each stage adds. One thing changes per row; head, loss and budget stay as they are until the last row.
+    """What each stage adds, all under one budget. The first three rows have one head and loss; the graph module then
+    takes the linear head's place and brings its own loss, and the rows after it change what learns, and how fast.
 
     Columns stages, the score on validation, and `change`, `change_low`, `change_high`: the paired difference to the row
     above with its bootstrap interval over images.
@@ -203,6 +208,8 @@ def feature_quality(study: Study) -> pd.DataFrame:
     with masks, in the training of the features), balanced_accuracy, low, high (its 95 % interval over images), iou
     (pooled over tokens), iou_low, iou_high, n (tokens of validation images), and for every row but the transformer's
     output how far that is ahead under the same head: `ahead` with its paired interval `ahead_low`, `ahead_high`.
+    What all this follows from is written to the table feature_quality_tokens, one row per feature, head, draw of an
+    untrained network's weights and image: columns features, head, draw, id, and how many tokens are tp, fp, fn, tn.
     """
     own, primary = study.transformer(), study.source.primary
     model, joint = own.model(), study.config.masked_gpt.pretraining == "joint"
@@ -229,6 +236,10 @@ def feature_quality(study: Study) -> pd.DataFrame:
         for head, probe in heads.items():
             found[head, key] = probe(features, labels, test_features)
     drawn = study.config.evaluation.bootstrap_draws, test.units
+    counts = [pd.DataFrame(token_counts(found[head, key], test_labels), columns=["tp", "fp", "fn", "tn"]).assign(
+        features=name, head=head, draw=draw, id=test.ids)
+        for head in heads for name, keys in shown.items() for draw, key in enumerate(keys)]
+    study.table("feature_quality_tokens", pd.concat(counts)[["features", "head", "draw", "id", "tp", "fp", "fn", "tn"]])
     rows, seen = [], {"supervised U-Net": rival.metrics["images_seen"]}
     seen |= {name: own.metrics["images_seen"] for name in shown if joint and name.startswith("transformer")}
     for head in heads:
@@ -249,9 +260,11 @@ def label_efficiency(study: Study) -> pd.DataFrame:
     study's own is a method of its name, and `weights` says what a method starts from. The interval is over images, with
     an image's scores under all seeds drawn together; `seed_low` and `seed_high` are the means of the worst and best
     seed. For every other method how far ours is ahead: the paired difference over images and seeds `ahead` with its
-    interval `ahead_low`, `ahead_high`, Wilcoxon's p, and `p_holm` over the table.
+    interval `ahead_low`, `ahead_high`, Wilcoxon's p, and `p_holm` over the table. `n_without`, `mean_without`,
+    `low_without` and `high_without` leave out the test images that some training may have seen (`seen_in_training`).
     """
     rows, primary = [], study.source.primary
+    seen = seen_in_training(study, primary, primary)
     draws, ablation, first = study.config.evaluation.bootstrap_draws, study.config.ablation, study.config.seed
     short = shortened(study.config)
     methods = {"tokencutseg": ("tokencutseg", short)}
@@ -276,15 +289,18 @@ def label_efficiency(study: Study) -> pd.DataFrame:
             ours = ours or scored
             ahead = {} if method == "tokencutseg" else lead(seeded_difference(ours, scored, "iou", draws, first))
             known = "cluster" in scored[0] and scored[0]["cluster"].notna().any()
-            result = summarise(pd.concat(scored), "image_lesion", "iou", draws, first,
-                               groups="cluster" if known else "id")
+            every = pd.concat(scored)
+            result, without = (summarise(part, "image_lesion", "iou", draws, first, groups="cluster" if known else "id")
+                               if len(part) else UNSCORED for part in (every, every[~every["id"].isin(seen)]))
             means, labels = [records["iou"].mean() for records in scored], runs[0].metrics["training_images"]
             rows.append({"method": method, "weights": started_from(runs[0]), "fraction": fraction,
                          "labels": labels, "labels_seen": min(labels, runs[0].metrics["images_seen"]),
                          "seeds": len(runs),
                          "definition": "image_lesion", "measure": "iou", "n": len(scored[0]),
                          "mean": result.mean, "low": result.low, "high": result.high,
-                         "seed_low": min(means), "seed_high": max(means), **ahead})
+                         "seed_low": min(means), "seed_high": max(means), **ahead,
+                         "n_without": without.n // len(runs), "mean_without": without.mean,
+                         "low_without": without.low, "high_without": without.high})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm_over(table["p"]))
 
@@ -464,8 +480,8 @@ def claims(study: Study) -> pd.DataFrame:
 
 
 TABLES = {table.__name__: table for table in (
-    main_results, budgets, leakage, codebook_size, stages, graph_radius, feature_quality, label_efficiency, deviations,
-    revised_steps, efficiency, baselines, claims)}
+    main_results, budgets, leakage, score_by_group, codebook_size, stages, graph_radius, feature_quality,
+    label_efficiency, deviations, revised_steps, efficiency, baselines, claims)}
 """The tables that rest on trainings, by name; each is made alone from a study."""
 SHARED = ("codebook_size", "stages", "graph_radius", "label_efficiency", "deviations", "baselines")
 """Those whose trainings are independent of each other, so that several processes can share them."""

@@ -28,8 +28,8 @@ OUTPUTS = {
         ("per_image_scores", "cross_dataset", "score_by_lesion_size", "score_by_group", "failures"),
     ),
     "05_ablations": Outputs(
-        ("codebook_size", "stages", "graph_radius", "feature_quality", "label_efficiency", "deviations",
-         "revised_steps", "efficiency", "baselines", "claims"),
+        ("codebook_size", "stages", "graph_radius", "feature_quality", "feature_quality_tokens", "label_efficiency",
+         "deviations", "revised_steps", "efficiency", "baselines", "claims"),
         ("codebook_size", "stages", "graph_radius", "feature_quality", "label_efficiency", "deviations",
          "revised_steps", "efficiency", "baselines", "pipeline"),
     ),
@@ -96,7 +96,7 @@ CAPTIONS = {
     "codebook_size":
         "Usage, perplexity, reconstruction and segmentation over the number of codes.",
     "stages":
-        "What each stage adds under one head and one loss: the score on validation, and the paired change.",
+        "What each stage adds under one budget: the score on validation, and the paired change to the row above.",
     "graph_radius":
         "Lesion IoU over the reach of the graph's edges, and the paired change; at zero there is no graph.",
     "feature_quality":

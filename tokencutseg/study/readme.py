@@ -15,6 +15,7 @@ from tokencutseg.config import RECIPES, Config, configure
 from tokencutseg.model.saved import PRETRAINED
 from tokencutseg.study.claims import (
     DEMONSTRATIONS,
+    INSIDE,
     RULE,
     SUPPORTED,
     UNET_TOO,
@@ -22,6 +23,7 @@ from tokencutseg.study.claims import (
     VERDICTS,
     better_by,
     clearly_ahead,
+    place,
     published_consistency,
 )
 from tokencutseg.study.grids import recipe_table, shortened
@@ -102,17 +104,20 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
     for study in _studies(reference, "label_efficiency", demonstrations=False):
         table, config = _read(study, "label_efficiency"), _config(study)
         own, looks = config["recipe"], _looks(config, "label_efficiency")
-        known = "weights" in table
+        known, kept = "weights" in table, "mean_without" in table
         rows = ["| labels | method |" + (" starts from |" if known else "") + " seeds | images "
-                f"| lesion IoU per image [95 %] | `{own}` is ahead by [95 %, paired] | p (Holm) |",
-                "|---|---|" + ("---|" if known else "") + "---|---|---|---|---|"]
+                f"| lesion IoU per image [95 %] | {'without images seen in training |' if kept else ''}"
+                f" `{own}` is ahead by [95 %, paired] | p (Holm) |",
+                "|---|---|" + "---|" * (known + kept) + "---|---|---|---|---|"]
         for row in table.itertuples():
             recipe = own if row.method == "tokencutseg" else row.method
             unseen = "" if getattr(row, "labels_seen", row.labels) == row.labels else f", {row.labels_seen} seen"
             rows.append(f"| {row.labels} ({row.fraction:.0%}){unseen} | {NAMES.get(row.method, row.method)}"
                         + (f", `{recipe}` " if recipe in RECIPES else " ")
                         + (f"| {row.weights} " if known else "")
-                        + f"| {row.seeds} | {row.n} | {_scored(row)} | {_lead(row)} | {_p(row)} |")
+                        + f"| {row.seeds} | {row.n} | {_scored(row)} "
+                        + (f"| {row.mean_without:.3f} ({row.n_without}) " if kept else "")
+                        + f"| {_lead(row)} | {_p(row)} |")
         parts += [f"Study [`{study.name}`](results/reference/{study.name}/about.md)"
                   f"{looks and f', {looks} looks at labelled images in each training'}:", "", *rows, ""]
     return "\n".join([*parts, PAIRED, CHOSEN, ""]) if parts else NO_TABLE
@@ -124,7 +129,26 @@ def _looks(config: dict[str, Any], table: str) -> str:
         return ""
     whole = Config.from_dict(config)
     training = (whole if table == "main_results" else shortened(whole)).segmentation
-    return f"{training.epochs * training.images_per_epoch:,}"
+    return f"{training.epochs * training.images_per_epoch:,}" if training.images_per_epoch else ""
+
+
+def groups_markdown(reference: Path = REFERENCE) -> str:
+    """Lesion IoU of each method by size and contrast of the lesion, in every committed study that is more than a
+    demonstration."""
+    parts = []
+    for study in _studies(reference, "score_by_group", demonstrations=False):
+        table, config = _read(study, "score_by_group"), _config(study)
+        table = table[table["grouping"] != "site"].sort_values(["train", "test"], kind="stable")
+        methods = list(dict.fromkeys(table["method"]))
+        named = [f"`{config['recipe'] if name == 'tokencutseg' else name}`" if name in ("tokencutseg", *RECIPES)
+                 else NAMES.get(name, name) for name in methods]
+        rows = [f"| train → test | third by | | images | {' | '.join(named)} |", "|---" * (4 + len(methods)) + "|"]
+        for (train, test, by, group), found in table.groupby(["train", "test", "grouping", "group"], sort=False):
+            scores = {row.method: _scored(row) for row in found.itertuples()}
+            rows.append(f"| {train} → {test} | {by} | {group} | {found['n'].iloc[0]} "
+                        f"| {' | '.join(scores[name] for name in methods)} |")
+        parts += [f"Study `{study.name}`, {_recipe(config)}, lesion IoU per image [95 %]:", "", *rows, ""]
+    return "\n".join(parts) if parts else NO_TABLE
 
 
 def baselines_markdown(reference: Path = REFERENCE) -> str:
@@ -231,7 +255,7 @@ _lead = _signed("ahead", "ahead_low", "ahead_high")
 _CHANGE = _signed("change", "change_low", "change_high")
 _VALIDATION = "lesion IoU on validation [95 %]"
 ABLATIONS: dict[str, tuple[str, dict[str, Callable[[Any], str]]]] = {
-    "stages": ("What each stage adds, under one head, loss and budget", {
+    "stages": ("What each stage adds, under one budget (the graph module with its loss)", {
         "stages": lambda row: row.stages, _VALIDATION: _scored, "change to the row above [paired]": _CHANGE}),
     "graph_radius": ("How far the graph reaches", {
         "radius in tokens": lambda row: f"{row.radius:g}", "neighbours": lambda row: f"{row.neighbours}",
@@ -268,7 +292,8 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
     decided = table["claim"].isin(table.loc[table["verdict"] != UNTESTABLE, "claim"])
     table = table[~decided | (table["verdict"] != UNTESTABLE)]
     ours = ~table["claim"].str.contains(", recipe ", regex=False)
-    reached = (table["verdict"] == UNTESTABLE) & (table["published"] <= table["high"]) & ours
+    inside = np.array([place(row.published, row.low, row.high) == INSIDE for row in table.itertuples()])
+    reached = (table["verdict"] == UNTESTABLE) & inside & ours
     table = table.assign(verdict=table["verdict"].mask(reached, REACHED))
     split = table.groupby("claim")["verdict"].transform("nunique") > 1  # where studies disagree, they are named
     claims = table["claim"].where(~split, table["claim"] + " (study `" + table["study"] + "`)")
@@ -277,9 +302,11 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
     lacking = supported & table["complete"].isin([False])
     claims += np.where(reached_too, ", which a U-Net reaches too", "") + np.where(lacking, " (images are missing)", "")
     said = {verdict: list(dict.fromkeys(claims[table["verdict"] == verdict])) for verdict in (*VERDICTS, REACHED)}
-    values = set(claims[(table["verdict"] == UNTESTABLE) & table["published"].notna()])
-    said[UNTESTABLE] = [claim for claim in said[UNTESTABLE] if claim not in values] + (
-        [f"{len(values)} published value{'s' * (len(values) > 1)}"] if values else [])
+    values, open_ = table["claim"].str.partition(", recipe ")[0].where(table["published"].notna()), (
+        table["verdict"] == UNTESTABLE)
+    others = values[open_].nunique() - len(set(values[open_].dropna()) & set(values[~open_]))
+    said[UNTESTABLE] = [*dict.fromkeys(claims[open_ & values.isna()]),
+                        *([f"{others} of {values.nunique()} published values"] if others else [])]
     lines = [f"- **{verdict}**: {'; '.join(found)}" for verdict, found in said.items() if found]
     pairs = published_consistency()
     broken = [f"{row.train} → {row.test}" for row in pairs[~pairs["possible"]].itertuples()]
@@ -292,9 +319,10 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
 
 
 def _against_unet(reference: Path) -> list[str]:
-    """Where ours is clearly ahead of a U-Net under the same loop, where neither is, and where the U-Net is."""
+    """Where ours is clearly ahead of a U-Net under the same loop, where neither is, and where the U-Net is; within each
+    of these those first that learned longest."""
     ahead, neither, behind = "`revised` clearly", "neither clearly", "U-Net clearly"
-    places: dict[str, list[str]] = {ahead: [], neither: [], behind: []}
+    places: dict[str, list[tuple[str, str]]] = {ahead: [], neither: [], behind: []}
     for table in ("main_results", "label_efficiency"):
         for study in _studies(reference, table, demonstrations=False):
             rows, config = _read(study, table), _config(study)
@@ -305,9 +333,11 @@ def _against_unet(reference: Path) -> list[str]:
                         behind if clearly_ahead(-row.ahead_high, row.p_holm) else neither)
                 imagenet = "U-Net from ImageNet weights" if getattr(row, "weights", "") == "imagenet" else ""
                 named = ", ".join(filter(None, [f"`{study.name}`", _departs(config), imagenet]))
-                places[side].append(f"| {side} | {what} | {_lead(row)} | {getattr(row, 'seeds', 1)} "
-                                    f"| {_looks(config, table)} | {named} |")
-    lines = [line for side in places.values() for line in side]
+                looks = _looks(config, table)
+                places[side].append((looks, f"| {side} | {what} | {_lead(row)} | {getattr(row, 'seeds', 1)} "
+                                            f"| {looks} | {named} |"))
+    lines = [line for side in places.values()
+             for _, line in sorted(side, key=lambda found: -int(found[0].replace(",", "") or 0))]
     return ["`revised` against a U-Net under the same loop on the same labelled images: how far it is ahead in lesion "
             "IoU on test images, with the paired 95 % interval over images and, where there are several, trainings. "
             "Looks are those of each training at labelled images; after few of them neither scores what it does after "
@@ -330,7 +360,9 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
         for row in part.itertuples():
             shown = ["" if pd.isna(value) else f"{value:.4f}" for value in (row.published, row.measured)]
             interval = "" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}] {row.definition}"
-            parts.append(f"| {row.claim} | {shown[0]} | {shown[1]}{interval} | **{row.verdict}** | {row.reason} |")
+            looks = _looks(config, row.experiment) if row.experiment == "label_efficiency" and interval else ""
+            reason = f"{row.reason}{looks and f'; each training had {looks} looks at labelled images'}"
+            parts.append(f"| {row.claim} | {shown[0]} | {shown[1]}{interval} | **{row.verdict}** | {reason} |")
         parts += [""]
     return "\n".join([*parts, RULE, ""])
 
@@ -420,9 +452,9 @@ def switches_markdown() -> str:
 def with_results(text: str, reference: Path = REFERENCE) -> str:
     """A document with the tables between its marks brought up to date."""
     made = {"results": results_markdown, "studies": studies_markdown, "budgets": budgets_markdown,
-            "labels": labels_markdown, "baselines": baselines_markdown, "tokenizer": tokenizer_markdown,
-            "ablations": ablations_markdown, "claims": claims_markdown, "summary": summary_markdown,
-            "bench": bench_markdown, "model": model_markdown,
+            "labels": labels_markdown, "groups": groups_markdown, "baselines": baselines_markdown,
+            "tokenizer": tokenizer_markdown, "ablations": ablations_markdown, "claims": claims_markdown,
+            "summary": summary_markdown, "bench": bench_markdown, "model": model_markdown,
             "consistency": lambda _: consistency_markdown(), "switches": lambda _: switches_markdown()}
     for mark, table in made.items():
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"

@@ -371,12 +371,14 @@ def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def score_by_group(study: Study, records: pd.DataFrame) -> pd.DataFrame:
+def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.DataFrame:
     """Lesion IoU by size of the lesion, by its contrast to the skin, and by where the image comes from.
 
-    `records` of `main_records`. Size and contrast are cut into thirds of each test set; the site is the test set.
-    Columns train, test, method, grouping, group, definition, measure, n, mean, low, high.
+    `records` of `main_records`, made anew by default. Size and contrast are cut into thirds of each test set; the site
+    is the test set, since the lists of these sets name no other. Columns train, test, method, grouping, group,
+    definition, measure, n, mean, low, high.
     """
+    records = main_records(study) if records is None else records
     images = records.drop_duplicates(["test", "id"]).set_index(["test", "id"])  # every method has the same ones
     keys = pd.MultiIndex.from_frame(records[["test", "id"]])
     parts = []
@@ -400,6 +402,10 @@ def worst_first(study: Study, count: int = 12) -> tuple[ImageSet, Tensor, np.nda
     order = np.argsort(scores, kind="stable")[:count]
     chosen = images.subset(order)
     return chosen, predict_masks(run.model(), chosen), scores[order]
+
+
+UNSCORED = Summary(math.nan, math.nan, math.nan, 0)
+"""Of no images."""
 
 
 def leakage(study: Study) -> pd.DataFrame:
@@ -438,6 +444,18 @@ def leakage(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def seen_in_training(study: Study, train: str, test: str) -> set[str]:
+    """Ids of those test images that the training set `train` or the self-supervised pool hold too, by id, content or
+    appearance (`overlaps`)."""
+    source = study.source
+    found = overlaps({(dataset, split): source.load(dataset, split) for dataset, splits in source.datasets.items()
+                      for split in splits if split in ("train", "unlabelled") or (dataset, split) == (test, "test")})
+    pairs = pd.concat([found, _swapped(found)])
+    learnt = pairs[(pairs["dataset_1"] == train) & (pairs["split_1"] == "train")]
+    both = pd.concat([learnt, _pool_pairs(source, found)])
+    return set(both.loc[(both["dataset_2"] == test) & (both["split_2"] == "test"), "id_2"])
+
+
 def _shared(one: str, two: str, pairs: pd.DataFrame) -> dict[str, Any]:
     counts = {kind.replace(" ", "_"): int((pairs["kind"] == kind).sum())
               for kind in ("same id", "same content", "near duplicate")}
@@ -455,7 +473,7 @@ def _scores_without(study: Study, records: pd.DataFrame, train: str, test: str,
         row = {"train": train, "method": method, "n_without": len(kept)}
         for behind, chosen in (("", part), ("_without", kept)):
             score = summarise(chosen, "image_lesion", "iou", study.config.evaluation.bootstrap_draws,
-                              study.config.seed) if len(chosen) else Summary(math.nan, math.nan, math.nan, 0)
+                              study.config.seed) if len(chosen) else UNSCORED
             row |= {f"iou{behind}": score.mean, f"low{behind}": score.low, f"high{behind}": score.high}
         rows.append(row)
     return rows
