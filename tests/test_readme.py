@@ -18,6 +18,7 @@ from tokencutseg.study.readme import (
     baselines_markdown,
     budgets_markdown,
     claims_markdown,
+    groups_markdown,
     labels_markdown,
     results_markdown,
     studies_markdown,
@@ -96,8 +97,8 @@ def test_the_summary_says_where_ours_is_ahead_of_a_unet(tmp_path):
         train="a", method="unet", definition="image_lesion", measure="iou")
     claim = pd.DataFrame([{"claim": "best", "verdict": "supported", "reason": "ahead"}]).assign(
         **dict.fromkeys(("published", "measured", "low", "high", "complete")), definition="image_lesion")
-    for preset, recipe in (("small", "revised"), ("quick", "revised"), ("full", "released")):
-        folder = tmp_path / f"{preset}-skin" / "tables"
+    for preset, recipe in (("small", "revised"), ("quick", "revised"), ("full", "released"), ("full", "revised")):
+        folder = tmp_path / f"{preset}-{'own' if recipe == 'released' else 'skin'}" / "tables"
         folder.mkdir(parents=True)
         pd.concat([table, table.assign(measure="dice"), table.assign(method="otsu")]).to_csv(
             folder / "main_results.csv", index=False)
@@ -105,13 +106,15 @@ def test_the_summary_says_where_ours_is_ahead_of_a_unet(tmp_path):
             folder / "label_efficiency.csv", index=False)
         claim.to_csv(folder / "claims.csv", index=False)
         (folder.parent / "config.json").write_text(json.dumps(configure(preset, recipe).to_dict()))
-    assert [line for line in summary_markdown(tmp_path).splitlines() if "`small-" in line] == [
+    everything = summary_markdown(tmp_path).splitlines()
+    assert [line for line in everything if "`small-" in line] == [
         "| `revised` clearly | a → a | +0.020 [+0.010, +0.030] | 1 | 16,000 | `small-skin` |",
         "| `revised` clearly | 5% of the labels | +0.020 [+0.010, +0.030] | 3 | 1,200 "
         "| `small-skin`, U-Net from ImageNet weights |",
         "| neither clearly | a → b | +0.020 [+0.010, +0.030] | 1 | 16,000 | `small-skin` |",
         "| neither clearly | a → c | +0.020 [-0.010, +0.050] | 1 | 16,000 | `small-skin` |",
         "| U-Net clearly | a → d | -0.020 [-0.030, -0.010] | 1 | 16,000 | `small-skin` |"]
+    assert "| U-Net clearly | a → d | -0.020 [-0.030, -0.010] | 1 |  | `full-skin` |" in everything  # all there are
 
 
 def test_verdicts_and_budgets_are_shown_as_they_stand(tmp_path):
@@ -190,8 +193,8 @@ def test_a_claim_is_open_only_where_no_study_judges_it(tmp_path):
         folder = tmp_path / study / "tables"
         folder.mkdir(parents=True)
         table = pd.DataFrame(verdicts, columns=["verdict", "reason"]).assign(
-            claim=["a holds", "b holds", "best", "c holds", "robust", "d holds"], definition="image_lesion", experiment="main_results",
-            **dict.fromkeys(("published", "measured", "low", "high", "complete")))
+            claim=["a holds", "b holds", "best", "c holds", "robust", "d holds"], definition="image_lesion",
+            experiment="main_results", **dict.fromkeys(("published", "measured", "low", "high", "complete")))
         table.to_csv(folder / "claims.csv", index=False)
         (tmp_path / study / "config.json").write_text('{"preset": "small", "recipe": "revised"}')
     assert summary_markdown(tmp_path).splitlines()[2:] == [
@@ -228,8 +231,29 @@ def test_label_shares_are_shown_as_they_stand(tmp_path):
     table.assign(weights=["self-supervised", "scratch", "scratch"]).to_csv(tables / "label_efficiency.csv", index=False)
     assert labels_markdown(tmp_path).splitlines()[2].startswith("| labels | method | starts from | seeds | images |")
     assert "| 100 (5%) | U-Net | scratch | 1 | 600 | 0.690" in labels_markdown(tmp_path)
+    table.assign(mean_without=0.68, n_without=583).to_csv(tables / "label_efficiency.csv", index=False)
+    assert labels_markdown(tmp_path).splitlines()[4] == (
+        "| 100 (5%) | TokenCutSeg, `revised` | 1 | 600 | 0.710 [0.600, 0.800] | 0.680 (583) |  |  |")
     (tables.parent / "config.json").write_text('{"preset": "quick", "recipe": "revised"}')
     assert "yet" in labels_markdown(tmp_path)
+
+
+def test_scores_by_group_are_shown_pair_by_pair_a_column_for_each_method(tmp_path):
+    tables = tmp_path / "small-skin" / "tables"
+    tables.mkdir(parents=True)
+    rows = [(test, method, grouping, group, n, mean) for grouping, group, n, mean in (
+        ("lesion size", "small", 3, 0.6), ("contrast", "low", 4, 0.5), ("site", "b", 9, 0.4))
+        for test in ("a", "b") for method in ("tokencutseg", "unet")]
+    pd.DataFrame(rows, columns=["test", "method", "grouping", "group", "n", "mean"]).assign(
+        train="a", low=0.1, high=0.9).to_csv(tables / "score_by_group.csv", index=False)
+    (tables.parent / "config.json").write_text('{"preset": "small", "recipe": "revised"}')
+    both = "0.600 [0.100, 0.900] | 0.600 [0.100, 0.900]"
+    assert groups_markdown(tmp_path).splitlines()[2:] == [
+        "| train → test | third by | | images | `revised` | U-Net |", "|---|---|---|---|---|---|",
+        f"| a → a | lesion size | small | 3 | {both} |", f"| a → a | contrast | low | 4 | {both.replace('6', '5')} |",
+        f"| a → b | lesion size | small | 3 | {both} |", f"| a → b | contrast | low | 4 | {both.replace('6', '5')} |"]
+    (tables.parent / "config.json").write_text('{"preset": "quick", "recipe": "revised"}')
+    assert "yet" in groups_markdown(tmp_path)
 
 
 def test_ablations_and_tokenizers_are_shown_as_they_stand(tmp_path):
