@@ -182,7 +182,7 @@ def test_deviations_follow_from_the_records_of_their_cells(table, validation_rec
                          ids=lambda path: path.parents[1].name)
 def test_feature_quality_follows_from_the_tokens_of_each_image(table):
     """The draws of an untrained network are pooled, and so is each feature over the tokens of all images."""
-    tokens = pd.read_csv(table).groupby(["features", "head", "id"], sort=False)[["tp", "fp", "fn", "tn"]].sum()
+    tokens = pd.read_csv(table).groupby(["features", "head", "id"])[["tp", "fp", "fn", "tn"]].sum()
     rows = pd.read_csv(table.with_name("feature_quality.csv"))
     for row in rows.itertuples():
         own, ours = (tokens.loc[features, row.head].reset_index() for features in (row.features, "transformer"))

@@ -40,12 +40,12 @@ RULE = (
     "A published value is judged where a recipe that reads the published method, `released` or `described`, was "
     "trained: supported when it lies inside the 95 % interval of the measured one or below it; above it, not supported "
     "where we train as long and at as many pixels as the paper (preset full), since a smaller preset can reach a value "
-    "but not refute it; no verdict gets one that is so near the interval's upper end that other bootstrap draws may "
-    "put it on the other side, nor a DSC that no scoring rule gives together with its mIoU. `revised` is another "
+    "but not refute it; one so near the interval's upper end that other bootstrap draws may put it on the other side "
+    "gets no verdict, and neither does a DSC that no scoring rule gives together with its mIoU. `revised` is another "
     "method: what it reaches is said, and is no verdict on the published one. "
     "Being better than rivals is supported when, all under one budget, the paired 95 % interval of the difference to "
-    "each of them lies on the better side of zero and its Holm-adjusted p is below 0.05, and not supported otherwise; "
-    "where all rivals are beaten, but the strong ones are not among them or did not start from ImageNet weights, it is "
+    "each of them lies on the better side of zero, by more than other draws may move its end, and its Holm-adjusted p "
+    "is below 0.05, and not supported otherwise; where all rivals are beaten, but the strong ones are not among them or did not start from ImageNet weights, it is "
     "not testable. For the state of the art (lesion IoU) and for boundaries (NSD and HD95) the strong ones are U-Net, "
     "DeepLabV3+ and SegFormer; for generalisation (lesion IoU, 16 → 17, which the paper takes for it, though both sets "
     "come from one archive) it is the U-Net. Label-efficient is what is better in this sense than the U-Net under the "
@@ -113,9 +113,10 @@ def claims(results: pd.DataFrame | None, others: Mapping[str, pd.DataFrame | Non
     return table
 
 
-def clearly_ahead(nearest: Any, p_holm: Any) -> Any:
-    """Whether a lead is clear: the worse end of its paired interval above zero, and its adjusted p below 0.05."""
-    return (nearest > 0) & (p_holm < 0.05)
+def clearly_ahead(low: Any, high: Any, p_holm: Any = 0.0) -> Any:
+    """Whether a lead is clear: the low end of its paired interval above zero by more than other bootstrap draws would
+    move it, and its adjusted p below 0.05."""
+    return (low > DRAWN * (high - low)) & (p_holm < 0.05)
 
 
 def better_by(rows: pd.DataFrame) -> pd.DataFrame:
@@ -208,7 +209,7 @@ def _against_all(claim: str, experiment: str, table: pd.DataFrame, measures: lis
     if set(rivals["method"]) <= {"otsu"}:
         return _row(claim, experiment, UNTESTABLE, "no trained baseline was compared with")
     rivals = better_by(rivals)
-    clear = clearly_ahead(rivals["ahead_low"], rivals["p_holm"])
+    clear = clearly_ahead(rivals["ahead_low"], rivals["ahead_high"], rivals["p_holm"])
     ours = rows[(rows["method"] == "tokencutseg") & (rows["measure"] == measures[0])].iloc[0]
     told = [f"{row.measure} {row.ahead:+.3g} [{row.ahead_low:.3g}, {row.ahead_high:.3g}] against {row.method}"
             for row in rivals[~clear].itertuples()]
@@ -259,7 +260,7 @@ def _label_efficiency(table: pd.DataFrame | None) -> dict[str, object]:
     ours, unet = (few[few["method"] == method].sort_values("fraction") for method in ("tokencutseg", "unet"))
     if unet.empty:
         return _row(claim, experiment, UNTESTABLE, "no U-Net with few labels was compared with")
-    clear = clearly_ahead(unet["ahead_low"], unet["p_holm"])
+    clear = clearly_ahead(unet["ahead_low"], unet["ahead_high"], unet["p_holm"])
     told = [f"{row.fraction:.0%} of the labels {row.ahead:+.3f} [{row.ahead_low:.3f}, {row.ahead_high:.3f}]"
             f"{'' if above else ' (not clear)'}" for row, above in zip(unet.itertuples(), clear, strict=True)]
     reason = f"lead over the U-Net in lesion IoU: {', '.join(told)}"
@@ -285,7 +286,7 @@ def _bottleneck(table: pd.DataFrame | None) -> dict[str, object]:
     if ours["images_seen"] > 0:
         return _row(claim, experiment, UNTESTABLE, "under this recipe the transformer's features have seen the masks")
     supervised, others = others[others["images_seen"] > 0], others[others["images_seen"] == 0]
-    behind = others[~(others["ahead_low"] > 0)]
+    behind = others[~clearly_ahead(others["ahead_low"], others["ahead_high"])]
     told = [f"{row.Index} {row.iou:.3f} ({row.ahead:+.3f} [{row.ahead_low:.3f}, {row.ahead_high:.3f}])"
             for row in (others if behind.empty else behind).itertuples()]
     reason = (f"token IoU of the graph head {ours['iou']:.3f} on transformer features, "

@@ -329,8 +329,8 @@ def _against_unet(reference: Path) -> list[str]:
             shown = (rows[["method", "definition", "measure"]] == ["unet", "image_lesion", "iou"]).all(axis=1)
             for row in rows[shown & (config["recipe"] == "revised")].itertuples():
                 what = f"{row.train} → {row.test}" if table == "main_results" else f"{row.fraction:.0%} of the labels"
-                side = (ahead if clearly_ahead(row.ahead_low, row.p_holm) else
-                        behind if clearly_ahead(-row.ahead_high, row.p_holm) else neither)
+                side = (ahead if clearly_ahead(row.ahead_low, row.ahead_high, row.p_holm) else
+                        behind if clearly_ahead(-row.ahead_high, -row.ahead_low, row.p_holm) else neither)
                 imagenet = "U-Net from ImageNet weights" if getattr(row, "weights", "") == "imagenet" else ""
                 named = ", ".join(filter(None, [f"`{study.name}`", _departs(config), imagenet]))
                 looks = _looks(config, table)
