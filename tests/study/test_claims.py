@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tokencutseg.study.claims import DRAWN, PUBLISHED, STRONG, claims, published_consistency
+from tokencutseg.study.claims import DRAWN, PUBLISHED, STRONG, claims, clearly_ahead, published_consistency
 
 
 def row(train, test, definition, measure, mean, half=0.01, n=100, complete=True, note=""):
@@ -52,6 +52,13 @@ def test_bootstrap_ends_are_as_uncertain_as_the_rule_says():
     draws = np.random.default_rng(0).normal(size=(200, 10_000))
     low, high = np.percentile(draws, [2.5, 97.5], axis=1)
     assert 2 * high.std() / (high - low).mean() == pytest.approx(DRAWN, rel=0.15)
+
+
+@pytest.mark.parametrize(("low", "p_holm", "clear"), [(0.0015, 0.01, True), (0.0013, 0.01, False), (0.0, 0.01, False),
+                                                      (0.05, 0.06, False), (-0.01, 0.01, False)])
+def test_a_lead_is_clear_by_more_than_other_draws_would_move_its_end(low, p_holm, clear):
+    """By 0.014 of an interval's width, 0.1 here."""
+    assert clearly_ahead(low, low + 0.1, p_holm) == clear
 
 
 @pytest.mark.parametrize(("mean", "unet", "words"), [
