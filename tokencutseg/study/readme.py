@@ -45,8 +45,9 @@ UNDER_ONE_BUDGET = (
     "Minutes are those of the supervised training; \"before\" are the self-supervised stages.")
 CHOSEN = (
     "Where a row has several trainings, the interval of the lead covers their spread too (Student's t over them); that "
-    "of the score, and p, are about images alone. All "
-    "methods choose their epoch on the same validation masks, which the number of labels does not count.")
+    "of the score, and p, are about images alone. Images seen in training are those that the training set or the "
+    "self-supervised pool holds too, by id, pixels or appearance; in brackets stands how many are left. All methods "
+    "choose their epoch on the same validation masks, which the number of labels does not count.")
 MEASURED = {"l1": "L1", "psnr": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS", "iou": "lesion IoU",
             "nsd": "NSD", "hd95": "HD95 in pixels"}
 DOCUMENTS = (ROOT / "README.md", ROOT / "REPRODUCTION.md", PRETRAINED / "README.md")
