@@ -264,7 +264,6 @@ def label_efficiency(study: Study) -> pd.DataFrame:
     `low_without` and `high_without` leave out the test images that some training may have seen (`seen_in_training`).
     """
     rows, primary = [], study.source.primary
-    seen = seen_in_training(study, primary, primary)
     draws, ablation, first = study.config.evaluation.bootstrap_draws, study.config.ablation, study.config.seed
     short = shortened(study.config)
     methods = {"tokencutseg": ("tokencutseg", short)}
@@ -281,6 +280,7 @@ def label_efficiency(study: Study) -> pd.DataFrame:
     cells = {fraction: {method: trainings(*how, fraction) for method, how in methods.items()}
              for fraction in ablation.label_fractions}
     study.train_ahead([cell for share in cells.values() for seeds in share.values() for cell in seeds], "test")
+    seen = seen_in_training(study, primary, primary)
     for fraction, share in cells.items():
         ours: list[pd.DataFrame] = []
         for method, seeds in share.items():

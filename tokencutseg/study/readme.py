@@ -120,17 +120,17 @@ def labels_markdown(reference: Path = REFERENCE) -> str:
                         + (f"| {row.mean_without:.3f} ({row.n_without}) " if kept else "")
                         + f"| {_lead(row)} | {_p(row)} |")
         parts += [f"Study [`{study.name}`](results/reference/{study.name}/about.md)"
-                  f"{looks and f', {looks} looks at labelled images in each training'}:", "", *rows, ""]
+                  f"{f', {looks:,} looks at labelled images in each training' if looks else ''}:", "", *rows, ""]
     return "\n".join([*parts, PAIRED, CHOSEN, ""]) if parts else NO_TABLE
 
 
-def _looks(config: dict[str, Any], table: str) -> str:
-    """How many looks at labelled images each training behind a table has; empty where the settings do not say."""
+def _looks(config: dict[str, Any], table: str) -> int:
+    """How many looks at labelled images each training behind a table has; 0 where the settings do not say."""
     if "ablation" not in config:
-        return ""
+        return 0
     whole = Config.from_dict(config)
     training = (whole if table == "main_results" else shortened(whole)).segmentation
-    return f"{training.epochs * training.images_per_epoch:,}" if training.images_per_epoch else ""
+    return training.epochs * (training.images_per_epoch or 0)
 
 
 def groups_markdown(reference: Path = REFERENCE) -> str:
@@ -323,7 +323,7 @@ def _against_unet(reference: Path) -> list[str]:
     """Where ours is clearly ahead of a U-Net under the same loop, where neither is, and where the U-Net is; within each
     of these those first that learned longest."""
     ahead, neither, behind = "`revised` clearly", "neither clearly", "U-Net clearly"
-    places: dict[str, list[tuple[str, str]]] = {ahead: [], neither: [], behind: []}
+    places: dict[str, list[tuple[int, str]]] = {ahead: [], neither: [], behind: []}
     for table in ("main_results", "label_efficiency"):
         for study in _studies(reference, table, demonstrations=False):
             rows, config = _read(study, table), _config(study)
@@ -336,9 +336,8 @@ def _against_unet(reference: Path) -> list[str]:
                 named = ", ".join(filter(None, [f"`{study.name}`", _departs(config), imagenet]))
                 looks = _looks(config, table)
                 places[side].append((looks, f"| {side} | {what} | {_lead(row)} | {getattr(row, 'seeds', 1)} "
-                                            f"| {looks} | {named} |"))
-    lines = [line for side in places.values()
-             for _, line in sorted(side, key=lambda found: -int(found[0].replace(",", "") or 0))]
+                                            f"| {f'{looks:,}' if looks else ''} | {named} |"))
+    lines = [line for side in places.values() for _, line in sorted(side, key=lambda found: -found[0])]
     return ["`revised` against a U-Net under the same loop on the same labelled images: how far it is ahead in lesion "
             "IoU on test images, with the paired 95 % interval over images and, where there are several, trainings. "
             "Looks are those of each training at labelled images; after few of them neither scores what it does after "
@@ -361,8 +360,8 @@ def claims_markdown(reference: Path = REFERENCE) -> str:
         for row in part.itertuples():
             shown = ["" if pd.isna(value) else f"{value:.4f}" for value in (row.published, row.measured)]
             interval = "" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}] {row.definition}"
-            looks = _looks(config, row.experiment) if row.experiment == "label_efficiency" and interval else ""
-            reason = f"{row.reason}{looks and f'; each training had {looks} looks at labelled images'}"
+            looks = _looks(config, row.experiment) if row.experiment == "label_efficiency" and interval else 0
+            reason = row.reason + (f"; each training had {looks:,} looks at labelled images" if looks else "")
             parts.append(f"| {row.claim} | {shown[0]} | {shown[1]}{interval} | **{row.verdict}** | {reason} |")
         parts += [""]
     return "\n".join([*parts, RULE, ""])
