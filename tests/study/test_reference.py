@@ -30,6 +30,12 @@ SHOWN = [("image_lesion", "iou"), ("image_lesion", "dice"), ("pooled_two_class",
          ("image_lesion", "hd95")]
 
 
+def scored_by(study, run, test):
+    """The records of a run on the test images of a dataset, of the version that the study's tables were made with."""
+    (path,) = (study / "runs" / run).glob("per_image-*.csv")
+    return pd.read_csv(path, dtype={"id": str}).query("dataset == @test and split == 'test'")
+
+
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
 def test_main_results_follow_from_the_records_of_the_runs(study):
     results, budgets = (pd.read_csv(study / f"tables/{name}.csv") for name in ("main_results", "budgets"))
@@ -37,9 +43,7 @@ def test_main_results_follow_from_the_records_of_the_runs(study):
     checked = 0
     for (train, test, method), rows in results[results["n"] > 0].groupby(["train", "test", "method"]):
         run = "otsu" if method == "otsu" else last[train, method]
-        (path,) = (study / "runs" / run).glob("per_image-*.csv")  # of the version that the table was made with
-        records = pd.read_csv(path, dtype={"id": str})
-        records = records[(records["dataset"] == test) & (records["split"] == "test")]
+        records = scored_by(study, run, test)
         cells = rows.set_index(["definition", "measure"])
         for definition, measure in SHOWN:
             row, again = cells.loc[(definition, measure)], summarise(records, definition, measure)
@@ -48,8 +52,7 @@ def test_main_results_follow_from_the_records_of_the_runs(study):
             checked += 1
         if "ahead" not in results or method == "tokencutseg":
             continue
-        (path,) = (study / "runs" / last[train, "tokencutseg"]).glob("per_image-*.csv")
-        ours = pd.read_csv(path, dtype={"id": str}).query("dataset == @test and split == 'test'")
+        ours = scored_by(study, last[train, "tokencutseg"], test)
         for shown, lead in zip(SHOWN, paired_differences(ours, records, SHOWN), strict=True):
             assert [lead.difference, lead.low, lead.high, lead.p] == pytest.approx(
                 cells.loc[shown, ["ahead", "ahead_low", "ahead_high", "p"]].tolist(), abs=1e-5, nan_ok=True)
@@ -85,8 +88,7 @@ def test_scores_by_group_follow_from_the_records(table):
     rows, budgets = pd.read_csv(table), pd.read_csv(table.with_name("budgets.csv"))
     pair = rows.loc[0, ["train", "test"]]
     run = budgets[(budgets["train"] == pair["train"]) & (budgets["method"] == "tokencutseg")]["run"].iloc[-1]
-    (path,) = (table.parents[1] / "runs" / run).glob("per_image-*.csv")
-    records = pd.read_csv(path).query("dataset == @pair['test'] and split == 'test'")
+    records = scored_by(table.parents[1], run, pair["test"])
     own = rows[(rows[["train", "test"]] == pair).all(axis=1) & (rows["method"] == "tokencutseg")].set_index(
         ["grouping", "group"])
     for grouping, column in (("lesion size", "lesion_fraction"), ("contrast", "contrast")):

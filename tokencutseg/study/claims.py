@@ -38,19 +38,19 @@ FEW_LABELS, SEEDS = (0.02, 0.05, 0.1), 3
 
 RULE = (
     "A published value is judged where a recipe that reads the published method, `released` or `described`, was "
-    "trained: supported when it lies inside the 95 % interval of the measured one or below it; above it, not supported"
-    " where we train as long and at as many pixels as the paper (preset full), since a smaller preset can reach a "
-    "value but not refute it; one so near the interval's upper end that other bootstrap draws may put it on the other "
-    "side gets no verdict, and neither does a DSC that no scoring rule gives together with its mIoU. `revised` is "
-    "another method: what it reaches is said, and is no verdict on the published one. Being better than rivals is "
-    "supported when, all under one budget, the paired 95 % interval of the difference to each of them lies on the "
-    "better side of zero, by more than other draws may move its end, and its Holm-adjusted p is below 0.05, and not "
-    "supported otherwise; where all rivals are beaten, but the strong ones are not among them or did not start from "
-    "ImageNet weights, it is not testable. For the state of the art (lesion IoU) and for boundaries (NSD and HD95) the"
-    " strong ones are U-Net, DeepLabV3+ and SegFormer; for generalisation (lesion IoU, 16 → 17, which the paper takes "
-    "for it, though both sets come from one archive) it is the U-Net. Label-efficient is what is better in this sense "
-    "than the U-Net under the same loop with 2, with 5 and with 10 % of the labels, each drawn three times. The "
-    "feature bottleneck is solved, as we read it, when under the graph head the paired interval of the lead that the "
+    "trained: supported when it lies inside the 95 % interval of the measured one or below it; above it, not supported "
+    "where we train as long and at as many pixels as the paper (preset full), since a smaller preset can reach a value "
+    "but not refute it; one so near the interval's upper end that other bootstrap draws may put it on the other side "
+    "gets no verdict, and neither does a DSC that no scoring rule gives together with its mIoU. `revised` is another "
+    "method: what it reaches is said, and is no verdict on the published one. Being better than rivals is supported "
+    "when, all under one budget, the paired 95 % interval of the difference to each of them lies on the better side of "
+    "zero, by more than other draws may move its end, and its Holm-adjusted p is below 0.05, and not supported "
+    "otherwise; where all rivals are beaten, but the strong ones are not among them or did not start from ImageNet "
+    "weights, it is not testable. For the state of the art (lesion IoU) and for boundaries (NSD and HD95) the strong "
+    "ones are U-Net, DeepLabV3+ and SegFormer; for generalisation (lesion IoU, 16 → 17, which the paper takes for it, "
+    "though both sets come from one archive) it is the U-Net. Label-efficient is what is better in this sense than the "
+    "U-Net under the same loop with 2, with 5 and with 10 % of the labels, each drawn three times. The feature "
+    "bottleneck is solved, as we read it, when under the graph head the paired interval of the lead that the "
     "transformer's features, before any mask, have over each other kind that has seen none lies above zero. Not "
     "testable here: the data, the comparison or the training is missing. Not supported says that our trainings do not "
     "bear a claim out, and does not prove its opposite. A verdict holds for the preset of its study and, where no "
@@ -156,16 +156,16 @@ def _cell(results: pd.DataFrame | None, train: str, test: str, measure: str, met
     if found is None:
         return _row(claim, experiment, UNTESTABLE, _absent(results, train, test), definition=definition,
                     published=published)
-    reason = place(published, found["low"], found["high"])
-    verdict = UNTESTABLE if reason == EDGE else _verdict(reason == INSIDE)
+    where = reason = place(published, found["low"], found["high"])
+    verdict = UNTESTABLE if where == EDGE else _verdict(where == INSIDE)
     unet = _find(results, train=train, test=test, method="unet", definition=definition, measure=measure)
     if found["recipe"] not in READINGS:
         verdict, reason = UNTESTABLE, f"{reason} of `{found['recipe']}`, which is not the published method"
-    elif reason == EDGE:
+    elif where == EDGE:
         reason += ": other bootstrap draws may put it on the other side"
-    elif reason == ABOVE and preset != "full":
+    elif where == ABOVE and preset != "full":
         verdict, reason = UNTESTABLE, f"{reason}, but preset {preset} trains less and at fewer pixels than the paper"
-    if reason.startswith(INSIDE) and unet is not None and place(published, unet["low"], unet["high"]) == INSIDE:
+    if where == INSIDE and unet is not None and place(published, unet["low"], unet["high"]) == INSIDE:
         reason += f"{UNET_TOO} ({unet['mean']:.4f})"
     if measure == "dice" and not _possible(train, test):
         verdict, reason = UNTESTABLE, f"{reason}; with the published mIoU it breaks the bound 2J/(1+J)"

@@ -74,9 +74,8 @@ def results_markdown(reference: Path = REFERENCE) -> str:
 def studies_markdown(reference: Path = REFERENCE) -> str:
     """The same, under all that is said about each study: its data, its command, what it does not say; and what is said
     about studies of few labels that have no main results and stand nowhere else."""
-    main, parts = _studies(reference, "main_results"), []
-    few = [study for study in _studies(reference, "label_efficiency", demonstrations=False)
-           if study not in _dissected(reference)]
+    main, elsewhere, parts = _studies(reference, "main_results"), _dissected(reference), []
+    few = [study for study in _studies(reference, "label_efficiency", demonstrations=False) if study not in elsewhere]
     for study in dict.fromkeys([*main, *few]):
         parts += [(study / "about.md").read_text().strip(), "", *([_table(study), ""] if study in main else [])]
     return "\n".join(parts)
@@ -141,8 +140,8 @@ def groups_markdown(reference: Path = REFERENCE) -> str:
         table, config = _read(study, "score_by_group"), _config(study)
         table = table[table["grouping"] != "site"].sort_values(["train", "test"], kind="stable")
         methods = list(dict.fromkeys(table["method"]))
-        named = [f"`{config['recipe'] if name == 'tokencutseg' else name}`" if name in ("tokencutseg", *RECIPES)
-                 else NAMES.get(name, name) for name in methods]
+        recipes = [config["recipe"] if name == "tokencutseg" else name for name in methods]
+        named = [f"`{name}`" if name in RECIPES else NAMES.get(name, name) for name in recipes]
         rows = [f"| train → test | third by | | images | {' | '.join(named)} |", "|---" * (4 + len(methods)) + "|"]
         for (train, test, by, group), found in table.groupby(["train", "test", "grouping", "group"], sort=False):
             scores = {row.method: _scored(row) for row in found.itertuples()}
@@ -303,10 +302,10 @@ def summary_markdown(reference: Path = REFERENCE) -> str:
     lacking = supported & table["complete"].isin([False])
     claims += np.where(reached_too, ", which a U-Net reaches too", "") + np.where(lacking, " (images are missing)", "")
     said = {verdict: list(dict.fromkeys(claims[table["verdict"] == verdict])) for verdict in (*VERDICTS, REACHED)}
-    values, open_ = table["claim"].str.partition(", recipe ")[0].where(table["published"].notna()), (
-        table["verdict"] == UNTESTABLE)
-    others = values[open_].nunique() - len(set(values[open_].dropna()) & set(values[~open_]))
-    said[UNTESTABLE] = [*dict.fromkeys(claims[open_ & values.isna()]),
+    untestable = table["verdict"] == UNTESTABLE
+    values = table["claim"].str.partition(", recipe ")[0].where(table["published"].notna())
+    others = values[untestable & ~values.isin(values[~untestable])].nunique()
+    said[UNTESTABLE] = [*dict.fromkeys(claims[untestable & values.isna()]),
                         *([f"{others} of {values.nunique()} published values"] if others else [])]
     lines = [f"- **{verdict}**: {'; '.join(found)}" for verdict, found in said.items() if found]
     pairs = published_consistency()

@@ -422,21 +422,19 @@ def leakage(study: Study) -> pd.DataFrame:
     sets = {(dataset, split): source.load(dataset, split)
             for dataset, splits in source.datasets.items() for split in splits}
     found, results, records = overlaps(sets), available_rows(study), main_records(study)
-    rows, with_train = [], {}
+    rows = []
     for one, two in itertools.combinations_with_replacement(sets, 2):
         pairs = found[(found["dataset_1"] == one[0]) & (found["split_1"] == one[1])
                       & (found["dataset_2"] == two[0]) & (found["split_2"] == two[1])]
         scores = []
         for (train, test), side in (((one, two), 2), ((two, one), 1)):
             if (train[1], test[1]) == ("train", "test") and (train[0], test[0]) in results:
-                with_train[train[0], test[0]] = pairs if side == 2 else _swapped(pairs)
                 scores = _scores_without(study, records, train[0], test[0], pairs[f"id_{side}"])
         rows += [_shared("/".join(one), "/".join(two), pairs) | score for score in scores or [{}]]
     pool = _pool_pairs(source, found)
     for train, test in results if "all" in (study.config.vqgan.pool, study.config.masked_gpt.pool) else ():
         pairs = pool[(pool["dataset_2"] == test) & (pool["split_2"] == "test")]
-        # an image of the pool may be one of the training set, under its id in another dataset: a pair counts once
-        both = pd.concat([pairs, with_train[train, test]]).drop_duplicates(["id_1", "id_2", "kind"])
+        both = _learnt_pairs(source, found, train, test)
         for name, shared in (("self-supervised pool", pairs), (f"self-supervised pool or {train}/train", both)):
             rows += [_shared(name, f"{test}/test", shared) | score
                      for score in _scores_without(study, records, train, test, shared["id_2"])]
@@ -450,10 +448,7 @@ def seen_in_training(study: Study, train: str, test: str) -> set[str]:
     source = study.source
     found = overlaps({(dataset, split): source.load(dataset, split) for dataset, splits in source.datasets.items()
                       for split in splits if split in ("train", "unlabelled") or (dataset, split) == (test, "test")})
-    pairs = pd.concat([found, _swapped(found)])
-    learnt = pairs[(pairs["dataset_1"] == train) & (pairs["split_1"] == "train")]
-    both = pd.concat([learnt, _pool_pairs(source, found)])
-    return set(both.loc[(both["dataset_2"] == test) & (both["split_2"] == "test"), "id_2"])
+    return set(_learnt_pairs(source, found, train, test)["id_2"])
 
 
 def _shared(one: str, two: str, pairs: pd.DataFrame) -> dict[str, Any]:
@@ -483,6 +478,17 @@ def _swapped(pairs: pd.DataFrame) -> pd.DataFrame:
     """Pairs of images the other way round."""
     return pairs.rename(columns={f"{name}_{i}": f"{name}_{3 - i}" for name in ("dataset", "split", "id")
                                  for i in (1, 2)})
+
+
+def _learnt_pairs(source: DataSource, found: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
+    """Of the pairs `found`, those of an image in the training set `train` or the self-supervised pool (first) and a
+    test image of `test` (second)."""
+    pairs = pd.concat([found, _swapped(found)])
+    labelled = pairs[(pairs["dataset_1"] == train) & (pairs["split_1"] == "train")]
+    both = pd.concat([_pool_pairs(source, found), labelled])
+    both = both[(both["dataset_2"] == test) & (both["split_2"] == "test")]
+    # an image of the pool may be one of the training set, under its id in another dataset: a pair counts once
+    return both.drop_duplicates(["id_1", "id_2", "kind"])
 
 
 def _pool_pairs(source: DataSource, found: pd.DataFrame) -> pd.DataFrame:
