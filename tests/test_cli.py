@@ -13,11 +13,13 @@ from PIL import Image
 
 import tokencutseg
 from tokencutseg.cli import main
-from tokencutseg.model.saved import PRETRAINED
-from tokencutseg.study import runner
+from tokencutseg.models.checkpoint import PRETRAINED
+from tokencutseg.report import notebooks as runner
 
-PARAMETERS = 'preset: str = "quick"\nrecipe: str = "revised"\nseed: int = 0\ndata: str = ""\nresults: str = ""\n' \
-             "overrides: dict = {}"
+PARAMETERS = (
+    'preset: str = "quick"\nrecipe: str = "revised"\nseed: int = 0\ndata: str = ""\nresults: str = ""\n'
+    "overrides: dict = {}"
+)
 FINISH = """
 import json, os, pathlib
 pathlib.Path(os.environ["TOKENCUTSEG_RECORD"]).write_text(json.dumps(
@@ -34,7 +36,8 @@ def notebooks(tmp_path):
         tagged = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
         notebook = nbformat.v4.new_notebook(
             cells=[tagged, nbformat.v4.new_code_cell(code)],
-            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        )
         nbformat.write(notebook, folder / f"{name}.ipynb")
     return folder
 
@@ -49,31 +52,37 @@ def run(*arguments):
 
 # help and usage -----------------------------------------------------------------------------------------------------
 
+
 def test_help_is_instant():
     """It lists every option and imports nothing heavy."""
-    code = ("import sys, tokencutseg.cli as cli\ntry:\n    cli.main(['run', '-h'])\n"
-            "finally:\n    print({'torch', 'numpy', 'papermill', 'pandas'} & set(sys.modules))")
+    code = (
+        "import sys, tokencutseg.cli as cli\ntry:\n    cli.main(['run', '-h'])\n"
+        "finally:\n    print({'torch', 'numpy', 'papermill', 'pandas'} & set(sys.modules))"
+    )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert shown.returncode == 0 and shown.stdout.endswith("\nset()\n")
     for option in ("--preset", "--recipe", "--data", "--results", "--only", "--jobs", "--seed", "--set", "--dry-run"):
         assert option in shown.stdout
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["run", "--set", "vqgan.n_embd=3"], "Did you mean 'vqgan.n_embed'?"),
-    (["run", "--set", "vqgan.n_embed"], "--set takes stage.key=value, not 'vqgan.n_embed'"),
-    (["run", "--set", "vqgan.n_embed=many"], "vqgan.n_embed must be of type int"),
-    (["run", "--only", "01,99"], "no notebook '99'. Known: 01_good, 02_bad"),
-    (["run", "--data", "nowhere"], "nowhere does not exist"),
-    (["run", "--jobs", "0"], "must be 1 or more"),
-    (["run", "--seed", "-1"], "must lie in 0"),
-    (["run", "--preset", "huge"], "invalid choice: 'huge'"),
-    (["run", "--result", "elsewhere"], "unrecognized arguments"),
-    (["fetch", "isic2015"], "isic2015"),
-    (["audit", "--data", "nowhere"], "nowhere does not exist"),
-    (["segment", "a.png", "--model", "nowhere", "--out", "out"], "--model nowhere does not exist"),
-    ([], "COMMAND"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["run", "--set", "vqgan.d_model=3"], "Did you mean 'vqgan.codebook_size'?"),
+        (["run", "--set", "vqgan.codebook_size"], "--set takes stage.key=value, not 'vqgan.codebook_size'"),
+        (["run", "--set", "vqgan.codebook_size=many"], "vqgan.codebook_size must be of type int"),
+        (["run", "--only", "01,99"], "no notebook '99'. Known: 01_good, 02_bad"),
+        (["run", "--data", "nowhere"], "nowhere does not exist"),
+        (["run", "--jobs", "0"], "must be 1 or more"),
+        (["run", "--seed", "-1"], "must lie in 0"),
+        (["run", "--preset", "huge"], "invalid choice: 'huge'"),
+        (["run", "--result", "elsewhere"], "unrecognized arguments"),
+        (["fetch", "isic2015"], "isic2015"),
+        (["audit", "--data", "nowhere"], "nowhere does not exist"),
+        (["segment", "a.png", "--model", "nowhere", "--out", "out"], "--model nowhere does not exist"),
+        ([], "COMMAND"),
+    ],
+)
 def test_bad_usage_is_one_sentence_and_status_2(arguments, words, notebooks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     more = ["--notebooks", notebooks] if arguments[:1] == ["run"] else []
@@ -85,10 +94,30 @@ def test_bad_usage_is_one_sentence_and_status_2(arguments, words, notebooks, tmp
 
 # run ----------------------------------------------------------------------------------------------------------------
 
+
 def test_run_executes_all_and_reports_the_failed_one(notebooks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run("run", "--preset", "tiny", "--seed", 4, "--notebooks", "notebooks", "--only", "01", "--only", "02,01",
-               "--jobs", 2, "--set", "vqgan.n_embed=8", "ablation.codebook_sizes=4,8") == 1
+    assert (
+        run(
+            "run",
+            "--preset",
+            "tiny",
+            "--seed",
+            4,
+            "--notebooks",
+            "notebooks",
+            "--only",
+            "01",
+            "--only",
+            "02,01",
+            "--jobs",
+            2,
+            "--set",
+            "vqgan.codebook_size=8",
+            "ablation.codebook_sizes=4,8",
+        )
+        == 1
+    )
     shown = capsys.readouterr()
     assert "02_bad: FAILED, cell In [3]: ZeroDivisionError: division by zero" in shown.err
     (study,) = (tmp_path / "results").iterdir()
@@ -96,7 +125,13 @@ def test_run_executes_all_and_reports_the_failed_one(notebooks, tmp_path, monkey
     assert f"1 of 2 notebooks done: {study / 'index.html'}" in shown.out
     # kernels run in another folder, so the path that they are given must be absolute
     assert json.loads((study / "notebooks" / "01_good.done.json").read_text())["seen"] == [
-        "tiny", "revised", 4, "", str(tmp_path / "results"), {"vqgan.n_embed": 8, "ablation.codebook_sizes": [4, 8]}]
+        "tiny",
+        "revised",
+        4,
+        "",
+        str(tmp_path / "results"),
+        {"vqgan.codebook_size": 8, "ablation.codebook_sizes": [4, 8]},
+    ]
     assert "Not finished" in (study / "index.html").read_text()
 
 
@@ -112,8 +147,21 @@ def test_run_of_what_succeeds_is_status_0(notebooks, tmp_path, monkeypatch, caps
     assert run("run", "--notebooks", notebooks, "--only", "01", "--results", tmp_path / "out", "--timeout", 9) == 0
     assert executed == [(["01_good"], 1, 9, False)]
     assert "1 of 1 notebooks done" in capsys.readouterr().out
-    assert run("run", "--notebooks", notebooks, "--only", "01", "--results", tmp_path / "out", "--preset", "tiny",
-               "--again") == 0
+    assert (
+        run(
+            "run",
+            "--notebooks",
+            notebooks,
+            "--only",
+            "01",
+            "--results",
+            tmp_path / "out",
+            "--preset",
+            "tiny",
+            "--again",
+        )
+        == 0
+    )
     assert executed[1] == (["01_good"], 2, runner.CELL_TIMEOUT, True)
 
 
@@ -146,10 +194,25 @@ def test_dry_run_shows_the_plan_and_writes_nothing(notebooks, tmp_path, monkeypa
             for i in range(count):
                 Image.new(mode, (8, 6), i).save(tmp_path / "clinic" / folder / kind / f"{folder}{i}.png")
     before = sorted(tmp_path.rglob("*"))
-    assert run("run", "--preset", "tiny", "--recipe", "released", "--notebooks", notebooks, "--data", "clinic",
-               "--set", "vqgan.n_embed=8", "--dry-run") == 0
+    assert (
+        run(
+            "run",
+            "--preset",
+            "tiny",
+            "--recipe",
+            "released",
+            "--notebooks",
+            notebooks,
+            "--data",
+            "clinic",
+            "--set",
+            "vqgan.codebook_size=8",
+            "--dry-run",
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
-    assert "tiny-clinic-released-set-" in shown and "vqgan.n_embed = 8" in shown
+    assert "tiny-clinic-released-set-" in shown and "vqgan.codebook_size = 8" in shown
     assert "clinic/train: 5" in shown and "clinic/test: 3" in shown
     assert "01_good.ipynb" in shown and "02_bad.ipynb" in shown and str(tmp_path / "clinic") in shown
     assert run("run", "--preset", "tiny", "--notebooks", notebooks, "--dry-run") == 0
@@ -158,6 +221,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(notebooks, tmp_path, monkeypa
 
 
 # fetch and audit ----------------------------------------------------------------------------------------------------
+
 
 def test_audit_names_an_image_that_two_splits_share(tmp_path, capsys):
     draw = np.random.default_rng(0)
@@ -195,6 +259,7 @@ def test_fetch_goes_on_after_a_failed_set(tmp_path, monkeypatch, capsys):
 
 
 # segment ------------------------------------------------------------------------------------------------------------
+
 
 class RedIsLesion:
     """A segmenter whose right answer is plain to see."""
@@ -265,8 +330,20 @@ def test_segment_names_each_bad_image_and_writes_the_others(model, tmp_path, cap
     image_with_lesion(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "empty").mkdir()
-    assert run("segment", tmp_path / "in", tmp_path / "gone.jpg", tmp_path / "empty", tmp_path / "*.tif",
-               "--model", model, "--out", tmp_path / "out") == 1
+    assert (
+        run(
+            "segment",
+            tmp_path / "in",
+            tmp_path / "gone.jpg",
+            tmp_path / "empty",
+            tmp_path / "*.tif",
+            "--model",
+            model,
+            "--out",
+            tmp_path / "out",
+        )
+        == 1
+    )
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4 and all(line.startswith("error: ") for line in errors)
     for name in ("bad.png", "gone.jpg", "empty", "*.tif"):

@@ -21,8 +21,8 @@ from tokencutseg.cli import main
 from tokencutseg.config import RECIPES
 from tokencutseg.data import synthetic
 from tokencutseg.data.images import DataError, read_image, read_mask
-from tokencutseg.model.released import load_segmenter
-from tokencutseg.model.saved import save_half, save_weights
+from tokencutseg.models.checkpoint import save_half, save_weights
+from tokencutseg.models.upstream import load_segmenter
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny_seg.ckpt"
 SIZES = ["--vq-embed-dim", "8", "--vq-n-embed", "16", "--vq-hidden-channels", "32", "--vq-n-res-blocks", "1"]
@@ -48,27 +48,87 @@ def folders(tmp_path_factory):
             size = (60 + 7 * i, 40 + 5 * i)
             Image.fromarray(images[i].transpose(1, 2, 0)).resize(size).save(root / f"{split}-data" / f"ISIC_{i}.jpg")
             Image.fromarray(masks[i] * np.uint8(255)).resize(size, 0).save(
-                root / f"{split}-mask" / f"ISIC_{i}_segmentation.png")
+                root / f"{split}-mask" / f"ISIC_{i}_segmentation.png"
+            )
     return root
 
 
 def data(root, *splits):
-    return [part for split in splits for kind in ("data", "mask")
-            for part in (f"--{split}-{kind}-dir", root / f"{split}-{kind}")]
+    return [
+        part
+        for split in splits
+        for kind in ("data", "mask")
+        for part in (f"--{split}-{kind}-dir", root / f"{split}-{kind}")
+    ]
 
 
 def train_vq(folders, out, *more):
-    return run("train-vq", *data(folders, "train", "val"), "--batch-size", 4, "--num-workers", 4, "--learning-rate",
-               "1e-4", "--max-epochs", 2, "--gpus", 0, "--precision", 32, *SIZES, "--disc-start", 1, "--disc-weight",
-               0.5, "--perceptual-weight", 0.8, "--codebook-weight", 1.0, "--output-dir", out, "--experiment-name",
-               "vq", "--image-size", 32, "--set", "vqgan.perceptual_size=32", *more)
+    return run(
+        "train-vq",
+        *data(folders, "train", "val"),
+        "--batch-size",
+        4,
+        "--num-workers",
+        4,
+        "--learning-rate",
+        "1e-4",
+        "--max-epochs",
+        2,
+        "--gpus",
+        0,
+        "--precision",
+        32,
+        *SIZES,
+        "--disc-start",
+        1,
+        "--disc-weight",
+        0.5,
+        "--perceptual-weight",
+        0.8,
+        "--codebook-weight",
+        1.0,
+        "--output-dir",
+        out,
+        "--experiment-name",
+        "vq",
+        "--image-size",
+        32,
+        "--set",
+        "vqgan.perceptual_size=32",
+        *more,
+    )
 
 
 def train_seg(folders, out, tokenizer, *more):
-    return run("train-seg", *data(folders, "train", "val"), "--image-size", 32, "--batch-size", 1, "--num-workers", 4,
-               "--learning-rate", "1e-4", "--max-epochs", 2, "--gpus", 0, "--precision", 16, "--vqgan-checkpoint",
-               tokenizer, *SIZES, *GPT, "--deepcut-loss-weight", 0.2, "--output-dir", out, "--experiment-name", "seg",
-               *more)
+    return run(
+        "train-seg",
+        *data(folders, "train", "val"),
+        "--image-size",
+        32,
+        "--batch-size",
+        1,
+        "--num-workers",
+        4,
+        "--learning-rate",
+        "1e-4",
+        "--max-epochs",
+        2,
+        "--gpus",
+        0,
+        "--precision",
+        16,
+        "--vqgan-checkpoint",
+        tokenizer,
+        *SIZES,
+        *GPT,
+        "--deepcut-loss-weight",
+        0.2,
+        "--output-dir",
+        out,
+        "--experiment-name",
+        "seg",
+        *more,
+    )
 
 
 def only(folder, pattern):
@@ -87,15 +147,33 @@ def trained(folders, tmp_path_factory):
 
 def test_the_three_commands_end_in_the_score_that_torchmetrics_gives(folders, trained, tmp_path, capsys):
     segmenter = only(trained, "seg/runs/segmentation-*")
-    assert run("test-seg", *data(folders, "test"), "--image-size", 32, "--checkpoint-path", segmenter, "--batch-size",
-               2, "--num-workers", 4, *SIZES, *GPT, "--records", tmp_path / "records.csv") == 0
+    assert (
+        run(
+            "test-seg",
+            *data(folders, "test"),
+            "--image-size",
+            32,
+            "--checkpoint-path",
+            segmenter,
+            "--batch-size",
+            2,
+            "--num-workers",
+            4,
+            *SIZES,
+            *GPT,
+            "--records",
+            tmp_path / "records.csv",
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
-    iou, dice = re.search(r"mIoU (\S+) .*DSC (\S+) .*pooled_two_class", shown).groups()
+    iou, dice = re.search(r"mIoU (\S+) .*DSC (\S+) .*micro_two_class", shown).groups()
     model = tokencutseg.load(segmenter)
     files = sorted((folders / "test-data").iterdir())
     images = torch.stack([torch.from_numpy(read_image(file, 32)).permute(2, 0, 1) for file in files]).float() / 255
-    target = torch.stack([torch.from_numpy(read_mask(folders / "test-mask" / f"{file.stem}_segmentation.png", 32))
-                          for file in files]).long()
+    target = torch.stack(
+        [torch.from_numpy(read_mask(folders / "test-mask" / f"{file.stem}_segmentation.png", 32)) for file in files]
+    ).long()
     with torch.no_grad():
         prediction = model(images).mask
     assert float(iou) == pytest.approx(MulticlassJaccardIndex(2)(prediction, target).item(), abs=1e-6)
@@ -107,9 +185,21 @@ def test_flags_are_settings_of_ordinary_runs(trained):
     tokenizer, segmenter = only(trained, "vq/runs/vqgan-*"), only(trained, "seg/runs/segmentation-*")
     about = json.loads((tokenizer / "config.json").read_text())["config"]
     assert about["recipe"] == "released" and about["data"]["image_size"] == 32
-    wanted = {"batch_size": 4, "learning_rate": 1e-4, "epochs": 2, "embed_dim": 8, "n_embed": 16, "hidden_channels": 32,
-              "n_res_blocks": 1, "disc_start": 1, "disc_weight": 0.5, "perceptual_weight": 0.8, "codebook_weight": 1.0,
-              "perceptual_size": 32, "clamped_adversary": RECIPES["released"]["vqgan.clamped_adversary"]}
+    wanted = {
+        "batch_size": 4,
+        "learning_rate": 1e-4,
+        "epochs": 2,
+        "embed_dim": 8,
+        "n_embed": 16,
+        "hidden_channels": 32,
+        "n_res_blocks": 1,
+        "disc_start": 1,
+        "disc_weight": 0.5,
+        "perceptual_weight": 0.8,
+        "codebook_weight": 1.0,
+        "perceptual_size": 32,
+        "clamped_adversary": RECIPES["released"]["vqgan.clamped_adversary"],
+    }
     assert {key: about["vqgan"][key] for key in wanted} == wanted
     about = json.loads((segmenter / "config.json").read_text())
     seg, gpt = about["config"]["segmentation"], about["config"]["masked_gpt"]
@@ -117,7 +207,7 @@ def test_flags_are_settings_of_ordinary_runs(trained):
     assert (gpt["n_layer"], gpt["n_head"], gpt["n_embd"], gpt["pretraining"]) == (1, 2, 16, "joint")
     assert len(pd.read_csv(segmenter / "history.csv")) == 2
     adopted = only(trained, "seg/runs/vqgan-*")
-    assert json.loads((adopted / "metrics.json").read_text()) ["adopted_from"] == str(trained / "vq")
+    assert json.loads((adopted / "metrics.json").read_text())["adopted_from"] == str(trained / "vq")
     assert about["inputs"]["tokenizer"] == adopted.name
 
 
@@ -154,8 +244,9 @@ def test_export_can_be_tested_as_theirs(folders, trained, tmp_path, capsys):
         scores.append(capsys.readouterr().out)
     assert scores[0] == scores[1] == scores[2] and "4 images at 32×32" in scores[0]
     state = tokencutseg.load(segmenter).state_dict()
-    assert all(torch.equal(value, state[key])
-               for key, value in load_segmenter(tmp_path / "seg.ckpt").state_dict().items())
+    assert all(
+        torch.equal(value, state[key]) for key, value in load_segmenter(tmp_path / "seg.ckpt").state_dict().items()
+    )
 
 
 def test_export_at_half_the_size_opens_as_the_same_model(trained, tmp_path, capsys):
@@ -194,15 +285,18 @@ def test_their_checkpoint_counts_where_flags_contradict_it(folders, capsys):
     assert "4 images at 96×96" in shown.out
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["test-seg", "--checkpoint-path", "gone.ckpt"], "checkpoint gone.ckpt does not exist"),
-    (["test-seg", "--checkpoint-path", "gone"], "gone holds no saved model"),
-    (["test-seg", "--checkpoint-path", FIXTURE, "--image-size", 30], "stride 4, not 30"),
-    (["export", FIXTURE.parent, "--released", "x.ckpt"], "holds no saved model"),
-    (["test-seg", "--checkpoint-path", FIXTURE, "--records", "."], "--records . is a folder"),
-    (["train-seg", "--use-deepcut", "maybe"], "must be True or False, not 'maybe'"),
-    (["train-vq", "--precision", "64"], "invalid choice: '64'"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["test-seg", "--checkpoint-path", "gone.ckpt"], "checkpoint gone.ckpt does not exist"),
+        (["test-seg", "--checkpoint-path", "gone"], "gone holds no saved model"),
+        (["test-seg", "--checkpoint-path", FIXTURE, "--image-size", 30], "stride 4, not 30"),
+        (["export", FIXTURE.parent, "--released", "x.ckpt"], "holds no saved model"),
+        (["test-seg", "--checkpoint-path", FIXTURE, "--records", "."], "--records . is a folder"),
+        (["train-seg", "--use-deepcut", "maybe"], "must be True or False, not 'maybe'"),
+        (["train-vq", "--precision", "64"], "invalid choice: '64'"),
+    ],
+)
 def test_bad_usage_is_one_sentence_and_status_2(folders, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     more = data(folders, "test") if arguments[0] == "test-seg" else []
@@ -214,8 +308,21 @@ def test_bad_usage_is_one_sentence_and_status_2(folders, tmp_path, monkeypatch, 
 
 def test_an_image_without_mask_is_named_before_training(folders, tmp_path, capsys):
     (tmp_path / "masks").mkdir()
-    assert run("train-seg", "--train-data-dir", folders / "train-data", "--train-mask-dir", tmp_path / "masks",
-               *data(folders, "val"), "--vqgan-checkpoint", FIXTURE, "--output-dir", tmp_path / "out") == 2
+    assert (
+        run(
+            "train-seg",
+            "--train-data-dir",
+            folders / "train-data",
+            "--train-mask-dir",
+            tmp_path / "masks",
+            *data(folders, "val"),
+            "--vqgan-checkpoint",
+            FIXTURE,
+            "--output-dir",
+            tmp_path / "out",
+        )
+        == 2
+    )
     assert "6 images without mask" in capsys.readouterr().err
     assert run("train-vq", "--train-data-dir", tmp_path / "gone", *data(folders, "val")) == 2
     assert "gone does not exist; give the one that holds the images of the train split" in capsys.readouterr().err
@@ -248,14 +355,38 @@ def test_an_experiment_with_two_runs_asks_which(folders, trained, tmp_path, caps
 
 def test_an_interrupted_training_goes_on(folders, tmp_path):
     """Ctrl-C in a process of its own, after the first epoch; the same command then ends where it would have."""
+
     def command(epochs, out):
-        return [sys.executable, "-m", "tokencutseg.cli", "train-vq", *map(str, data(folders, "train", "val")),
-                "--max-epochs", str(epochs), "--gpus", "0", "--image-size", "32", *SIZES, "--output-dir", str(out),
-                "--experiment-name", "vq", "--set", "vqgan.perceptual=none"]
+        return [
+            sys.executable,
+            "-m",
+            "tokencutseg.cli",
+            "train-vq",
+            *map(str, data(folders, "train", "val")),
+            "--max-epochs",
+            str(epochs),
+            "--gpus",
+            "0",
+            "--image-size",
+            "32",
+            *SIZES,
+            "--output-dir",
+            str(out),
+            "--experiment-name",
+            "vq",
+            "--set",
+            "vqgan.perceptual=none",
+        ]
 
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command(40, tmp_path / "a"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        command(40, tmp_path / "a"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     seen = []
     for line in process.stdout:
         seen.append(line)

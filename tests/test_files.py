@@ -5,13 +5,13 @@ import os
 import pandas as pd
 import pytest
 
-from tokencutseg.files import whole, write_csv, write_json
+from tokencutseg.files import atomic_write, write_csv, write_json
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "table.csv"
     write_csv(pd.DataFrame({"a": [1]}), path)
-    with pytest.raises(RuntimeError), whole(path) as file:
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
         file.write_text("half of")
         assert not {*tmp_path.glob("*.csv")} - {path}, "nobody who looks for tables finds it"
         raise RuntimeError

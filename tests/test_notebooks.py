@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from tokencutseg.cli import main
-from tokencutseg.model.saved import PRETRAINED
-from tokencutseg.study.outputs import OUTPUTS
+from tokencutseg.models.checkpoint import PRETRAINED
+from tokencutseg.report.outputs import OUTPUTS
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 EXPLORER, METHOD, TEACHING = (NOTEBOOKS[0].with_name(name) for name in ("explorer.ipynb", "METHOD.md", "TEACHING.md"))
@@ -56,14 +56,18 @@ def test_notebooks_are_stripped_and_take_their_parameters(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_question_stands_before_each_picture_and_how_to_read_it_after(path):
     cells = nbformat.read(path, as_version=4).cells
-    at = [i for i, cell in enumerate(cells) if cell.cell_type == "code" and re.search(
-        r"study\.figure\(|^code_explorer\(|^pipeline\(", cell.source, re.MULTILINE)]
+    at = [
+        i
+        for i, cell in enumerate(cells)
+        if cell.cell_type == "code"
+        and re.search(r"study\.figure\(|^code_explorer\(|^pipeline\(", cell.source, re.MULTILINE)
+    ]
     assert len(at) >= len(OUTPUTS[path.stem].figures)
     for before, picture, after in zip([0, *at[:-1]], at, [*at[1:], len(cells)], strict=True):
-        asked = [ASK in cell.source and "?" in cell.source.partition(ASK)[2] for cell in cells[before + 1:picture]]
+        asked = [ASK in cell.source and "?" in cell.source.partition(ASK)[2] for cell in cells[before + 1 : picture]]
         assert any(asked), f"no question before {cells[picture].source!r}"
         if "code_explorer" not in cells[picture].source:  # what to see in that one stands before it
-            assert any(READ in cell.source for cell in cells[picture + 1:after]), cells[picture].source
+            assert any(READ in cell.source for cell in cells[picture + 1 : after]), cells[picture].source
     small = [len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code" and not is_solution(cell)]
     assert statistics.median(small) <= 5
 
@@ -140,8 +144,12 @@ def test_every_output_is_there_and_none_is_empty(study, name):
     for figure in OUTPUTS[name].figures:
         assert (study / "figures" / f"{figure}.png").stat().st_size > 5000
     executed = nbformat.read(study / "notebooks" / f"{name}.ipynb", as_version=4)
-    pictures = sum("image/png" in output.get("data", {}) for cell in executed.cells if cell.cell_type == "code"
-                   for output in cell.outputs)
+    pictures = sum(
+        "image/png" in output.get("data", {})
+        for cell in executed.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    )
     assert pictures >= len(OUTPUTS[name].figures)
     solutions = [cell for cell in executed.cells if is_solution(cell)]
     assert all(cell.outputs for cell in solutions)
@@ -176,12 +184,15 @@ def test_the_index_links_everything(study):
 
 def test_the_main_table_has_every_row_and_column(study):
     table = pd.read_csv(study / "tables" / "main_results.csv")
-    columns = "train test method recipe definition measure n mean low high published complete"
+    columns = "train test method recipe reduction measure n mean low high published complete"
     assert list(table.columns)[:12] == columns.split()
     assert set(table["method"]) == {"tokencutseg", "otsu"}
-    assert set(zip(table["train"], table["test"], strict=True)) == {("site_a", "site_a"), ("site_b", "site_b"),
-                                                                    ("site_a", "site_b")}
-    scores = table.set_index(["train", "test", "method", "definition", "measure"])["mean"].unstack()
+    assert set(zip(table["train"], table["test"], strict=True)) == {
+        ("site_a", "site_a"),
+        ("site_b", "site_b"),
+        ("site_a", "site_b"),
+    }
+    scores = table.set_index(["train", "test", "method", "reduction", "measure"])["mean"].unstack()
     assert (scores["dice"] <= 2 * scores["iou"] / (1 + scores["iou"]) + 1e-9).all()
     assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).all()
 

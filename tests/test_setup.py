@@ -13,8 +13,14 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["run_all.sh", "run_tests.sh", "setup.sh", ".ci/run"]
-HOSTS = ["pypi" + ".org", "pythonhosted" + ".org", "download.pytorch" + ".org", "anaconda" + ".org",
-         "npmjs" + ".org", "index" + "-url"]
+HOSTS = [
+    "pypi" + ".org",
+    "pythonhosted" + ".org",
+    "download.pytorch" + ".org",
+    "anaconda" + ".org",
+    "npmjs" + ".org",
+    "index" + "-url",
+]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -57,14 +63,19 @@ def test_scripts_parse(script):
 def test_no_file_names_a_registry_host():
     folders = ["notebooks", "tokencutseg", "tests", ".ci"]
     files = [path for path in ROOT.iterdir() if path.is_file()]
-    files += [path for folder in folders for path in (ROOT / folder).rglob("*")
-              if path.is_file() and path.suffix not in {".pyc", ".png"}]
+    files += [
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix not in {".pyc", ".png"}
+    ]
     assert len(files) > 20
     named = [(path.name, host) for path in files for host in HOSTS if host in path.read_text(errors="ignore")]
     assert not named
 
 
 # the set-up itself, in a folder where python is a stand-in that cannot reach anything ---------------------------------
+
 
 @pytest.fixture
 def checkout(tmp_path):
@@ -79,8 +90,13 @@ def checkout(tmp_path):
 
 
 def set_up(checkout, **environment):
-    return subprocess.run([shutil.which("bash"), "-c", "source ./setup.sh; set_up"], cwd=checkout, text=True,
-                          capture_output=True, env={"PATH": str(checkout / "tools"), **environment})
+    return subprocess.run(
+        [shutil.which("bash"), "-c", "source ./setup.sh; set_up"],
+        cwd=checkout,
+        text=True,
+        capture_output=True,
+        env={"PATH": str(checkout / "tools"), **environment},
+    )
 
 
 def put_python(checkout, body, name="python3"):
@@ -124,8 +140,9 @@ def fake(checkout):
         (checkout / "log.fail").touch() if fails else (checkout / "log.fail").unlink(missing_ok=True)
         log.write_text("")
         done = set_up(checkout)
-        return done.returncode, [line for line in log.read_text().splitlines()
-                                 if re.search(r"venv |uv|sync|install", line)]
+        return done.returncode, [
+            line for line in log.read_text().splitlines() if re.search(r"venv |uv|sync|install", line)
+        ]
 
     return calls
 
@@ -166,8 +183,15 @@ def test_two_calls_at_once_install_once(fake, checkout):
     fake()
     shutil.rmtree(checkout / ".venv")
     (checkout / "log").write_text("")
-    both = [subprocess.Popen([shutil.which("bash"), "-c", "source ./setup.sh; set_up"], cwd=checkout,
-                             env={"PATH": str(checkout / "tools")}, stderr=subprocess.PIPE) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            [shutil.which("bash"), "-c", "source ./setup.sh; set_up"],
+            cwd=checkout,
+            env={"PATH": str(checkout / "tools")},
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
     errors = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert (checkout / "log").read_text().count("-m venv") == 1

@@ -10,8 +10,8 @@ __version__ = version("tokencutseg")
 
 
 def load(path: str | Path | None = None) -> Any:
-    """Open a saved model, by default the one that comes with the package; see `tokencutseg.model.saved.load`."""
-    from tokencutseg.model.saved import PRETRAINED
-    from tokencutseg.model.saved import load as load_saved
+    """Open a saved model, by default the one that comes with the package; see `tokencutseg.models.checkpoint.load`."""
+    from tokencutseg.models.checkpoint import PRETRAINED
+    from tokencutseg.models.checkpoint import load as load_saved
 
     return load_saved(PRETRAINED if path is None else path)

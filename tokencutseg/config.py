@@ -48,9 +48,9 @@ class VQGANConfig:
     n_res_blocks: int = 1
     norm_groups: int = 8
     """Groups of each GroupNorm, at most one per channel (32 in the released code)."""
-    embed_dim: int = 32
+    code_dim: int = 32
     """Width D of a code."""
-    n_embed: int = 64
+    codebook_size: int = 64
     """Number K of codes."""
     disc_channels: int = 16
     """Filters in the first layer of the PatchGAN discriminator."""
@@ -82,7 +82,7 @@ class VQGANConfig:
     """Weight of the adversarial term; un-clamped it needs less."""
     codebook_weight: float = 1.0
     commitment: float = 0.25
-    quantizer_start: Literal["uniform", "data"] = "data"
+    codebook_init: Literal["uniform", "kmeans"] = "kmeans"
     """Released: codes start at U(−1/K, 1/K) with EMA counts of zero. Corrected: drawn from encoder outputs."""
     restart_dead_codes: bool = True
     """Corrected: a code that the EMA shows unused is moved onto a random encoder output."""
@@ -94,7 +94,7 @@ class VQGANConfig:
     """Larger batches give the codebook's moving average steadier counts."""
     learning_rate: float = 1e-3
     """Peak; it goes with the batch size and, where it steps, the schedule."""
-    pool: Literal["labelled", "all"] = "all"
+    images: Literal["labelled", "unlabelled"] = "unlabelled"
     """Which images the tokenizer learns from: the training split only, or every image outside the scored sets."""
 
 
@@ -105,7 +105,7 @@ class MaskedGPTConfig:
     # sizes and budget (preset)
     n_layer: int = 3
     n_head: int = 4
-    n_embd: int = 128
+    d_model: int = 128
     """Width of the transformer."""
     epochs: int = 5
     images_per_epoch: int | None = 400
@@ -129,7 +129,7 @@ class MaskedGPTConfig:
     """Expected share of masked positions (for `variable`, the middle of the range ±0.3)."""
     pretraining: Literal["joint", "separate"] = "separate"
     """Released: trained from scratch together with the segmentation. Described: a stage of its own before it."""
-    pool: Literal["labelled", "all"] = "all"
+    images: Literal["labelled", "unlabelled"] = "unlabelled"
     """Which images it learns from, as for the tokenizer."""
     batch_size: int = 32
     """Images per step of the masked pretraining."""
@@ -180,9 +180,9 @@ class SegmentationConfig:
     encoder: Literal["frozen", "fine_tuned"] = "fine_tuned"
     """fine_tuned: a copy of the tokenizer's encoder, trained with the mask, feeds transformer and up-sampler. The words
     stay those of the frozen one."""
-    encoder_rate: float = 0.5
+    encoder_lr_scale: float = 0.5
     """Learning rate of the fine-tuned encoder, as a share of `learning_rate`: what was pretrained moves slower."""
-    transformer_rate: float = 0.1
+    transformer_lr_scale: float = 0.1
     """The same for the transformer (released: 1)."""
     self_training_weight: float = 1.0
     """Weight of the segmentation loss on unlabelled images beside the labelled ones, against what the averaged weights
@@ -214,10 +214,8 @@ class EvaluationConfig:
     batch_size: int = 32
     lpips_images: int = 16
     """Test images on which LPIPS is computed (VGG16 is the costliest network of the study)."""
-    score_definition: Literal["pooled_two_class", "pooled_lesion", "image_lesion", "image_lesion_thr65"] = (
-        "image_lesion"
-    )
-    """The definition that checkpoints are chosen by. Released: `pooled_two_class`."""
+    score_reduction: Literal["micro_two_class", "micro_lesion", "per_image", "per_image_thr65"] = "per_image"
+    """The reduction that checkpoints are chosen by. Released: `micro_two_class`."""
     rivals: tuple[str, ...] = ("otsu",)
     """What the main results hold beside the study's own recipe: baselines and other recipes, by name."""
     train_sets: tuple[str, ...] = ()
@@ -271,20 +269,28 @@ class Config:
                 raise ConfigError(f"{name} must be {least} or more, not {value}")
         side = 2**self.vqgan.n_stages
         if self.data.image_size % side or self.data.image_size == side:
-            raise ConfigError(f"data.image_size must be a multiple of the tokenizer's stride {side}, twice or more, "
-                              f"not {self.data.image_size}")
+            raise ConfigError(
+                f"data.image_size must be a multiple of the tokenizer's stride {side}, twice or more, "
+                f"not {self.data.image_size}"
+            )
         for channels in (self.vqgan.hidden_channels * 2**i for i in range(self.vqgan.n_stages + 1)):
             if channels % min(self.vqgan.norm_groups, channels):
-                raise ConfigError(f"vqgan.hidden_channels ({self.vqgan.hidden_channels}) gives a layer of {channels} "
-                                  f"channels, which {self.vqgan.norm_groups} norm groups do not divide")
-        if self.masked_gpt.n_embd % self.masked_gpt.n_head:
-            raise ConfigError(f"masked_gpt.n_embd ({self.masked_gpt.n_embd}) must be a multiple of masked_gpt.n_head "
-                              f"({self.masked_gpt.n_head})")
+                raise ConfigError(
+                    f"vqgan.hidden_channels ({self.vqgan.hidden_channels}) gives a layer of {channels} "
+                    f"channels, which {self.vqgan.norm_groups} norm groups do not divide"
+                )
+        if self.masked_gpt.d_model % self.masked_gpt.n_head:
+            raise ConfigError(
+                f"masked_gpt.d_model ({self.masked_gpt.d_model}) must be a multiple of masked_gpt.n_head "
+                f"({self.masked_gpt.n_head})"
+            )
         if self.masked_gpt.trains_encoder:
             for name, needed in TRAINED_ENCODER_NEEDS.items():
                 if self.value(name) != needed:
-                    raise ConfigError(f"{name} is {self.value(name)}, but the encoder of a masked pretraining is only "
-                                      f"trained where it is {needed}; set masked_gpt.encoder=frozen too")
+                    raise ConfigError(
+                        f"{name} is {self.value(name)}, but the encoder of a masked pretraining is only "
+                        f"trained where it is {needed}; set masked_gpt.encoder=frozen too"
+                    )
         if not 0 < self.data.label_fraction <= 1:
             raise ConfigError(f"data.label_fraction must lie in (0, 1], not {self.data.label_fraction}")
         if not 0 < self.masked_gpt.mask_ratio < 1:
@@ -315,11 +321,12 @@ class Config:
         """The inverse of `to_dict`. Raises ConfigError for an unknown key."""
         # models saved before there was a choice
         flat = {"segmentation.encoder": "frozen", "masked_gpt.encoder": "frozen"} | {
-            f"{stage}.{key}": value for stage in STAGES for key, value in values.get(stage, {}).items()}
+            f"{stage}.{key}": value for stage in STAGES for key, value in values.get(stage, {}).items()
+        }
         head = {key: values[key] for key in ("preset", "recipe", "seed") if key in values}
         return dataclasses.replace(cls(**head), **_sections(cls(), flat))
 
-    def under(self, recipe: str) -> Config:
+    def with_recipe(self, recipe: str) -> Config:
         """The same settings under another recipe: every switch is that recipe's."""
         return dataclasses.replace(self, recipe=recipe).override(RECIPES[recipe])
 
@@ -331,17 +338,35 @@ class Config:
         return dataclasses.replace(self, **_sections(self, values))
 
 
-_LEAST = dict.fromkeys((
-    "data.image_size", "vqgan.hidden_channels", "vqgan.norm_groups", "vqgan.embed_dim", "vqgan.n_embed",
-    "vqgan.n_stages", "vqgan.disc_channels", "vqgan.perceptual_size", "vqgan.perceptual_every", "masked_gpt.n_head",
-    "masked_gpt.n_embd", "evaluation.bootstrap_draws", "evaluation.batch_size", "evaluation.lpips_images",
-    "ablation.images_per_epoch", "ablation.seeds",
-    "ablation.deviation_seeds"), 1) | {"vqgan.n_res_blocks": 0, "masked_gpt.n_layer": 0}
+_LEAST = dict.fromkeys(
+    (
+        "data.image_size",
+        "vqgan.hidden_channels",
+        "vqgan.norm_groups",
+        "vqgan.code_dim",
+        "vqgan.codebook_size",
+        "vqgan.n_stages",
+        "vqgan.disc_channels",
+        "vqgan.perceptual_size",
+        "vqgan.perceptual_every",
+        "masked_gpt.n_head",
+        "masked_gpt.d_model",
+        "evaluation.bootstrap_draws",
+        "evaluation.batch_size",
+        "evaluation.lpips_images",
+        "ablation.images_per_epoch",
+        "ablation.seeds",
+        "ablation.deviation_seeds",
+    ),
+    1,
+) | {"vqgan.n_res_blocks": 0, "masked_gpt.n_layer": 0}
 """The smallest value of each size and count."""
 TRAINED_ENCODER_NEEDS = {"segmentation.encoder": "fine_tuned", "masked_gpt.inputs": "tokens_and_vectors"}
 """Without these nothing would go on with, or learn from, an encoder that the masked pretraining trains."""
-STAGES = {name: typing.get_type_hints(Config)[name] for name in
-          ("data", "vqgan", "masked_gpt", "segmentation", "evaluation", "ablation")}
+STAGES = {
+    name: typing.get_type_hints(Config)[name]
+    for name in ("data", "vqgan", "masked_gpt", "segmentation", "evaluation", "ablation")
+}
 
 
 @functools.cache
@@ -411,81 +436,157 @@ PRESETS: dict[str, dict[str, Any]] = {
     # seconds, for the tests
     "tiny": {
         "data.image_size": 32,
-        "data.synthetic_train": 24, "data.synthetic_validation": 8, "data.synthetic_test": 12,
+        "data.synthetic_train": 24,
+        "data.synthetic_validation": 8,
+        "data.synthetic_test": 12,
         "data.synthetic_unlabelled": 16,
-        "vqgan.hidden_channels": 8, "vqgan.norm_groups": 4, "vqgan.embed_dim": 8, "vqgan.n_embed": 16,
+        "vqgan.hidden_channels": 8,
+        "vqgan.norm_groups": 4,
+        "vqgan.code_dim": 8,
+        "vqgan.codebook_size": 16,
         "vqgan.disc_channels": 8,
-        "vqgan.perceptual_size": 32, "vqgan.perceptual_every": 4, "vqgan.disc_start": 2,
-        "vqgan.epochs": 2, "vqgan.images_per_epoch": 32,
-        "masked_gpt.n_layer": 2, "masked_gpt.n_head": 2, "masked_gpt.n_embd": 16,
-        "masked_gpt.epochs": 2, "masked_gpt.images_per_epoch": 32,
+        "vqgan.perceptual_size": 32,
+        "vqgan.perceptual_every": 4,
+        "vqgan.disc_start": 2,
+        "vqgan.epochs": 2,
+        "vqgan.images_per_epoch": 32,
+        "masked_gpt.n_layer": 2,
+        "masked_gpt.n_head": 2,
+        "masked_gpt.d_model": 16,
+        "masked_gpt.epochs": 2,
+        "masked_gpt.images_per_epoch": 32,
         "segmentation.epochs": 2,
-        "evaluation.bootstrap_draws": 200, "evaluation.lpips_images": 4,
-        "ablation.budget": 0.5, "ablation.images_per_epoch": 24,
-        "ablation.codebook_sizes": [8, 16], "ablation.graph_radii": [0.0, 1.5],
-        "ablation.label_fractions": [0.25, 1.0], "ablation.deviations": ["segmentation.loss_input"],
+        "evaluation.bootstrap_draws": 200,
+        "evaluation.lpips_images": 4,
+        "ablation.budget": 0.5,
+        "ablation.images_per_epoch": 24,
+        "ablation.codebook_sizes": [8, 16],
+        "ablation.graph_radii": [0.0, 1.5],
+        "ablation.label_fractions": [0.25, 1.0],
+        "ablation.deviations": ["segmentation.loss_input"],
     },
     # the default: two CPU cores, minutes, synthetic lesions
     "quick": {},
     # real images; each recipe about an hour on two CPU cores
     "small": {
         "data.image_size": 128,
-        "data.synthetic_train": 2000, "data.synthetic_validation": 150, "data.synthetic_test": 600,
+        "data.synthetic_train": 2000,
+        "data.synthetic_validation": 150,
+        "data.synthetic_test": 600,
         "data.synthetic_unlabelled": 2000,
-        "vqgan.norm_groups": 8, "vqgan.embed_dim": 64, "vqgan.n_embed": 256, "vqgan.disc_channels": 32,
-        "vqgan.perceptual_size": 64, "vqgan.perceptual_every": 4,
-        "vqgan.disc_start": 1000, "vqgan.epochs": 8, "vqgan.images_per_epoch": 2000,
-        "masked_gpt.n_layer": 4, "masked_gpt.n_embd": 128,
-        "masked_gpt.epochs": 12, "masked_gpt.images_per_epoch": 2000,
-        "segmentation.epochs": 16, "segmentation.images_per_epoch": 1000,
+        "vqgan.norm_groups": 8,
+        "vqgan.code_dim": 64,
+        "vqgan.codebook_size": 256,
+        "vqgan.disc_channels": 32,
+        "vqgan.perceptual_size": 64,
+        "vqgan.perceptual_every": 4,
+        "vqgan.disc_start": 1000,
+        "vqgan.epochs": 8,
+        "vqgan.images_per_epoch": 2000,
+        "masked_gpt.n_layer": 4,
+        "masked_gpt.d_model": 128,
+        "masked_gpt.epochs": 12,
+        "masked_gpt.images_per_epoch": 2000,
+        "segmentation.epochs": 16,
+        "segmentation.images_per_epoch": 1000,
         "ablation.images_per_epoch": 300,
-        "evaluation.lpips_images": 200, "evaluation.rivals": ["otsu", "unet", "released", "described"],
-        "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
-        "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
+        "evaluation.lpips_images": 200,
+        "evaluation.rivals": ["otsu", "unet", "released", "described"],
+        "ablation.codebook_sizes": [64, 256, 512, 1024],
+        "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
+        "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0],
+        "ablation.seeds": 3,
         "ablation.label_recipes": ["released"],
-        "ablation.steps": ["masked_gpt.inputs", "masked_gpt.mask_pattern", "segmentation.graph_radius",
-                           "segmentation.deepcut_loss_weight", "segmentation.upsampling", "segmentation.encoder",
-                           "masked_gpt.encoder", "segmentation.transformer_rate", "segmentation.weight_average",
-                           "segmentation.batch_size", "segmentation.self_training_weight"],
-        "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer",
-                               "upernet"],
+        "ablation.steps": [
+            "masked_gpt.inputs",
+            "masked_gpt.mask_pattern",
+            "segmentation.graph_radius",
+            "segmentation.deepcut_loss_weight",
+            "segmentation.upsampling",
+            "segmentation.encoder",
+            "masked_gpt.encoder",
+            "segmentation.transformer_lr_scale",
+            "segmentation.weight_average",
+            "segmentation.batch_size",
+            "segmentation.self_training_weight",
+        ],
+        "ablation.baselines": ["otsu", "unet", "unetplusplus", "fpn", "deeplabv3plus", "segformer", "upernet"],
         "ablation.full_baselines": True,
         # those that change the method most; each of them trains twice, and `full` has more
         "ablation.deviations": [
-            "vqgan.input_normalisation", "vqgan.quantizer_start", "masked_gpt.mask_id", "masked_gpt.pretraining",
-            "segmentation.loss_input", "segmentation.deepcut_loss_weight", "segmentation.upsampling",
+            "vqgan.input_normalisation",
+            "vqgan.codebook_init",
+            "masked_gpt.mask_id",
+            "masked_gpt.pretraining",
+            "segmentation.loss_input",
+            "segmentation.deepcut_loss_weight",
+            "segmentation.upsampling",
             "segmentation.encoder",
         ],
     },
     # the paper's sizes: 224 px and the hyper-parameters of the authors' README; one GPU
     "full": {
         "data.image_size": 224,
-        "data.synthetic_train": 2000, "data.synthetic_validation": 150, "data.synthetic_test": 600,
+        "data.synthetic_train": 2000,
+        "data.synthetic_validation": 150,
+        "data.synthetic_test": 600,
         "data.synthetic_unlabelled": 2000,
-        "vqgan.hidden_channels": 128, "vqgan.n_res_blocks": 2, "vqgan.norm_groups": 32, "vqgan.embed_dim": 256,
+        "vqgan.hidden_channels": 128,
+        "vqgan.n_res_blocks": 2,
+        "vqgan.norm_groups": 32,
+        "vqgan.code_dim": 256,
         # the README names 64 for the tokenizer, 512 for segmentation and 1024 for the test and the published file
-        "vqgan.n_embed": 1024,
-        "vqgan.disc_channels": 64, "vqgan.perceptual_size": 224, "vqgan.perceptual_every": 1,
-        "vqgan.disc_start": 10_000, "vqgan.epochs": 100, "vqgan.images_per_epoch": None,
-        "masked_gpt.n_layer": 12, "masked_gpt.n_head": 4, "masked_gpt.n_embd": 256,
-        "masked_gpt.epochs": 100, "masked_gpt.images_per_epoch": None,
-        "segmentation.epochs": 200, "ablation.images_per_epoch": 2000, "ablation.full_baselines": True,
+        "vqgan.codebook_size": 1024,
+        "vqgan.disc_channels": 64,
+        "vqgan.perceptual_size": 224,
+        "vqgan.perceptual_every": 1,
+        "vqgan.disc_start": 10_000,
+        "vqgan.epochs": 100,
+        "vqgan.images_per_epoch": None,
+        "masked_gpt.n_layer": 12,
+        "masked_gpt.n_head": 4,
+        "masked_gpt.d_model": 256,
+        "masked_gpt.epochs": 100,
+        "masked_gpt.images_per_epoch": None,
+        "segmentation.epochs": 200,
+        "ablation.images_per_epoch": 2000,
+        "ablation.full_baselines": True,
         "evaluation.lpips_images": 600,
-        "ablation.codebook_sizes": [64, 256, 512, 1024], "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
-        "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0], "ablation.seeds": 3,
-        "ablation.plain_unet": True, "ablation.deviation_seeds": 3,
+        "ablation.codebook_sizes": [64, 256, 512, 1024],
+        "ablation.graph_radii": [0.0, 1.0, 1.5, 2.6, 5.0],
+        "ablation.label_fractions": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0],
+        "ablation.seeds": 3,
+        "ablation.plain_unet": True,
+        "ablation.deviation_seeds": 3,
         "ablation.deviations": [
-            "vqgan.n_stages", "vqgan.input_normalisation", "vqgan.clamped_reconstruction", "vqgan.edge_weighted",
-            "vqgan.perceptual", "vqgan.clamped_adversary", "vqgan.quantizer_start", "vqgan.restart_dead_codes",
-            "vqgan.augmented_validation", "vqgan.stepping_schedule", "vqgan.pool",
-            "masked_gpt.inputs", "masked_gpt.norm", "masked_gpt.mask_id", "masked_gpt.mask_pattern",
+            "vqgan.n_stages",
+            "vqgan.input_normalisation",
+            "vqgan.clamped_reconstruction",
+            "vqgan.edge_weighted",
+            "vqgan.perceptual",
+            "vqgan.clamped_adversary",
+            "vqgan.codebook_init",
+            "vqgan.restart_dead_codes",
+            "vqgan.augmented_validation",
+            "vqgan.stepping_schedule",
+            "vqgan.images",
+            "masked_gpt.inputs",
+            "masked_gpt.norm",
+            "masked_gpt.mask_id",
+            "masked_gpt.mask_pattern",
             "masked_gpt.pretraining",
-            "segmentation.training_features", "segmentation.loss_input", "segmentation.class_weighted_dice",
+            "segmentation.training_features",
+            "segmentation.loss_input",
+            "segmentation.class_weighted_dice",
             "segmentation.deepcut_loss_weight",
-            "segmentation.affinity", "segmentation.graph_radius", "segmentation.upsampling",
-            "segmentation.encoder", "segmentation.self_training_weight", "segmentation.frozen_codebook",
+            "segmentation.affinity",
+            "segmentation.graph_radius",
+            "segmentation.upsampling",
+            "segmentation.encoder",
+            "segmentation.self_training_weight",
+            "segmentation.frozen_codebook",
             "segmentation.batch_size",
-            "evaluation.score_definition",
+            "evaluation.score_reduction",
         ],
     },
 }
@@ -501,13 +602,13 @@ _RELEASED: dict[str, Any] = {
     "vqgan.perceptual_weight": 0.8,
     "vqgan.clamped_adversary": True,
     "vqgan.disc_weight": 0.5,
-    "vqgan.quantizer_start": "uniform",
+    "vqgan.codebook_init": "uniform",
     "vqgan.restart_dead_codes": False,
     "vqgan.augmented_validation": True,
     "vqgan.stepping_schedule": False,
     "vqgan.batch_size": 4,
     "vqgan.learning_rate": 1e-4,
-    "vqgan.pool": "labelled",
+    "vqgan.images": "labelled",
     "masked_gpt.dropout": 0.1,
     "masked_gpt.inputs": "tokens",
     "masked_gpt.encoder": "frozen",
@@ -517,7 +618,7 @@ _RELEASED: dict[str, Any] = {
     "masked_gpt.mask_pattern": "iid",
     "masked_gpt.mask_ratio": 0.15,
     "masked_gpt.pretraining": "joint",
-    "masked_gpt.pool": "labelled",
+    "masked_gpt.images": "labelled",
     "masked_gpt.batch_size": 1,
     "masked_gpt.learning_rate": 1e-4,
     "masked_gpt.weight_decay": 0.1,
@@ -527,8 +628,8 @@ _RELEASED: dict[str, Any] = {
     "segmentation.radius_unit": "image",
     "segmentation.upsampling": "bilinear",
     "segmentation.encoder": "frozen",
-    "segmentation.encoder_rate": 1.0,
-    "segmentation.transformer_rate": 1.0,
+    "segmentation.encoder_lr_scale": 1.0,
+    "segmentation.transformer_lr_scale": 1.0,
     "segmentation.self_training_weight": 0.0,
     "segmentation.loss_input": "probabilities",
     "segmentation.class_weighted_dice": True,
@@ -542,7 +643,7 @@ _RELEASED: dict[str, Any] = {
     "segmentation.batch_size": 1,
     "segmentation.learning_rate": 1e-4,
     "segmentation.weight_decay": 0.1,
-    "evaluation.score_definition": "pooled_two_class",
+    "evaluation.score_reduction": "micro_two_class",
 }
 
 _DESCRIBED: dict[str, Any] = _RELEASED | {
@@ -553,18 +654,18 @@ _DESCRIBED: dict[str, Any] = _RELEASED | {
     "vqgan.perceptual_weight": 0.2,
     "vqgan.clamped_adversary": False,
     "vqgan.disc_weight": 0.1,
-    "vqgan.quantizer_start": "data",
+    "vqgan.codebook_init": "kmeans",
     "vqgan.restart_dead_codes": True,
     "vqgan.augmented_validation": False,
     "vqgan.stepping_schedule": True,
     "vqgan.batch_size": 16,
     "vqgan.learning_rate": 1e-3,
-    "vqgan.pool": "all",
+    "vqgan.images": "unlabelled",
     "masked_gpt.norm": "pre",
     "masked_gpt.positions": "interpolated",
     "masked_gpt.mask_id": "own",
     "masked_gpt.pretraining": "separate",
-    "masked_gpt.pool": "all",
+    "masked_gpt.images": "unlabelled",
     "masked_gpt.batch_size": 16,
     "masked_gpt.learning_rate": 5e-4,
     "segmentation.loss_input": "logits",
@@ -575,7 +676,7 @@ _DESCRIBED: dict[str, Any] = _RELEASED | {
     "segmentation.schedule": "one_cycle",
     "segmentation.batch_size": 16,
     "segmentation.learning_rate": 1e-3,
-    "evaluation.score_definition": "image_lesion",
+    "evaluation.score_reduction": "per_image",
 }
 
 _REVISED: dict[str, Any] = {
@@ -586,8 +687,9 @@ _REVISED: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {"released": _RELEASED, "described": _DESCRIBED, "revised": _REVISED}
 
 
-def configure(preset: str = "quick", recipe: str = "revised", seed: int = 0,
-              overrides: dict[str, Any] | None = None) -> Config:
+def configure(
+    preset: str = "quick", recipe: str = "revised", seed: int = 0, overrides: dict[str, Any] | None = None
+) -> Config:
     """The configuration of a preset under a recipe, with the user's overrides last.
 
     Raises ConfigError for an unknown preset, recipe or key, and for a grid that names an unknown switch or recipe.
@@ -601,8 +703,10 @@ def configure(preset: str = "quick", recipe: str = "revised", seed: int = 0,
     for key in ("steps", "deviations", "label_recipes"):
         known = RECIPES if key == "label_recipes" else RECIPES["released"]
         if unknown := [name for name in getattr(config.ablation, key) if name not in known]:
-            raise ConfigError(f"ablation.{key} names {unknown[0]!r}, which is no "
-                              f"{'recipe' if known is RECIPES else 'switch'}. Known: {', '.join(known)}")
+            raise ConfigError(
+                f"ablation.{key} names {unknown[0]!r}, which is no "
+                f"{'recipe' if known is RECIPES else 'switch'}. Known: {', '.join(known)}"
+            )
     return config
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Where to write what is to be at `path`: a file beside it, moved into place when the block ends well.
 
     Nobody sees half of it, a kill meanwhile leaves what was there before, and two processes that write the same do not
@@ -37,11 +37,11 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 def write_json(value: Any, path: Path) -> None:
     """Write JSON so that nobody ever sees half of it."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table so that nobody ever sees half of it."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         table.to_csv(file, index=False)

@@ -17,7 +17,7 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from tokencutseg.model.saved import PRETRAINED
+from tokencutseg.models.checkpoint import PRETRAINED
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -106,7 +106,7 @@ def _message(frame):
     """
     (count,) = struct.unpack_from("<Q", frame)
     offsets = struct.unpack_from(f"<{count}Q", frame, 8)
-    channel, header, parent, _, content = (frame[offsets[i]:offsets[i + 1]] for i in range(5))
+    channel, header, parent, _, content = (frame[offsets[i] : offsets[i + 1]] for i in range(5))
     return channel.decode(), json.loads(header), json.loads(parent), json.loads(content)
 
 
@@ -127,18 +127,40 @@ def lab(tiny_study, chromium, tmp_path_factory):
         if path.stem != "explorer":
             notebook = parameterize_notebook(notebook, {"preset": "tiny", "results": str(results.parent)})
         nbformat.write(notebook, folder / "notebooks" / path.name)
-    private = {name: str(folder / name.lower()) for name in (
-        "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
-        "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR", "npm_config_cache")}
+    private = {
+        name: str(folder / name.lower())
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "JUPYTERLAB_SETTINGS_DIR",
+            "JUPYTERLAB_WORKSPACES_DIR",
+            "IPYTHONDIR",
+            "npm_config_cache",
+        )
+    }
     environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}  # which is IPython's here
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tokencutseg.cli", "explore", "--no-browser", "--model", str(PRETRAINED),
-               "--notebooks", str(folder / "notebooks"), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "tokencutseg.cli",
+        "explore",
+        "--no-browser",
+        "--model",
+        str(PRETRAINED),
+        "--notebooks",
+        str(folder / "notebooks"),
+        "--port",
+        str(port),
+    ]
     log = folder / "log"
-    with log.open("w") as written, subprocess.Popen(command, env=environment | private, stdout=written,
-                                                    stderr=subprocess.STDOUT) as server:
+    with (
+        log.open("w") as written,
+        subprocess.Popen(command, env=environment | private, stdout=written, stderr=subprocess.STDOUT) as server,
+    ):
         try:
             while not (address := re.search(r"http://127\.0\.0\.1:\d+/lab\S+token=\w+", log.read_text())):
                 assert server.poll() is None, f"JupyterLab did not start:\n{log.read_text()}"
@@ -151,6 +173,7 @@ def lab(tiny_study, chromium, tmp_path_factory):
 @pytest.fixture(scope="package")
 def watch(chromium):
     """A function that opens a page 1280 pixels wide; it may ask only for addresses that start as `own` do."""
+
     def opened(*own, **options):
         return Watched(chromium.new_page(viewport={"width": 1280, "height": 1000}, **options), own)
 

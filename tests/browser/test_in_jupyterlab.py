@@ -8,13 +8,19 @@ import time
 import pytest
 from PIL import Image
 
-from tokencutseg.study.outputs import OUTPUTS
+from tokencutseg.report.outputs import OUTPUTS
 
 ALWAYS = ("explorer", "03_deepcut_seg")
 """The notebooks that are opened in every run of the tests; the others with TOKENCUTSEG_BROWSER=all."""
 WIDGETS = ".jp-CodeCell:has(.jupyter-widgets)"
-KEYS = {"slider": ("ArrowRight", "End", "Home"), "list": ("ArrowDown", "ArrowDown"),
-        "dropdown": ("ArrowDown", "ArrowUp"), "checkbox": ("Space",), "button": ("Enter",), "upload": ("Enter",)}
+KEYS = {
+    "slider": ("ArrowRight", "End", "Home"),
+    "list": ("ArrowDown", "ArrowDown"),
+    "dropdown": ("ArrowDown", "ArrowUp"),
+    "checkbox": ("Space",),
+    "button": ("Enter",),
+    "upload": ("Enter",),
+}
 IN_WORDS = {"most on", "row", "column"}
 """Controls that a panel of the explorer may answer with a list or a sentence; the others must change a picture."""
 NO_LESION = {"prediction"}
@@ -52,7 +58,7 @@ LOOK = """() => {
                 && ["auto", "scroll"].includes(getComputedStyle(element).overflowX))
         .map(element => [element.scrollWidth, element.clientWidth, element.className, element.textContent.slice(0, 9)]);
     window.pictures = root => seen(root, ".jp-OutputArea img").map(image => image.src).join();
-    window.words = root => seen(root, ".widget-html, select[size]").map(element => element.innerText).join();
+    window.encode_to_tokens = root => seen(root, ".widget-html, select[size]").map(element => element.innerText).join();
     window.remember = root => { root.before = {pictures: pictures(root), words: words(root)}; };
     window.changed = (root, what) => window[what](root) !== "" && window[what](root) !== root.before[what];
 }"""
@@ -144,8 +150,9 @@ def grouped(controls):
     """(label, kind, indices) of what can be moved: a board of buttons counts as one, an upload comes last."""
     alone = [(control["label"], control["kind"], [control["index"]]) for control in controls if not control["board"]]
     board = [control["index"] for control in reversed(controls) if control["board"]]
-    return sorted(alone + [("a word of the map", "button", board[:5])] * bool(board),
-                  key=lambda control: control[1] == "upload")
+    return sorted(
+        alone + [("a word of the map", "button", board[:5])] * bool(board), key=lambda control: control[1] == "upload"
+    )
 
 
 def answered(notebook, root, label, kind, indices, patience=0.5):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tokencutseg.data import audit
 from tokencutseg.data.audit import COLUMNS, appearance, overlaps
-from tokencutseg.data.folders import find_datasets
+from tokencutseg.data.datasets import find_datasets
 from tokencutseg.data.image_set import ImageSet, load_split
 
 
@@ -53,7 +53,11 @@ def test_each_kind_is_named_once_per_pair():
     second = image_set("b", "test", b, ["x0", "y1", "y2", "x3", "y4", "y5"])
     found = overlaps(keyed(first, second))
     assert found[["id_1", "id_2", "kind"]].values.tolist() == [
-        ["x0", "x0", "same id"], ["x1", "y1", "same content"], ["x2", "y2", "near duplicate"], ["x3", "x3", "same id"]]
+        ["x0", "x0", "same id"],
+        ["x1", "y1", "same content"],
+        ["x2", "y2", "near duplicate"],
+        ["x3", "x3", "same id"],
+    ]
     assert set(found.dataset_1) == {"a"} and set(found.split_2) == {"test"}
     assert found.distance[:2].tolist() == [0, 0] and found.distance[2] <= 8
     assert np.isnan(found.distance[3])  # one id, two pictures
@@ -61,8 +65,10 @@ def test_each_kind_is_named_once_per_pair():
 
 def test_without_near_duplicates():
     a = textures(4)
-    found = overlaps(keyed(image_set("a", "train", a), image_set("b", "test", torch.cat([a[:1], a[1:2].flip(-1)]))),
-                     near_duplicates=False)
+    found = overlaps(
+        keyed(image_set("a", "train", a), image_set("b", "test", torch.cat([a[:1], a[1:2].flip(-1)]))),
+        near_duplicates=False,
+    )
     assert found.kind.tolist() == ["same content"]
 
 
@@ -89,12 +95,17 @@ def test_turned_copies_are_found(seed, k, S):
     assert found.kind.tolist() == ["near duplicate" if k else "same content"]
 
 
-@pytest.mark.parametrize("edit", [
-    lambda x: (x.float() * 0.6 + 60).byte(),  # paler
-    lambda x: (255 * (x.float() / 255) ** torch.tensor([0.6, 1.0, 1.5]).view(3, 1, 1)).byte(),  # other colours
-    lambda x: x.roll(1, -1),  # shifted by a pixel
-    lambda x: (x.float() + 8 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255).byte(),
-])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda x: (x.float() * 0.6 + 60).byte(),  # paler
+        lambda x: (255 * (x.float() / 255) ** torch.tensor([0.6, 1.0, 1.5]).view(3, 1, 1)).byte(),  # other colours
+        lambda x: x.roll(1, -1),  # shifted by a pixel
+        lambda x: (
+            (x.float() + 8 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255).byte()
+        ),
+    ],
+)
 def test_edited_copies_are_found(edit):
     a, b = textures(20, 96), textures(20, 96, seed=1)
     b[7] = edit(a[3])
@@ -132,6 +143,7 @@ def test_comparison_in_blocks_finds_every_planted_pair():
     for (i, j), bits in planted.items():
         flipped = np.packbits(np.arange(256) < bits).view(np.uint64)
         hashes[j, 0] = hashes[i, generator.integers(8)] ^ flipped
+
     def close(limit):
         return {(i, j): d for i, j, d in audit._close_pairs(hashes, hashes[:, 0], limit, progress=False, below=True)}
 
@@ -140,25 +152,44 @@ def test_comparison_in_blocks_finds_every_planted_pair():
     assert (130, 131) not in close(59)
 
 
-@pytest.mark.parametrize(("frame", "known"), [
-    ((96, 128), True), ((96, 144), True), ((128, 96), True), ((96, 110), True), ((96, 128), False), ((96, 144), False)])
+@pytest.mark.parametrize(
+    ("frame", "known"),
+    [
+        ((96, 128), True),
+        ((96, 144), True),
+        ((128, 96), True),
+        ((96, 110), True),
+        ((96, 128), False),
+        ((96, 144), False),
+    ],
+)
 def test_central_squares_are_found(frame, known):
     """A photograph that was squashed to a square, and the square cut out of its middle; without the photograph's size
     the usual ones are tried on labelled images."""
     height, width = frame
-    photographs = torch.stack([F.interpolate(t[None].float(), size=frame, mode="bilinear", antialias=True)[0]
-                               for t in textures(6, 160)]).byte()
+    photographs = torch.stack(
+        [F.interpolate(t[None].float(), size=frame, mode="bilinear", antialias=True)[0] for t in textures(6, 160)]
+    ).byte()
     side = min(frame)
     top, left = (height - side) // 2, (width - side) // 2
-    squares = photographs[:, :, top:top + side, left:left + side]
+    squares = photographs[:, :, top : top + side, left : left + side]
     squashed = F.interpolate(photographs.float(), size=(96, 96), mode="bilinear", antialias=True).round().byte()
     squares = F.interpolate(squares.float(), size=(96, 96), mode="bilinear", antialias=True).round().byte()
-    labelled = ImageSet("a", "test", [f"a{i}" for i in range(6)], squashed, torch.zeros(6, 96, 96, dtype=torch.uint8),
-                        None, [frame if known else (96, 96)] * 6)
+    labelled = ImageSet(
+        "a",
+        "test",
+        [f"a{i}" for i in range(6)],
+        squashed,
+        torch.zeros(6, 96, 96, dtype=torch.uint8),
+        None,
+        [frame if known else (96, 96)] * 6,
+    )
     mixed = torch.cat([textures(4, 96, seed=7), torch.rot90(squares[2:4], 1, (-2, -1))])
     found = overlaps(keyed(labelled, image_set("b", "unlabelled", mixed)))
     assert found[["id_1", "id_2", "kind"]].values.tolist() == [
-        ["a2", "b_unlabelled_4", "near duplicate"], ["a3", "b_unlabelled_5", "near duplicate"]]
+        ["a2", "b_unlabelled_4", "near duplicate"],
+        ["a3", "b_unlabelled_5", "near duplicate"],
+    ]
 
 
 def test_appearance_starts_with_the_image_as_it_is():
@@ -174,8 +205,14 @@ def test_known_pairs_of_isic_2017_are_found(tmp_path):
     splits = find_datasets(Path(os.environ["TOKENCUTSEG_DATA"])).get("isic2017", {})
     if not splits.keys() >= {"train", "validation", "test"}:
         pytest.skip("ISIC 2017 is not in TOKENCUTSEG_DATA")
-    identical = {("0012152", "0015979"), ("0012216", "0016001"), ("0012175", "0015982"), ("0012271", "0016018"),
-                 ("0012221", "0016002"), ("0012970", "0012127")}
+    identical = {
+        ("0012152", "0015979"),
+        ("0012216", "0016001"),
+        ("0012175", "0015982"),
+        ("0012271", "0016018"),
+        ("0012221", "0016002"),
+        ("0012970", "0012127"),
+    }
     recoloured = {("0000171", "0015124"), ("0000174", "0015071"), ("0000182", "0015395"), ("0012222", "0016003")}
     wanted = {f"ISIC_{i}" for pair in identical | recoloured for i in pair}
     sets = {}

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tokencutseg.data import download
+from tokencutseg.data.datasets import OFFICIAL, find_datasets
 from tokencutseg.data.download import archives, fetch
-from tokencutseg.data.folders import OFFICIAL, find_datasets
 from tokencutseg.data.images import DataError
 
 FIRST = "/2016/ISBI2016_ISIC_Part1_Training_Data.zip"
@@ -113,8 +113,11 @@ def serve(host: Host, name: str, n: int = 12) -> None:
         top = archive.name.removesuffix(".zip")
         host.files[f"/{archive.path}"] = zipped(
             {f"{top}/LICENSE.txt": b"CC-0"}
-            | {f"{top}/{id}" + ("_Segmentation.png" if mask else ".jpg"): picture(i * n + k, mask)
-               for k, id in enumerate(ids)})
+            | {
+                f"{top}/{id}" + ("_Segmentation.png" if mask else ".jpg"): picture(i * n + k, mask)
+                for k, id in enumerate(ids)
+            }
+        )
 
 
 def is_clean(root, name="isic2016") -> bool:
@@ -171,6 +174,7 @@ def test_archive_without_top_folder_gets_one(host, tmp_path):
 
 
 # broken connections
+
 
 def test_connection_that_breaks_is_resumed_within_one_call(host, tmp_path):
     serve(host, "isic2016")
@@ -256,6 +260,7 @@ def test_nonsense_url(tmp_path):
 
 # archives that are not to be trusted
 
+
 def test_tampered_archive_differs_from_its_pin(host, tmp_path):
     serve(host, "isic2016")
     home = fetch("isic2016", tmp_path, host.url, progress=False)
@@ -301,8 +306,9 @@ def test_flipped_bit_inside_a_member(host, tmp_path):
     assert is_clean(tmp_path) and not (tmp_path / "isic2016" / "checksums.json").exists()
 
 
-@pytest.mark.parametrize("name", ["../outside.jpg", "top/../../outside.jpg", "/outside.jpg", "C:/outside.jpg",
-                                  "..\\outside.jpg"])
+@pytest.mark.parametrize(
+    "name", ["../outside.jpg", "top/../../outside.jpg", "/outside.jpg", "C:/outside.jpg", "..\\outside.jpg"]
+)
 def test_zip_slip_is_refused(host, tmp_path, name):
     host.files[FIRST] = zipped({"ISIC_0000000.jpg": picture(0, False), name: b"evil"})
     with pytest.raises(DataError, match="nothing was unpacked"):
@@ -339,6 +345,7 @@ def test_empty_archive(host, tmp_path):
 
 
 # disk
+
 
 @pytest.mark.parametrize("free", [500, 6000])
 def test_full_disk_before_download_and_before_unpacking(host, tmp_path, monkeypatch, free):

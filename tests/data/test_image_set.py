@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tokencutseg.data.folders import Sample, Split
+from tokencutseg.data.datasets import Sample, Split
 from tokencutseg.data.image_set import ImageSet, cached_arrays, default_cache, load_split
 from tokencutseg.data.images import DataError, read_image, read_mask
 
@@ -33,8 +33,15 @@ def image_set(n=4, size=8, labelled=True, expected=None, name="a", seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
     masks = torch.randint(0, 2, (n, size, size), generator=generator, dtype=torch.uint8)
-    return ImageSet(name, "train", [f"{name}{i}" for i in range(n)], images, masks if labelled else None, expected,
-                    [(i, i + 1) for i in range(n)])
+    return ImageSet(
+        name,
+        "train",
+        [f"{name}{i}" for i in range(n)],
+        images,
+        masks if labelled else None,
+        expected,
+        [(i, i + 1) for i in range(n)],
+    )
 
 
 def test_a_split_whose_masks_are_all_empty_is_refused(tmp_path):

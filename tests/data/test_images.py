@@ -1,4 +1,4 @@
-"""Reading images and masks of every format, against arrays that the tests write themselves."""
+"""EncoderOutput images and masks of every format, against arrays that the tests write themselves."""
 
 import io
 
@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from tokencutseg.data.images import DataError, file_size, read_image, read_mask
-from tokencutseg.model.segmenter import image_array
+from tokencutseg.models.tokencutseg import image_array
 
 
 def rgb(height=20, width=30, seed=0):
@@ -67,8 +67,11 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path):
 
 def test_an_opened_image_is_read_as_its_file_is(tmp_path):
     grey = rgb()[..., 0]
-    for name, image in (("deep", Image.fromarray(grey.astype(np.uint16) * 257)), ("grey", Image.fromarray(grey)),
-                        ("palette", Image.fromarray(rgb()).quantize(16))):
+    for name, image in (
+        ("deep", Image.fromarray(grey.astype(np.uint16) * 257)),
+        ("grey", Image.fromarray(grey)),
+        ("palette", Image.fromarray(rgb()).quantize(16)),
+    ):
         image.save(tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as opened:
             np.testing.assert_array_equal(image_array(opened), read_image(tmp_path / f"{name}.png"))
@@ -108,11 +111,18 @@ def encoded(kind):
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask])
-@pytest.mark.parametrize(("name", "content"), [
-    ("cut.jpg", encoded("JPEG")[:2000]), ("cut.png", encoded("PNG")[:2000]), ("cut.tif", encoded("TIFF")[:2000]),
-    ("empty.jpg", b""), ("text.jpg", b"<html>404</html>"),
-    ("flipped.png", encoded("PNG")[:3000] + b"\x00\xff" * 50 + encoded("PNG")[3100:]),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.jpg", encoded("JPEG")[:2000]),
+        ("cut.png", encoded("PNG")[:2000]),
+        ("cut.tif", encoded("TIFF")[:2000]),
+        ("empty.jpg", b""),
+        ("text.jpg", b"<html>404</html>"),
+        ("flipped.png", encoded("PNG")[:3000] + b"\x00\xff" * 50 + encoded("PNG")[3100:]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_a_damaged_file_is_named(tmp_path, read, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"{name} cannot be read .* download it again"):

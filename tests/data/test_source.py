@@ -75,11 +75,16 @@ def pixels(images):
 
 
 def scored(source):
-    return [source.load(dataset, split) for dataset, splits in source.datasets.items() for split in splits
-            if split in ("validation", "test")]
+    return [
+        source.load(dataset, split)
+        for dataset, splits in source.datasets.items()
+        for split in splits
+        if split in ("validation", "test")
+    ]
 
 
 # synthetic
+
 
 def test_the_synthetic_source(synthetic):
     assert (synthetic.name, synthetic.primary) == ("synthetic", "site_a")
@@ -94,7 +99,7 @@ def test_the_synthetic_source(synthetic):
 
 
 def test_the_synthetic_pool_is_both_training_splits_and_the_unlabelled_images(synthetic):
-    pool = synthetic.pool()
+    pool = synthetic.unlabelled()
     assert len(pool) == 2 * CONFIG.data.synthetic_train + CONFIG.data.synthetic_unlabelled
     assert pool.masks is None and synthetic.pool_exclusions == []
     for part in scored(synthetic):
@@ -102,8 +107,13 @@ def test_the_synthetic_pool_is_both_training_splits_and_the_unlabelled_images(sy
 
 
 def test_no_two_synthetic_splits_share_an_image(synthetic):
-    counts = collections.Counter(image.numpy().tobytes() for splits in (synthetic.datasets,) for site in splits
-                                 for split in splits[site] for image in synthetic.load(site, split).images)
+    counts = collections.Counter(
+        image.numpy().tobytes()
+        for splits in (synthetic.datasets,)
+        for site in splits
+        for split in splits[site]
+        for image in synthetic.load(site, split).images
+    )
     assert set(counts.values()) == {1}
 
 
@@ -114,17 +124,25 @@ def test_synthetic_data_do_not_depend_on_the_seed_of_the_study(synthetic, tmp_pa
 
 # official
 
+
 def test_the_isic_source(isic):
     assert (isic.name, isic.primary) == ("isic", "isic2017")
-    assert isic.rows == [("isic2016", "isic2016"), ("isic2017", "isic2017"), ("isic2018", "isic2018"),
-                         ("isic2016", "isic2017"), ("isic2016", "isic2018")]
+    assert isic.rows == [
+        ("isic2016", "isic2016"),
+        ("isic2017", "isic2017"),
+        ("isic2018", "isic2018"),
+        ("isic2016", "isic2017"),
+        ("isic2016", "isic2018"),
+    ]
     runnable = [row for row in isic.rows if isic.has(row[0], "train") and isic.has(row[1], "test")]
     assert runnable == [("isic2016", "isic2016"), ("isic2017", "isic2017"), ("isic2016", "isic2017")]
     assert isic.load("isic2017", "test").images.shape == (10, 3, SIZE, SIZE)
 
 
-@pytest.mark.parametrize(("there", "primary"), [(["isic2016"], "isic2016"), (["isic2018"], "isic2018"),
-                                                (["isic2016", "isic2018"], "isic2016")])
+@pytest.mark.parametrize(
+    ("there", "primary"),
+    [(["isic2016"], "isic2016"), (["isic2018"], "isic2018"), (["isic2016", "isic2018"], "isic2016")],
+)
 def test_the_primary_set_is_the_first_that_is_there(isic_root, tmp_path, cache, there, primary):
     if "isic2016" in there:
         (tmp_path / "isic2016").symlink_to(isic_root / "isic2016")
@@ -137,7 +155,7 @@ def test_the_isic_pool_against_sets_of_numbers(isic):
     drawn = {int(i[5:]) for i in isic.load("isic2016", "validation").ids}
     # 200 is test image 80 and 201 is 100 once more; a number is a picture otherwise
     expected = set(range(70)) - drawn - set(range(40, 50)) | set(range(100, 120))
-    pool = isic.pool()
+    pool = isic.unlabelled()
     assert sorted(int(i[5:]) for i in pool.ids) == sorted(expected)
     assert pool.masks is None and len(pool.native_sizes) == len(pool)
     for number, image in ((int(i[5:]), image) for i, image in zip(pool.ids, pool.images, strict=True)):
@@ -150,9 +168,10 @@ def test_the_isic_pool_against_sets_of_numbers(isic):
 
 def test_the_record_of_what_the_pool_leaves_out(isic):
     records = isic.pool_exclusions
-    members = sum(len(isic.load(d, s)) for d, splits in isic.datasets.items() for s in splits
-                  if s in ("train", "unlabelled"))
-    assert len(isic.pool()) + len(records) == members
+    members = sum(
+        len(isic.load(d, s)) for d, splits in isic.datasets.items() for s in splits if s in ("train", "unlabelled")
+    )
+    assert len(isic.unlabelled()) + len(records) == members
     reasons = {(r["dataset"], r["split"], r["id"]): r["reason"] for r in records}
     assert reasons["isic2017", "train", "ISIC_0000045"] == "same id as in isic2016/test"
     assert reasons["ham10000", "unlabelled", "ISIC_0000200"] == "same pixels as in isic2017/test"
@@ -161,8 +180,11 @@ def test_the_record_of_what_the_pool_leaves_out(isic):
 
 def test_a_missing_split_says_which_folders_it_needs(isic, isic_root):
     assert not isic.has("isic2018", "test") and not isic.has("isic2019", "test")
-    with pytest.raises(DataError, match=r"isic2018/test is not in .*ISIC2018_Task1-2_Test_Input and "
-                                        r"ISIC2018_Task1_Test_GroundTruth there, or run `tokencutseg fetch isic2018`"):
+    with pytest.raises(
+        DataError,
+        match=r"isic2018/test is not in .*ISIC2018_Task1-2_Test_Input and "
+        r"ISIC2018_Task1_Test_GroundTruth there, or run `tokencutseg fetch isic2018`",
+    ):
         isic.load("isic2018", "test")
     with pytest.raises(DataError, match="there is isic2016/train"):
         isic.load("isic2019", "test")
@@ -183,6 +205,7 @@ def test_a_folder_that_does_not_exist(tmp_path):
 
 # a user's own
 
+
 def test_a_folder_of_the_users_own(tmp_path, cache):
     root = tmp_path / "clinic"
     for split, numbers in (("train", range(6)), ("val", range(6, 9)), ("test", range(9, 12))):
@@ -191,7 +214,7 @@ def test_a_folder_of_the_users_own(tmp_path, cache):
     source = open_source(root, CONFIG, cache)
     assert (source.name, source.primary, source.rows) == ("clinic", "clinic", [("clinic", "clinic")])
     assert len(source.load("clinic", "validation")) == 3
-    assert sorted(source.pool().ids) == [f"ISIC_{i:07d}" for i in (*range(6), *range(20, 25))]
+    assert sorted(source.unlabelled().ids) == [f"ISIC_{i:07d}" for i in (*range(6), *range(20, 25))]
     with pytest.raises(DataError, match="other/train is not in the clinic data"):
         source.load("other", "train")
 
@@ -204,13 +227,15 @@ def test_the_pool_shows_no_patient_of_a_scored_split(tmp_path, cache):
     patients = {0: "P1", 1: "P1", 9: "P2", 20: "P2", 21: "P3", 6: "P3", 22: "P4"}
     (root / "manifest.csv").write_text("id,patient_id\n" + "".join(f"ISIC_{i:07d},{p}\n" for i, p in patients.items()))
     source = open_source(root, CONFIG, cache)
-    assert sorted(source.pool().ids) == [f"ISIC_{i:07d}" for i in (*range(6), 22, 23, 24)]
+    assert sorted(source.unlabelled().ids) == [f"ISIC_{i:07d}" for i in (*range(6), 22, 23, 24)]
     assert [(out["id"], out["reason"]) for out in source.pool_exclusions] == [
         ("ISIC_0000020", "same patient or lesion as in clinic/test"),
-        ("ISIC_0000021", "same patient or lesion as in clinic/validation")]
+        ("ISIC_0000021", "same patient or lesion as in clinic/validation"),
+    ]
 
 
 # label subsets
+
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.001, 1), st.floats(0.001, 1), st.integers(0, 5))
@@ -238,7 +263,7 @@ def test_a_fraction_out_of_range(synthetic, fraction):
 @pytest.mark.skipif(not REAL, reason="TOKENCUTSEG_DATA does not point to real data")
 def test_the_real_pool_shares_nothing_with_any_scored_split():
     source = open_source(REAL, CONFIG)
-    pool = source.pool()
+    pool = source.unlabelled()
     for part in scored(source):
         assert not set(pool.ids) & set(part.ids) and not pixels(pool) & pixels(part)
     assert len(set(pool.ids)) == len(pixels(pool)) == len(pool)

@@ -92,6 +92,7 @@ def test_each_image_gets_its_own_draw():
 
 # exact symmetries
 
+
 @settings(max_examples=30, deadline=None)
 @given(B=st.integers(1, 9), S=st.integers(1, 20), seed=st.integers(0, 999))
 def test_turn_and_flip_equals_torch(B, S, seed):
@@ -139,6 +140,7 @@ def test_plain_moves_no_pixel_off_the_grid(B, S, seed):
 
 # probabilities
 
+
 @pytest.mark.parametrize("step", STEPS)
 def test_steps_happen_as_often_as_they_should(step):
     n = 4000
@@ -151,6 +153,7 @@ def test_steps_happen_as_often_as_they_should(step):
 
 
 # geometry
+
 
 @pytest.mark.parametrize("step", ["horizontal_flip", "quarter_turn", "shift_scale_rotate", "warp", "all"])
 def test_image_and_mask_stay_aligned(step):
@@ -210,7 +213,7 @@ def test_shift_scale_rotate_stays_within_its_limits():
 def test_elastic_displacement_is_the_same_share_of_the_side_at_every_size(S):
     grid = transforms._elastic(24, S, seeded())
     displacement = (grid - transforms._pixel_centres(S)) * 112  # in pixels of the reference size
-    inner = displacement[:, S // 5:-S // 5, S // 5:-S // 5]
+    inner = displacement[:, S // 5 : -S // 5, S // 5 : -S // 5]
     # white noise U(-1, 1) smoothed by a Gaussian: standard deviation alpha / sqrt(3) / (2 sqrt(pi) sigma)
     expected = 120 / 3**0.5 / (2 * torch.pi**0.5 * 6)
     assert inner.std().item() == pytest.approx(expected, rel=0.1)
@@ -242,6 +245,7 @@ def test_grid_distortion_keeps_the_border_and_its_limits():
 
 # photometry
 
+
 def test_photometric_changes_leave_masks_alone():
     images, masks = batch(64)
     out, out_masks = Augmentation("none", photometric=1.0)(images, masks, seeded())
@@ -270,6 +274,7 @@ def test_brightness_contrast_is_affine_and_gamma_a_power():
 
 
 # bad input
+
 
 def test_unknown_names_are_errors_that_list_the_known():
     with pytest.raises(ConfigError, match="Known: released, plain, none"):

@@ -6,7 +6,7 @@ import torch
 from torchmetrics.functional.classification import binary_auroc, binary_jaccard_index, multiclass_accuracy
 
 from tokencutseg.config import configure
-from tokencutseg.evaluation.probes import graph_probe, iou_ahead, linear_probe, probe_scores
+from tokencutseg.evaluation.probes import graph_probe, iou_difference, linear_probe, probe_scores
 
 
 def blobs(images, seed=0, side=6):
@@ -14,7 +14,7 @@ def blobs(images, seed=0, side=6):
     rng, labels = np.random.default_rng(seed), torch.zeros(images, side, side, dtype=torch.bool)
     for one in labels:
         y, x = rng.integers(0, side - 2, 2)
-        one[y: y + 3, x: x + 3] = True
+        one[y : y + 3, x : x + 3] = True
     return labels.flatten(1)
 
 
@@ -25,10 +25,14 @@ def test_probes_read_features_that_say_the_answer_and_not_those_that_do_not(head
     config = configure("tiny").segmentation
 
     def probed(signal):
-        pairs = [signal * y[..., None].float() + torch.randn(*y.shape, 4, generator=generator)
-                 for y in (labels, test_labels)]
-        margins = (linear_probe(pairs[0], labels, pairs[1]) if head == "linear"
-                   else graph_probe(pairs[0], labels, pairs[1], (6, 6), config))
+        pairs = [
+            signal * y[..., None].float() + torch.randn(*y.shape, 4, generator=generator) for y in (labels, test_labels)
+        ]
+        margins = (
+            linear_probe(pairs[0], labels, pairs[1])
+            if head == "linear"
+            else graph_probe(pairs[0], labels, pairs[1], (6, 6), config)
+        )
         assert margins.shape == test_labels.shape
         return probe_scores(margins, test_labels)
 
@@ -51,13 +55,13 @@ def test_iou_ahead_is_the_difference_with_a_paired_interval():
     labels, rng = blobs(40), np.random.default_rng(0)
     noise = rng.normal(size=labels.shape)
     good, bad = noise + 2.5 * labels.numpy() - 1, noise + 1.5 * labels.numpy() - 1
-    found = iou_ahead(good, bad, labels)
+    found = iou_difference(good, bad, labels)
     one, two = probe_scores(good, labels), probe_scores(bad, labels)
-    assert found["ahead"] == pytest.approx(one["iou"] - two["iou"])
-    assert 0 < found["ahead_low"] < found["ahead"] < found["ahead_high"]
+    assert found["diff"] == pytest.approx(one["iou"] - two["iou"])
+    assert 0 < found["diff_low"] < found["diff"] < found["diff_high"]
     widths = [score["iou_high"] - score["iou_low"] for score in (one, two)]
-    assert found["ahead_high"] - found["ahead_low"] < sum(widths)
-    assert iou_ahead(good, good, labels) == {"ahead": 0, "ahead_low": 0, "ahead_high": 0}
+    assert found["diff_high"] - found["diff_low"] < sum(widths)
+    assert iou_difference(good, good, labels) == {"diff": 0, "diff_low": 0, "diff_high": 0}
 
 
 def test_several_probes_are_pooled_image_by_image():
@@ -69,8 +73,9 @@ def test_several_probes_are_pooled_image_by_image():
     both = probe_scores(np.stack([one, two]), labels)
     flat = torch.from_numpy(np.concatenate([one, two]))
     assert both["iou"] == pytest.approx(
-        binary_jaccard_index((flat > 0).int(), torch.cat([labels, labels]).int()).item(), abs=1e-6)
+        binary_jaccard_index((flat > 0).int(), torch.cat([labels, labels]).int()).item(), abs=1e-6
+    )
     assert both["auc"] == pytest.approx(binary_auroc(flat, torch.cat([labels, labels]).int()).item(), abs=1e-5)
-    ahead = iou_ahead(one, np.stack([one, two]), labels)
-    assert ahead["ahead"] == pytest.approx(single["iou"] - both["iou"])
-    assert ahead["ahead_low"] < ahead["ahead"] < ahead["ahead_high"]
+    diff = iou_difference(one, np.stack([one, two]), labels)
+    assert diff["diff"] == pytest.approx(single["iou"] - both["iou"])
+    assert diff["diff_low"] < diff["diff"] < diff["diff_high"]

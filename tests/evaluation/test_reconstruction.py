@@ -24,8 +24,9 @@ def ssim_by_formula(a, b, c1=0.01**2, c2=0.03**2):
     mean_a, mean_b = local_mean(a), local_mean(b)
     covariance = local_mean(a * b) - mean_a * mean_b
     variances = local_mean(a**2) - mean_a**2 + local_mean(b**2) - mean_b**2
-    return np.mean((2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-                   / ((mean_a**2 + mean_b**2 + c1) * (variances + c2)))
+    return np.mean(
+        (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
+    )
 
 
 def test_scores_equal_the_formulas():

@@ -3,34 +3,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.training.batches import Batches, InOrder
+from tokencutseg.training.batches import EvalLoader, TrainLoader
 
 
 def numbered(n, masks=True):
     """Images whose pixels say which one they are."""
     images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 4, 4).contiguous()
-    return ImageSet("made", "train", [str(i) for i in range(n)], images,
-                    torch.zeros(n, 4, 4, dtype=torch.uint8) if masks else None, None, [(4, 4)] * n)
+    return ImageSet(
+        "made",
+        "train",
+        [str(i) for i in range(n)],
+        images,
+        torch.zeros(n, 4, 4, dtype=torch.uint8) if masks else None,
+        None,
+        [(4, 4)] * n,
+    )
 
 
 @given(st.integers(1, 20), st.integers(1, 7), st.none() | st.integers(1, 50), st.integers(1, 6))
 @settings(max_examples=60, deadline=None)
 def test_epochs_are_one_sequence_of_permutations(n, batch_size, per_epoch, epochs):
-    batches = Batches(numbered(n), batch_size, per_epoch, seed=1)
+    batches = TrainLoader(numbered(n), batch_size, per_epoch, seed=1)
     drawn = torch.cat([batches.order(e) for e in range(epochs)])
     assert len(drawn) == epochs * (per_epoch or n)
     for start in range(0, len(drawn) - n + 1, n):
-        assert sorted(drawn[start:start + n].tolist()) == list(range(n))
+        assert sorted(drawn[start : start + n].tolist()) == list(range(n))
 
 
 def test_two_epochs_differ_and_the_seed_decides():
-    a, b, c = (Batches(numbered(30), 8, None, seed) for seed in (1, 1, 2))
+    a, b, c = (TrainLoader(numbered(30), 8, None, seed) for seed in (1, 1, 2))
     assert torch.equal(a.order(0), b.order(0)) and not torch.equal(a.order(0), c.order(0))
     assert not torch.equal(a.order(0), a.order(1))
 
 
 def test_batches_hold_what_the_order_says():
-    batches = Batches(numbered(10), 4, 10, seed=0)
+    batches = TrainLoader(numbered(10), 4, 10, seed=0)
     batches.epoch = 2
     seen = list(batches)
     assert [len(b["images"]) for b in seen] == [4, 4, 2] and len(batches) == 3
@@ -40,6 +47,6 @@ def test_batches_hold_what_the_order_says():
 
 
 def test_in_order():
-    seen = list(InOrder(numbered(5, masks=False), 2))
+    seen = list(EvalLoader(numbered(5, masks=False), 2))
     assert [len(b["images"]) for b in seen] == [2, 2, 1] and "masks" not in seen[0]
     assert torch.equal(torch.cat([b["images"] for b in seen])[:, 0, 0, 0] * 255, torch.arange(5.0))

@@ -10,13 +10,13 @@ from torch import nn
 from tokencutseg.config import configure
 from tokencutseg.data.source import open_source
 from tokencutseg.data.transforms import Augmentation, recolour
-from tokencutseg.model.deepcut import position_graph
-from tokencutseg.model.losses import dice_loss
-from tokencutseg.model.saved import build
-from tokencutseg.model.segmenter import TokenCutSeg
-from tokencutseg.training.batches import Batches, InOrder
-from tokencutseg.training.fit import BesideCheckpoint, Hardware, fit
-from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule, WordCache
+from tokencutseg.models.checkpoint import build
+from tokencutseg.models.deepcut import position_graph
+from tokencutseg.models.losses import dice_loss
+from tokencutseg.models.tokencutseg import TokenCutSeg
+from tokencutseg.training.batches import EvalLoader, TrainLoader
+from tokencutseg.training.fit import AtomicCheckpointIO, Hardware, fit
+from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCache, TokenCutSegModule, VQGANModule
 
 
 class Interrupted(Exception):
@@ -35,8 +35,8 @@ def made(stage, recipe="revised", **overrides):
     else:
         module = (MaskedGPTModule if stage == "masked_gpt" else TokenCutSegModule)(config, TokenCutSeg(config))
     section = getattr(config, "segmentation" if stage == "baseline" else stage)
-    batches = Batches(source.load("site_a", "train"), 8, 16, config.seed)
-    return module, batches, InOrder(source.load("site_a", "validation"), 4), section
+    batches = TrainLoader(source.load("site_a", "train"), 8, 16, config.seed)
+    return module, batches, EvalLoader(source.load("site_a", "validation"), 4), section
 
 
 def train(stage, folder, epochs=3, fail_at=None, **overrides):
@@ -55,7 +55,7 @@ def train(stage, folder, epochs=3, fail_at=None, **overrides):
 
 
 def test_a_checkpoint_that_is_not_written_to_its_end_leaves_the_last_one(tmp_path, monkeypatch):
-    io, path = BesideCheckpoint(), tmp_path / "last.ckpt"
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"epoch": 1}, path)
 
     def half(self, checkpoint, path, storage_options=None):
@@ -71,7 +71,7 @@ def test_a_checkpoint_that_is_not_written_to_its_end_leaves_the_last_one(tmp_pat
 @pytest.mark.parametrize("recipe", ["released", "revised"])
 def test_every_part_ends_at_the_same_share_of_its_rate(recipe, tmp_path):
     """Released: once an epoch, down to a tenth; revised: step by step, down to nothing."""
-    rates = {"segmentation.transformer_rate": 0.1, "segmentation.mlm_weight": 0.0}
+    rates = {"segmentation.transformer_lr_scale": 0.1, "segmentation.mlm_weight": 0.0}
     module, *_ = train("segmentation", tmp_path, epochs=3, recipe=recipe, **rates)
     groups = module.trainer.optimizers[0].param_groups
     ends = {round(group["lr"] / group["initial_lr"], 6) for group in groups}
@@ -127,14 +127,15 @@ def test_tokenizer_and_codebook_stay_bit_identical(tmp_path, stage, recipe):
 def test_stage_2_teaches_the_transformer_and_where_told_the_encoder(tmp_path, encoder, parts):
     before = made("masked_gpt", **{"masked_gpt.encoder": encoder})[0].model.state_dict()
     module, _, _ = train("masked_gpt", tmp_path, epochs=1, **{"masked_gpt.encoder": encoder})
-    assert {name.split(".")[0] for name, value in module.model.state_dict().items()
-            if not torch.equal(value, before[name])} == parts
+    assert {
+        name.split(".")[0] for name, value in module.model.state_dict().items() if not torch.equal(value, before[name])
+    } == parts
 
 
 def test_best_epoch_is_chosen_on_validation(tmp_path):
     _, state, facts = train("baseline", tmp_path)
     history = pd.read_csv(tmp_path / "history.csv")
-    best = history["validation_image_lesion_iou"]
+    best = history["validation_per_image_iou"]
     assert facts["best_score"] == pytest.approx(best.max()) and facts["best_epoch"] == best.idxmax() + 1
     assert set(state) == set(build("baseline", configure("tiny"), "unet").state_dict())
 
@@ -142,11 +143,15 @@ def test_best_epoch_is_chosen_on_validation(tmp_path):
 def test_the_discriminator_waits_for_its_start(tmp_path):
     late, _, _ = train("vqgan", tmp_path / "late", **{"vqgan.disc_start": 100})
     fresh = made("vqgan")[0]
-    assert all(torch.equal(a, b) for a, b in zip(late.discriminator.parameters(), fresh.discriminator.parameters(),
-                                                 strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(late.discriminator.parameters(), fresh.discriminator.parameters(), strict=True)
+    )
     soon, _, _ = train("vqgan", tmp_path / "soon")
-    assert any(not torch.equal(a, b) for a, b in zip(soon.discriminator.parameters(), fresh.discriminator.parameters(),
-                                                     strict=True))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(soon.discriminator.parameters(), fresh.discriminator.parameters(), strict=True)
+    )
     assert int(soon.step) == 6
 
 
@@ -167,21 +172,22 @@ def test_joint_training_teaches_the_vocabulary_head(tmp_path):
     assert {"train_masked_tokens", "train_deepcut", "train_cross_entropy", "train_dice"} <= set(history)
 
 
-@pytest.mark.parametrize(("stage", "recipe"), [("masked_gpt", "revised"), ("segmentation", "revised"),
-                                               ("segmentation", "released")])
+@pytest.mark.parametrize(
+    ("stage", "recipe"), [("masked_gpt", "revised"), ("segmentation", "revised"), ("segmentation", "released")]
+)
 def test_validation_images_are_encoded_once(tmp_path, monkeypatch, stage, recipe):
     """With the same scores as without the cache; a codebook that drifts is not cached."""
     histories, counts = [], []
     for limit in (2**30, 0):
-        monkeypatch.setattr(WordCache, "LIMIT", limit)
+        monkeypatch.setattr(TokenCache, "LIMIT", limit)
         module, batches, validation, _ = made(stage, recipe)
-        seen, words = [], module.model.words
+        seen, words = [], module.model.encode_to_tokens
 
-        def counted(images, words=words, seen=seen):
+        def counted(images, encoded=words, seen=seen):
             seen.append(len(images))
             return words(images)
 
-        module.model.words = counted
+        module.model.encode_to_tokens = counted
         fit(module, batches, validation, 3, tmp_path / str(limit), stage)
         counts.append(len(seen))
         histories.append(pd.read_csv(tmp_path / str(limit) / "history.csv").drop(columns="seconds"))
@@ -195,7 +201,8 @@ def test_the_running_mean_of_weights_takes_their_batch_statistics_along():
     module = made("baseline")[0]
     norm = next(part for part in module.model.modules() if isinstance(part, nn.BatchNorm2d))
     averaged = dict(module.averaged.module.named_modules())[
-        next(name for name, part in module.model.named_modules() if part is norm)]
+        next(name for name, part in module.model.named_modules() if part is norm)
+    ]
     expected = None
     for step in range(4):
         with torch.no_grad():
@@ -212,7 +219,7 @@ def test_the_running_mean_of_weights_takes_their_batch_statistics_along():
 
 def test_self_training_learns_from_unlabelled_images_what_the_averaged_weights_see(tmp_path):
     module, batches, validation, section = made("segmentation", **{"segmentation.epochs": 5})
-    module = TokenCutSegModule(module.model.config, module.model, open_source("", configure("tiny")).pool())
+    module = TokenCutSegModule(module.model.config, module.model, open_source("", configure("tiny")).unlabelled())
     fit(module, batches, validation, section.epochs, tmp_path / "with", "segmentation")
     history = pd.read_csv(tmp_path / "with" / "history.csv")
     assert (history["train_self_training"] > 0).any()
@@ -224,7 +231,7 @@ def test_self_training_learns_from_unlabelled_images_what_the_averaged_weights_s
 
 def test_the_self_training_loss_is_the_supervised_one_against_the_averaged_weights_masks():
     model = made("segmentation")[0].model
-    module = TokenCutSegModule(model.config, model, open_source("", configure("tiny")).pool())
+    module = TokenCutSegModule(model.config, model, open_source("", configure("tiny")).unlabelled())
     module.trainer = SimpleNamespace(world_size=1)
     module.augment = Augmentation.none()
     module.eval()  # the graph module has dropout
@@ -247,7 +254,7 @@ def test_the_self_training_loss_is_the_supervised_one_against_the_averaged_weigh
 @pytest.mark.parametrize("averaged", [True, False])
 def test_after_a_look_at_unlabelled_images_the_model_learns_on_with_dropout(averaged):
     model = made("segmentation", **{"segmentation.weight_average": averaged})[0].model
-    module = TokenCutSegModule(model.config, model, open_source("", configure("tiny")).pool())
+    module = TokenCutSegModule(model.config, model, open_source("", configure("tiny")).unlabelled())
     module.trainer = SimpleNamespace(world_size=1)
     before = [part.training for part in module.model.modules()]
     assert any(before) and not all(before), "the tokenizer never trains here"
@@ -274,8 +281,9 @@ def test_the_second_stage_trains_the_transformer_that_the_third_one_freezes():
 
 
 def test_what_was_pretrained_learns_at_its_own_rate():
-    module, batches, *_ = made("segmentation", **{"segmentation.encoder_rate": 0.3,
-                                                  "segmentation.transformer_rate": 0.1})
+    module, batches, *_ = made(
+        "segmentation", **{"segmentation.encoder_lr_scale": 0.3, "segmentation.transformer_lr_scale": 0.1}
+    )
     module.trainer, module.steps_per_epoch = SimpleNamespace(max_epochs=2), len(batches)
     optimizer = module.configure_optimizers()[0][0]
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}

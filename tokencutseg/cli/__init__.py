@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_the_users(error: Exception) -> bool:
     """Whether `error` is about what the user gave us (then its message is enough) or a defect (then not)."""
     from tokencutseg.data.images import DataError
-    from tokencutseg.study.runner import RunError
+    from tokencutseg.report.notebooks import RunError
 
     return isinstance(error, ConfigError | UsageError | DataError | RunError)
 
@@ -68,12 +68,26 @@ def _parser() -> argparse.ArgumentParser:
 
     run = command("run", _run, "Execute the study's notebooks; what is done already is not done again.")
     add_study(run)
-    run.add_argument("--only", action="extend", default=[], type=lambda text: text.split(","), metavar="03[,04]",
-                     help="execute these notebooks only, named by number")
-    run.add_argument("--jobs", type=positive, metavar="N",
-                     help="notebooks at once (default: 1; 2 for preset tiny, which is mostly start-up)")
-    run.add_argument("--timeout", type=positive, metavar="SECONDS",
-                     help="most time that one notebook cell may take (default: a week)")
+    run.add_argument(
+        "--only",
+        action="extend",
+        default=[],
+        type=lambda text: text.split(","),
+        metavar="03[,04]",
+        help="execute these notebooks only, named by number",
+    )
+    run.add_argument(
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="notebooks at once (default: 1; 2 for preset tiny, which is mostly start-up)",
+    )
+    run.add_argument(
+        "--timeout",
+        type=positive,
+        metavar="SECONDS",
+        help="most time that one notebook cell may take (default: a week)",
+    )
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="other notebooks than the checkout's own")
     run.add_argument("--again", action="store_true", help="execute notebooks again that are done and unchanged")
     run.add_argument("--dry-run", action="store_true", help="show what would be run, and start nothing")
@@ -88,36 +102,63 @@ def _parser() -> argparse.ArgumentParser:
 
     segment = command("segment", _segment, "Segment images: for each a mask (0 or 255) and an overlay, both PNG.")
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
-    segment.add_argument("--model", type=Path, metavar="RUN",
-                         help="a run's folder or its saved model (default: the one that comes with the package)")
+    segment.add_argument(
+        "--model",
+        type=Path,
+        metavar="RUN",
+        help="a run's folder or its saved model (default: the one that comes with the package)",
+    )
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
 
     explore = command("explore", _explore, "Open the explorer in JupyterLab: words, attention and cuts to touch.")
-    explore.add_argument("--model", type=Path, metavar="RUN",
-                         help="a segmenter's folder (default: the one trained last "
-                         "under results, else the one that comes with the package)")
+    explore.add_argument(
+        "--model",
+        type=Path,
+        metavar="RUN",
+        help="a segmenter's folder (default: the one trained last "
+        "under results, else the one that comes with the package)",
+    )
     explore.add_argument("--data", type=Path, metavar="DIR", help="folder with datasets (default: synthetic lesions)")
-    explore.add_argument("--port", type=positive, default=8888, metavar="N",
-                         help="(default: %(default)s, or the next free one)")
+    explore.add_argument(
+        "--port", type=positive, default=8888, metavar="N", help="(default: %(default)s, or the next free one)"
+    )
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
-    explore.add_argument("--notebooks", type=Path, metavar="DIR",
-                         help="a folder with explorer.ipynb, such as your own copy of the checkout's (the default)")
+    explore.add_argument(
+        "--notebooks",
+        type=Path,
+        metavar="DIR",
+        help="a folder with explorer.ipynb, such as your own copy of the checkout's (the default)",
+    )
 
     report = command("report", _report, "Write one self-contained page about a study, or two side by side.")
-    report.add_argument("studies", nargs="+", type=Path, metavar="STUDY", help="a study's folder, such as "
-                        "results/quick-synthetic; or two of them")
+    report.add_argument(
+        "studies",
+        nargs="+",
+        type=Path,
+        metavar="STUDY",
+        help="a study's folder, such as results/quick-synthetic; or two of them",
+    )
     report.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the first study's folder)")
 
-    publish = command("publish", _publish, "Copy what of a study can be passed on: tables, the figures that show no "
-                      "image, and its trainings without weights.")
+    publish = command(
+        "publish",
+        _publish,
+        "Copy what of a study can be passed on: tables, the figures that show no "
+        "image, and its trainings without weights.",
+    )
     publish.add_argument("study", type=Path, metavar="STUDY", help="a study's folder, such as results/small-isic")
     publish.add_argument("target", type=Path, metavar="DIR", help="where to; what is there already is added to")
 
     bench = command("bench", _bench, "Time each part of the method against its plain formulation.")
     bench.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     bench.add_argument("--quick", action="store_true", help="fewer rounds, and no grid above 56 × 56 tokens")
-    bench.add_argument("--out", type=Path, default=Path("results/bench"), metavar="DIR",
-                       help="where tables and figures go (default: %(default)s)")
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/bench"),
+        metavar="DIR",
+        help="where tables and figures go (default: %(default)s)",
+    )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file too")
 
     training.add_commands(command)
@@ -127,21 +168,25 @@ def _parser() -> argparse.ArgumentParser:
 
 # run ----------------------------------------------------------------------------------------------------------------
 
+
 def _run(arguments: argparse.Namespace) -> int:
     config = configure(arguments.preset, arguments.recipe, arguments.seed, read_overrides(arguments.overrides))
 
     from tokencutseg.data.source import open_source
-    from tokencutseg.study import runner
-    from tokencutseg.study.names import differences, study_name
-    from tokencutseg.study.pages import write_index
+    from tokencutseg.experiments.names import differences, study_name
+    from tokencutseg.report import notebooks as runner
+    from tokencutseg.report.index import write_index
 
     folder = arguments.notebooks or runner.ROOT / "notebooks"
     notebooks = runner.find_notebooks(folder, arguments.only)
     study = arguments.results.absolute() / study_name(config, open_source(arguments.data, config).name)
     parameters = {
-        "preset": config.preset, "recipe": config.recipe, "seed": config.seed,
+        "preset": config.preset,
+        "recipe": config.recipe,
+        "seed": config.seed,
         "data": str(arguments.data.absolute()) if arguments.data else "",
-        "results": str(study.parent), "overrides": differences(config),
+        "results": str(study.parent),
+        "overrides": differences(config),
     }
     for notebook in notebooks:
         runner.check_parameters(notebook, parameters)
@@ -151,17 +196,24 @@ def _run(arguments: argparse.Namespace) -> int:
 
     with terminable():  # the notebooks' processes are ended on the way out
         jobs = arguments.jobs or (2 if arguments.preset == "tiny" else 1)
-        outcomes = runner.run_study(notebooks, parameters, study, jobs=jobs,
-                                    timeout=arguments.timeout or runner.CELL_TIMEOUT, again=arguments.again)
+        outcomes = runner.run_study(
+            notebooks,
+            parameters,
+            study,
+            jobs=jobs,
+            timeout=arguments.timeout or runner.CELL_TIMEOUT,
+            again=arguments.again,
+        )
     index = write_index(study, runner.find_notebooks(folder))
     done = sum(outcome.failure is None for outcome in outcomes)
     print(f"{done} of {len(outcomes)} notebooks done: {index}")
     return OK if done == len(outcomes) else FAILED
 
 
-def _describe(config: Config, data: Path | None, study: Path, notebooks: Sequence[Path],
-              parameters: dict[str, Any]) -> None:
-    from tokencutseg.data.folders import find_datasets
+def _describe(
+    config: Config, data: Path | None, study: Path, notebooks: Sequence[Path], parameters: dict[str, Any]
+) -> None:
+    from tokencutseg.data.datasets import find_datasets
 
     print(f"study      {study.name}\nfolder     {study}{'' if study.exists() else ' (new)'}")
     print(f"settings   preset {config.preset}, recipe {config.recipe}, seed {config.seed}")
@@ -169,9 +221,11 @@ def _describe(config: Config, data: Path | None, study: Path, notebooks: Sequenc
         print(f"           {key} = {json.dumps(value)}")
     if data is None:
         sizes = config.data
-        print(f"data       synthetic lesions at two sites, each {sizes.synthetic_train} train, "
-              f"{sizes.synthetic_validation} validation, {sizes.synthetic_test} test, "
-              f"and {sizes.synthetic_unlabelled} unlabelled in all")
+        print(
+            f"data       synthetic lesions at two sites, each {sizes.synthetic_train} train, "
+            f"{sizes.synthetic_validation} validation, {sizes.synthetic_test} test, "
+            f"and {sizes.synthetic_unlabelled} unlabelled in all"
+        )
     else:
         for dataset, splits in find_datasets(data).items():
             for split in splits.values():
@@ -183,6 +237,7 @@ def _describe(config: Config, data: Path | None, study: Path, notebooks: Sequenc
 
 
 # fetch and audit ----------------------------------------------------------------------------------------------------
+
 
 def _fetch(arguments: argparse.Namespace) -> int:
     from tokencutseg.data.download import archives, fetch
@@ -203,18 +258,19 @@ def _fetch(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from tokencutseg.data.audit import overlaps
     from tokencutseg.data.source import open_source
-    from tokencutseg.study.figures.evaluation import contact_sheet
-    from tokencutseg.study.runner import check_writable
+    from tokencutseg.plots.evaluation import contact_sheet
+    from tokencutseg.report.notebooks import check_writable
 
     if arguments.out:
         check_writable(arguments.out, "--out")
     source = open_source(arguments.data, configure())
-    sets = {(dataset, split): source.load(dataset, split)
-            for dataset, splits in source.datasets.items() for split in splits}
+    sets = {
+        (dataset, split): source.load(dataset, split) for dataset, splits in source.datasets.items() for split in splits
+    }
     shared = overlaps(sets, progress=sys.stderr.isatty())
     print(shared.to_string(index=False) if len(shared) else "no image is shared")
     left_out = source.pool_exclusions
-    print(f"\nself-supervised stages use {len(source.pool())} images; left out are {len(left_out)}")
+    print(f"\nself-supervised stages use {len(source.unlabelled())} images; left out are {len(left_out)}")
     for reason, count in Counter(exclusion["reason"] for exclusion in left_out).most_common():
         print(f"{count:7d} {reason}")
     if arguments.out:
@@ -226,11 +282,12 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 # bench --------------------------------------------------------------------------------------------------------------
 
+
 def _bench(arguments: argparse.Namespace) -> int:
     import torch
 
     from tokencutseg.bench import report
-    from tokencutseg.study.runner import check_writable
+    from tokencutseg.report.notebooks import check_writable
 
     device = arguments.device
     if device == "auto":
@@ -250,10 +307,11 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 # segment ------------------------------------------------------------------------------------------------------------
 
+
 def _segment(arguments: argparse.Namespace) -> int:
     import tokencutseg
     from tokencutseg.data.images import DataError, read_image
-    from tokencutseg.study.runner import check_writable
+    from tokencutseg.report.notebooks import check_writable
 
     if arguments.model and not arguments.model.exists():
         raise UsageError(f"--model {arguments.model} does not exist")
@@ -264,8 +322,10 @@ def _segment(arguments: argparse.Namespace) -> int:
     stems = list(_output_stems(images))
     for stem in stems:  # of ours each mask has an overlay beside it
         if (arguments.out / f"{stem}_mask.png").exists() and not (arguments.out / f"{stem}_overlay.png").exists():
-            raise UsageError(f"{arguments.out / f'{stem}_mask.png'} is there already and not from an earlier call; "
-                             f"choose another folder with --out")
+            raise UsageError(
+                f"{arguments.out / f'{stem}_mask.png'} is there already and not from an earlier call; "
+                f"choose another folder with --out"
+            )
     model = tokencutseg.load(arguments.model)
     check_writable(arguments.out, "--out")
     for image, stem in zip(images, stems, strict=True):
@@ -284,7 +344,7 @@ def _segment(arguments: argparse.Namespace) -> int:
 
 
 def _explore(arguments: argparse.Namespace) -> int:
-    from tokencutseg.study.runner import ROOT
+    from tokencutseg.report.notebooks import ROOT
 
     for option in ("model", "data"):
         path = getattr(arguments, option)
@@ -293,16 +353,26 @@ def _explore(arguments: argparse.Namespace) -> int:
     notebooks = (arguments.notebooks or ROOT / "notebooks").absolute()
     if not (notebooks / "explorer.ipynb").exists():
         raise UsageError(f"{notebooks} holds no explorer.ipynb; name a folder that does with --notebooks")
-    environment = os.environ | {f"TOKENCUTSEG_EXPLORE_{option.upper()}": str(getattr(arguments, option).absolute())
-                                for option in ("model", "data") if getattr(arguments, option) is not None}
+    environment = os.environ | {
+        f"TOKENCUTSEG_EXPLORE_{option.upper()}": str(getattr(arguments, option).absolute())
+        for option in ("model", "data")
+        if getattr(arguments, option) is not None
+    }
     # defaults of JupyterLab's settings, which the user's own override: it does not ask whether it may fetch news
     paths = [str(Path(__file__).parent / "jupyter"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
     environment["JUPYTER_CONFIG_PATH"] = os.pathsep.join(paths)
     # it asks for the token that it prints, and listens to this machine alone
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={notebooks}",
-               "--LabApp.default_url=/lab/tree/explorer.ipynb", "--ip=127.0.0.1", f"--port={arguments.port}",
-               *(["--no-browser"] if arguments.no_browser else []),
-               *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])]  # as in a container
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        f"--ServerApp.root_dir={notebooks}",
+        "--LabApp.default_url=/lab/tree/explorer.ipynb",
+        "--ip=127.0.0.1",
+        f"--port={arguments.port}",
+        *(["--no-browser"] if arguments.no_browser else []),
+        *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
+    ]  # as in a container
     with subprocess.Popen(command, env=environment) as server:
         # Ctrl-C reaches JupyterLab too, which asks whether to shut down: this process only waits for what it does
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -324,8 +394,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _publish(arguments: argparse.Namespace) -> int:
+    from tokencutseg.report.notebooks import check_writable
     from tokencutseg.study.publish import publish
-    from tokencutseg.study.runner import check_writable
 
     check_writable(arguments.target, "DIR")
     paths = publish(arguments.study, arguments.target)
@@ -335,15 +405,20 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The files that the arguments mean, each once, and a sentence for each argument that means none."""
-    from tokencutseg.data.folders import IMAGE_SUFFIXES
+    from tokencutseg.data.datasets import IMAGE_SUFFIXES
 
     found: dict[Path, Path] = {}  # by real path
     failures = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES
-                           and not file.name.startswith(".") and not file.stem.endswith("_superpixels"))
+            files = sorted(
+                file
+                for file in path.iterdir()
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and not file.name.startswith(".")
+                and not file.stem.endswith("_superpixels")
+            )
         elif path.exists() or not glob.has_magic(argument):
             files = [path]  # a file that is missing is reported when it is read
         else:

@@ -20,19 +20,36 @@ from tokencutseg.config import Config, configure
 if TYPE_CHECKING:
     from torch import nn
 
-    from tokencutseg.model.vqgan import VQGAN
-    from tokencutseg.study.study import Study
+    from tokencutseg.experiments.study import Study
+    from tokencutseg.models.vqgan import VQGAN
 
-_TOKENIZER = {"vq_embed_dim": "vqgan.embed_dim", "vq_n_embed": "vqgan.n_embed",
-              "vq_hidden_channels": "vqgan.hidden_channels", "vq_n_res_blocks": "vqgan.n_res_blocks"}
-_TRANSFORMER = {"gpt_n_layer": "masked_gpt.n_layer", "gpt_n_head": "masked_gpt.n_head",
-                "gpt_n_embd": "masked_gpt.n_embd"}
-_TRAIN_VQ = {"batch_size": "vqgan.batch_size", "learning_rate": "vqgan.learning_rate", "max_epochs": "vqgan.epochs",
-             "disc_start": "vqgan.disc_start", "disc_weight": "vqgan.disc_weight",
-             "perceptual_weight": "vqgan.perceptual_weight", "codebook_weight": "vqgan.codebook_weight"}
-_TRAIN_SEG = {"batch_size": "segmentation.batch_size", "learning_rate": "segmentation.learning_rate",
-              "max_epochs": "segmentation.epochs", "use_deepcut": "segmentation.use_deepcut",
-              "deepcut_loss_weight": "segmentation.deepcut_loss_weight"}
+_TOKENIZER = {
+    "vq_embed_dim": "vqgan.code_dim",
+    "vq_n_embed": "vqgan.codebook_size",
+    "vq_hidden_channels": "vqgan.hidden_channels",
+    "vq_n_res_blocks": "vqgan.n_res_blocks",
+}
+_TRANSFORMER = {
+    "gpt_n_layer": "masked_gpt.n_layer",
+    "gpt_n_head": "masked_gpt.n_head",
+    "gpt_n_embd": "masked_gpt.d_model",
+}
+_TRAIN_VQ = {
+    "batch_size": "vqgan.batch_size",
+    "learning_rate": "vqgan.learning_rate",
+    "max_epochs": "vqgan.epochs",
+    "disc_start": "vqgan.disc_start",
+    "disc_weight": "vqgan.disc_weight",
+    "perceptual_weight": "vqgan.perceptual_weight",
+    "codebook_weight": "vqgan.codebook_weight",
+}
+_TRAIN_SEG = {
+    "batch_size": "segmentation.batch_size",
+    "learning_rate": "segmentation.learning_rate",
+    "max_epochs": "segmentation.epochs",
+    "use_deepcut": "segmentation.use_deepcut",
+    "deepcut_loss_weight": "segmentation.deepcut_loss_weight",
+}
 """Which setting each flag is."""
 
 
@@ -40,39 +57,73 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this module's commands; `command(name, handler, text)` makes one parser."""
     train_vq = command("train-vq", _train_vq, "Train the tokenizer as the authors' train_vq.py does.")
     _add_folders(train_vq, masks=False)
-    _add_training(train_vq, batch_size=4, epochs=100, precision="32", output="vqgan_pretrain_full",
-                  experiment="vqgan_pretrain_isic_full")
+    _add_training(
+        train_vq,
+        batch_size=4,
+        epochs=100,
+        precision="32",
+        output="vqgan_pretrain_full",
+        experiment="vqgan_pretrain_isic_full",
+    )
     _add_tokenizer(train_vq, n_embed=64)
-    for name, kind, default in (("disc-start", natural, 10_000), ("disc-weight", float, 0.5),
-                                ("perceptual-weight", float, 0.8), ("codebook-weight", float, 1.0)):
+    for name, kind, default in (
+        ("disc-start", natural, 10_000),
+        ("disc-weight", float, 0.5),
+        ("perceptual-weight", float, 0.8),
+        ("codebook-weight", float, 1.0),
+    ):
         train_vq.add_argument(f"--{name}", type=kind, default=default, help="(default: %(default)s)")
 
     train_seg = command("train-seg", _train_seg, "Train the segmenter as the authors' train_seg.py does.")
     _add_folders(train_seg, masks=True)
-    _add_training(train_seg, batch_size=1, epochs=200, precision="16",
-                  output="segmentation_training_2018_codebook_full", experiment="segmentation_isic2018_codebook_full")
-    train_seg.add_argument("--vqgan-checkpoint", type=Path, default=Path("model_trained_in_step1.ckpt"), metavar="FILE",
-                           help="what train-vq wrote, or the authors' own .ckpt (default: %(default)s)")
+    _add_training(
+        train_seg,
+        batch_size=1,
+        epochs=200,
+        precision="16",
+        output="segmentation_training_2018_codebook_full",
+        experiment="segmentation_isic2018_codebook_full",
+    )
+    train_seg.add_argument(
+        "--vqgan-checkpoint",
+        type=Path,
+        default=Path("model_trained_in_step1.ckpt"),
+        metavar="FILE",
+        help="what train-vq wrote, or the authors' own .ckpt (default: %(default)s)",
+    )
     _add_tokenizer(train_seg, n_embed=512)
     _add_transformer(train_seg)
-    train_seg.add_argument("--use-deepcut", type=_boolean, default=True, metavar="True|False",
-                           help="False: a linear layer instead of the graph module (default: True)")
+    train_seg.add_argument(
+        "--use-deepcut",
+        type=_boolean,
+        default=True,
+        metavar="True|False",
+        help="False: a linear layer instead of the graph module (default: True)",
+    )
     train_seg.add_argument("--deepcut-loss-weight", type=float, default=0.2, help="(default: %(default)s)")
 
     test_seg = command("test-seg", _test_seg, "Score a model on a folder by the released rule.")
     test_seg.add_argument("--test-data-dir", type=Path, required=True, metavar="DIR", help="images")
     test_seg.add_argument("--test-mask-dir", type=Path, required=True, metavar="DIR", help="their masks")
     test_seg.add_argument("--image-size", type=positive, default=224, help="in pixels (default: %(default)s)")
-    test_seg.add_argument("--checkpoint-path", type=Path, default=Path("model_trained_in_step2.ckpt"), metavar="FILE",
-                          help="the authors' .ckpt, or one of our runs (default: %(default)s)")
+    test_seg.add_argument(
+        "--checkpoint-path",
+        type=Path,
+        default=Path("model_trained_in_step2.ckpt"),
+        metavar="FILE",
+        help="the authors' .ckpt, or one of our runs (default: %(default)s)",
+    )
     test_seg.add_argument("--batch-size", type=positive, default=1, help="(default: %(default)s)")
     _add_ignored(test_seg)
     _add_tokenizer(test_seg, n_embed=1024)
     _add_transformer(test_seg)
     test_seg.add_argument("--records", type=Path, metavar="FILE.csv", help="write one row of scores per image")
 
-    export = command("export", _export, "Write a run of the recipe `released` as the authors' own checkpoint, or any "
-                                        "run at half its size.")
+    export = command(
+        "export",
+        _export,
+        "Write a run of the recipe `released` as the authors' own checkpoint, or any run at half its size.",
+    )
     export.add_argument("run", type=Path, metavar="RUN", help="a run's folder: a tokenizer's or a segmenter's")
     kind = export.add_mutually_exclusive_group(required=True)
     kind.add_argument("--released", type=Path, metavar="FILE.ckpt", help="the authors' checkpoint to write")
@@ -84,33 +135,62 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_folders(parser: argparse.ArgumentParser, masks: bool) -> None:
     for split in ("train", "val"):
         parser.add_argument(f"--{split}-data-dir", type=Path, required=True, metavar="DIR", help="images")
-        parser.add_argument(f"--{split}-mask-dir", type=Path, required=masks, metavar="DIR",
-                            help="their masks" if masks else "not needed: the tokenizer reads images only")
+        parser.add_argument(
+            f"--{split}-mask-dir",
+            type=Path,
+            required=masks,
+            metavar="DIR",
+            help="their masks" if masks else "not needed: the tokenizer reads images only",
+        )
 
 
-def _add_training(parser: argparse.ArgumentParser, batch_size: int, epochs: int, precision: str, output: str,
-                  experiment: str) -> None:
+def _add_training(
+    parser: argparse.ArgumentParser, batch_size: int, epochs: int, precision: str, output: str, experiment: str
+) -> None:
     parser.add_argument("--image-size", type=positive, default=224, help="in pixels (default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=batch_size,
-                        help="images per step, over all processes (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        help="images per step, over all processes (default: %(default)s)",
+    )
     _add_ignored(parser)
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="(default: %(default)s)")
     parser.add_argument("--max-epochs", type=positive, default=epochs, help="(default: %(default)s)")
     parser.add_argument("--gpus", type=natural, default=1, help="on each machine; 0 trains on the CPU (default: 1)")
-    parser.add_argument("--precision", choices=("16", "32", "bf16"), default=precision,
-                        help="16 and bf16 are mixed precision (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("16", "32", "bf16"),
+        default=precision,
+        help="16 and bf16 are mixed precision (default: %(default)s)",
+    )
     add_processes(parser)
     parser.add_argument("--output-dir", type=Path, default=Path(output), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--experiment-name", default=experiment, metavar="NAME",
-                        help="runs go to OUTPUT_DIR/NAME/runs (default: %(default)s)")
+    parser.add_argument(
+        "--experiment-name",
+        default=experiment,
+        metavar="NAME",
+        help="runs go to OUTPUT_DIR/NAME/runs (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=natural, default=0, help="of every draw (default: %(default)s)")
-    parser.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], metavar="stage.key=value",
-                        help="correct a switch, such as segmentation.loss_input=logits")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="stage.key=value",
+        help="correct a switch, such as segmentation.loss_input=logits",
+    )
 
 
 def _add_ignored(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-workers", type=natural, default=4,
-                        help="accepted and not needed: images are decoded once and kept in memory")
+    parser.add_argument(
+        "--num-workers",
+        type=natural,
+        default=4,
+        help="accepted and not needed: images are decoded once and kept in memory",
+    )
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser, n_embed: int) -> None:
@@ -131,12 +211,15 @@ def _boolean(text: str) -> bool:
 
 # training -----------------------------------------------------------------------------------------------------------
 
+
 def _train_vq(arguments: argparse.Namespace) -> int:
     study = _study(arguments, _TOKENIZER | _TRAIN_VQ, masks=False)
     with terminable():
         run = study.tokenizer()
-    print(f"tokenizer: {run.folder}\nnext: tokencutseg train-seg --image-size {arguments.image_size} "
-          f"--vqgan-checkpoint {shlex.quote(str(run.folder))} …")
+    print(
+        f"tokenizer: {run.folder}\nnext: tokencutseg train-seg --image-size {arguments.image_size} "
+        f"--vqgan-checkpoint {shlex.quote(str(run.folder))} …"
+    )
     return OK
 
 
@@ -147,10 +230,12 @@ def _train_seg(arguments: argparse.Namespace) -> int:
     _tell_sizes(arguments, _TOKENIZER, study.config, arguments.vqgan_checkpoint)
     with terminable():
         run = study.segmenter()
-    print(f"segmenter: {run.folder}\nbest epoch {run.metrics['best_epoch']} of {run.metrics['epochs']}, validation "
-          f"{study.config.evaluation.score_definition} IoU {run.metrics['best_score']:.4f}\n"
-          f"next: tokencutseg test-seg --image-size {arguments.image_size} --checkpoint-path "
-          f"{shlex.quote(str(run.folder))} …")
+    print(
+        f"segmenter: {run.folder}\nbest epoch {run.metrics['best_epoch']} of {run.metrics['epochs']}, validation "
+        f"{study.config.evaluation.score_reduction} IoU {run.metrics['best_score']:.4f}\n"
+        f"next: tokencutseg test-seg --image-size {arguments.image_size} --checkpoint-path "
+        f"{shlex.quote(str(run.folder))} …"
+    )
     return OK
 
 
@@ -160,28 +245,36 @@ def _study(arguments: argparse.Namespace, settings: dict[str, str], masks: bool)
     values |= {"data.image_size": arguments.image_size, "evaluation.batch_size": max(8, arguments.batch_size)}
     config = configure("full", "released", arguments.seed, values | read_overrides(arguments.overrides))
 
-    from tokencutseg.data.folders import pair_folders
+    from tokencutseg.data.datasets import pair_folders
     from tokencutseg.data.source import folder_source
-    from tokencutseg.study.runner import check_writable
-    from tokencutseg.study.study import Study
+    from tokencutseg.experiments.study import Study
+    from tokencutseg.report.notebooks import check_writable
 
     name = arguments.experiment_name
-    splits = [pair_folders("folders", split, images, mask_folder if masks else None) for split, images, mask_folder in (
-        ("train", arguments.train_data_dir, arguments.train_mask_dir),
-        ("validation", arguments.val_data_dir, arguments.val_mask_dir))]
+    splits = [
+        pair_folders("folders", split, images, mask_folder if masks else None)
+        for split, images, mask_folder in (
+            ("train", arguments.train_data_dir, arguments.train_mask_dir),
+            ("validation", arguments.val_data_dir, arguments.val_mask_dir),
+        )
+    ]
     folder = arguments.output_dir / name
     check_writable(folder, "--output-dir")
     machine = hardware(arguments)
-    print(f"{len(splits[0].samples)} training and {len(splits[1].samples)} validation images at "
-          f"{config.data.image_size}×{config.data.image_size}; runs go to {folder / 'runs'}", flush=True)
+    print(
+        f"{len(splits[0].samples)} training and {len(splits[1].samples)} validation images at "
+        f"{config.data.image_size}×{config.data.image_size}; runs go to {folder / 'runs'}",
+        flush=True,
+    )
     return Study(config, folder_source("folders", config.data.image_size, splits), folder, hardware=machine)
 
 
 # models -------------------------------------------------------------------------------------------------------------
 
+
 def _open_tokenizer(path: Path) -> VQGAN:
-    from tokencutseg.model.released import load_tokenizer
-    from tokencutseg.model.vqgan import VQGAN
+    from tokencutseg.models.upstream import load_tokenizer
+    from tokencutseg.models.vqgan import VQGAN
 
     if _is_authors(path):
         return load_tokenizer(path)
@@ -193,7 +286,7 @@ def _open_tokenizer(path: Path) -> VQGAN:
 
 
 def _open_segmenter(path: Path, n_head: int) -> nn.Module:
-    from tokencutseg.model.released import load_segmenter
+    from tokencutseg.models.upstream import load_segmenter
 
     if _is_authors(path):
         return load_segmenter(path, n_head=n_head)
@@ -225,8 +318,10 @@ def _run_folder(path: Path, stage: str) -> Path:
         return path
     done = sorted(metrics.parent for metrics in path.glob(f"runs/{stage}-*/metrics.json"))
     if len(done) != 1:
-        raise UsageError(f"{path} holds {len(done)} finished {stage} runs; give one run's folder"
-                         + "".join(f"\n  {folder}" for folder in done))
+        raise UsageError(
+            f"{path} holds {len(done)} finished {stage} runs; give one run's folder"
+            + "".join(f"\n  {folder}" for folder in done)
+        )
     return done[0]
 
 
@@ -240,14 +335,15 @@ def _tell_sizes(arguments: argparse.Namespace, flags: dict[str, str], config: Co
 
 # test-seg, export, recipes ------------------------------------------------------------------------------------------
 
+
 def _test_seg(arguments: argparse.Namespace) -> int:
     import torch
 
-    from tokencutseg.data.folders import pair_folders
+    from tokencutseg.data.datasets import pair_folders
     from tokencutseg.data.image_set import load_split
     from tokencutseg.evaluation.inference import predict_masks
-    from tokencutseg.evaluation.records import score
-    from tokencutseg.evaluation.summaries import summarise
+    from tokencutseg.evaluation.per_image import score
+    from tokencutseg.evaluation.statistics import summarise
 
     size = arguments.image_size
     if arguments.records:
@@ -259,18 +355,24 @@ def _test_seg(arguments: argparse.Namespace) -> int:
     if hasattr(model, "masked_gpt"):
         _tell_sizes(arguments, _TOKENIZER | _TRANSFORMER, model.config, arguments.checkpoint_path)
     if size != model.config.data.image_size:
-        tell(f"--image-size is {size}, but {arguments.checkpoint_path} was trained at "
-             f"{model.config.data.image_size}: scores will be lower than it can reach")
+        tell(
+            f"--image-size is {size}, but {arguments.checkpoint_path} was trained at "
+            f"{model.config.data.image_size}: scores will be lower than it can reach"
+        )
     images = load_split(pair_folders("folders", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictions = predict_masks(model.to(device), images, arguments.batch_size)
     records = score(predictions, images.masks, images.ids, method="test-seg")
     print(f"{len(images)} images at {size}×{size}")
-    for rule, definition in (("released rule: mean of lesion and background, all pixels pooled", "pooled_two_class"),
-                             ("lesion per image, then the mean", "image_lesion")):
-        iou, dice = (summarise(records, definition, measure) for measure in ("iou", "dice"))
-        print(f"mIoU {iou.mean:.6f} [{iou.low:.4f}, {iou.high:.4f}]  DSC {dice.mean:.6f} [{dice.low:.4f}, "
-              f"{dice.high:.4f}]  {definition} ({rule})")
+    for rule, reduction in (
+        ("released rule: mean of lesion and background, all pixels pooled", "micro_two_class"),
+        ("lesion per image, then the mean", "per_image"),
+    ):
+        iou, dice = (summarise(records, reduction, measure) for measure in ("iou", "dice"))
+        print(
+            f"mIoU {iou.mean:.6f} [{iou.low:.4f}, {iou.high:.4f}]  DSC {dice.mean:.6f} [{dice.low:.4f}, "
+            f"{dice.high:.4f}]  {reduction} ({rule})"
+        )
     if arguments.records:
         from tokencutseg.files import write_csv
 
@@ -279,9 +381,9 @@ def _test_seg(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from tokencutseg.model.released import save_segmenter, save_tokenizer
-    from tokencutseg.model.saved import load, save_half, saved_config, saved_stage
-    from tokencutseg.study.runner import check_writable
+    from tokencutseg.models.checkpoint import load, save_half, saved_config, saved_stage
+    from tokencutseg.models.upstream import save_segmenter, save_tokenizer
+    from tokencutseg.report.notebooks import check_writable
 
     run = _run_folder(arguments.run, "segmentation")
     if arguments.half:
@@ -294,14 +396,17 @@ def _export(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{run} is a {stage} run; the released code has files of tokenizers and segmenters only")
     check_file(arguments.released, "--released")
     model = load(run)
-    vgg = (save_tokenizer(model, saved_config(run), arguments.released) if stage == "vqgan"
-           else save_segmenter(model, arguments.released))
+    vgg = (
+        save_tokenizer(model, saved_config(run), arguments.released)
+        if stage == "vqgan"
+        else save_segmenter(model, arguments.released)
+    )
     print(f"{run} -> {arguments.released} (its loss network, which only training reads, is {vgg})")
     return OK
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
-    from tokencutseg.study.grids import recipe_table
+    from tokencutseg.experiments.ablations import recipe_table
 
     table = recipe_table()
     table = table.map(lambda value: f"{value:g}" if isinstance(value, float) else str(value))

@@ -44,7 +44,7 @@ def read_overrides(pairs: Sequence[str]) -> dict[str, str]:
 
 def check_file(path: Path, option: str) -> None:
     """Make sure that `path` can be written, before anything that takes long. Raises UsageError and RunError."""
-    from tokencutseg.study.runner import check_writable  # help must not wait for it
+    from tokencutseg.report.notebooks import check_writable  # help must not wait for it
 
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder; give the name of a file")

@@ -15,8 +15,8 @@ from tokencutseg.cli.common import FAILED, OK, UsageError, natural, positive, re
 from tokencutseg.config import PRESETS, RECIPES, configure
 
 if TYPE_CHECKING:
-    from tokencutseg.study.store import Run
-    from tokencutseg.study.study import Study
+    from tokencutseg.experiments.runs import Run
+    from tokencutseg.experiments.study import Study
     from tokencutseg.training.fit import Hardware
 
 STAGES = ("tokenizer", "transformer", "segmenter", "baselines")
@@ -27,48 +27,104 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this module's commands; `command(name, handler, text)` makes one parser."""
     train = command("train", _train, "Train a study's models, on several GPUs or machines too; `run` then finds them.")
     add_study(train)
-    train.add_argument("--stages", type=lambda text: text.split(","), default=list(STAGES), metavar="STAGE[,STAGE]",
-                       help=f"of {', '.join(STAGES)} (default: all); a stage trains those it builds on")
+    train.add_argument(
+        "--stages",
+        type=lambda text: text.split(","),
+        default=list(STAGES),
+        metavar="STAGE[,STAGE]",
+        help=f"of {', '.join(STAGES)} (default: all); a stage trains those it builds on",
+    )
     train.add_argument("--gpus", type=natural, metavar="N", help="GPUs on each machine (default: 1 where there is one)")
-    train.add_argument("--precision", choices=PRECISIONS, default="auto",
-                       help="16 and bf16 are mixed precision; auto is bf16 on a GPU that has it, else 32")
+    train.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="16 and bf16 are mixed precision; auto is bf16 on a GPU that has it, else 32",
+    )
     add_processes(train)
 
-    tables = command("tables", _tables, "Make single tables of a study and their figures, training what they need; "
-                     "what broke off goes on where it stopped, and `run` then finds all of it.")
-    tables.add_argument("names", metavar="TABLE[,TABLE]", type=lambda text: text.split(","),
-                        help="such as stages,label_efficiency; an unknown one lists them all")
+    tables = command(
+        "tables",
+        _tables,
+        "Make single tables of a study and their figures, training what they need; "
+        "what broke off goes on where it stopped, and `run` then finds all of it.",
+    )
+    tables.add_argument(
+        "names",
+        metavar="TABLE[,TABLE]",
+        type=lambda text: text.split(","),
+        help="such as stages,label_efficiency; an unknown one lists them all",
+    )
     add_study(tables)
-    tables.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at once, where a table has "
-                        "several that are independent, each with its share of the cores (default: %(default)s)")
-    tables.add_argument("--precision", choices=("auto", "32", "bf16"), default="auto",
-                        help="of trainings; auto is bf16 on a GPU that has it, else 32")
+    tables.add_argument(
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="trainings at once, where a table has "
+        "several that are independent, each with its share of the cores (default: %(default)s)",
+    )
+    tables.add_argument(
+        "--precision",
+        choices=("auto", "32", "bf16"),
+        default="auto",
+        help="of trainings; auto is bf16 on a GPU that has it, else 32",
+    )
     tables.add_argument("--helping", action="store_true", help=argparse.SUPPRESS)  # one of the other jobs
-    tables.add_argument("--no-training", action="store_true", help="make those whose trainings are done, and name for "
-                        "each other one the first that is missing")
+    tables.add_argument(
+        "--no-training",
+        action="store_true",
+        help="make those whose trainings are done, and name for each other one the first that is missing",
+    )
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
     """The options that name a study."""
     parser.add_argument("--preset", choices=PRESETS, default="quick", help="how much work (default: %(default)s)")
     parser.add_argument("--recipe", choices=RECIPES, default="revised", help="which method (default: %(default)s)")
-    parser.add_argument("--data", type=Path, metavar="DIR",
-                        help="folder with datasets, see data/README.md (default: synthetic lesions, no download)")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
-                        help="where the study's own folder is made (default: %(default)s)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with datasets, see data/README.md (default: synthetic lesions, no download)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where the study's own folder is made (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of every draw (default: %(default)s)")
-    parser.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], metavar="stage.key=value",
-                        help="change settings, such as vqgan.n_embed=128")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="stage.key=value",
+        help="change settings, such as vqgan.codebook_size=128",
+    )
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """The options that say how many processes train together, and how."""
-    parser.add_argument("--devices", type=positive, metavar="N",
-                        help="processes on each machine, when not one for each GPU")
-    parser.add_argument("--num-nodes", type=positive, default=1, metavar="N",
-                        help="machines; start the same command on each, as Lightning's guide says (default: 1)")
-    parser.add_argument("--strategy", default="auto", metavar="NAME",
-                        help="a strategy of Lightning's (default: DistributedDataParallel for several processes)")
+    parser.add_argument(
+        "--devices", type=positive, metavar="N", help="processes on each machine, when not one for each GPU"
+    )
+    parser.add_argument(
+        "--num-nodes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="machines; start the same command on each, as Lightning's guide says (default: 1)",
+    )
+    parser.add_argument(
+        "--strategy",
+        default="auto",
+        metavar="NAME",
+        help="a strategy of Lightning's (default: DistributedDataParallel for several processes)",
+    )
     parser.add_argument("--compile", action="store_true", help="use torch.compile, where it works")
 
 
@@ -88,9 +144,15 @@ def hardware(arguments: argparse.Namespace) -> Hardware:
     if precision == "16-mixed" and not gpus:
         tell("--precision 16 is for GPUs: computing in 32 bits")
         precision = "32-true"
-    found = Hardware("gpu" if gpus else "cpu", precision, devices=arguments.devices or max(1, gpus),
-                     num_nodes=arguments.num_nodes, strategy=arguments.strategy, compile=arguments.compile,
-                     progress_bar=True)
+    found = Hardware(
+        "gpu" if gpus else "cpu",
+        precision,
+        devices=arguments.devices or max(1, gpus),
+        num_nodes=arguments.num_nodes,
+        strategy=arguments.strategy,
+        compile=arguments.compile,
+        progress_bar=True,
+    )
     if found.processes > 1 and not leads():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends; errors are still told)
     return found
@@ -107,15 +169,14 @@ def _train(arguments: argparse.Namespace) -> int:
     config = configure(arguments.preset, arguments.recipe, arguments.seed, read_overrides(arguments.overrides))
 
     from tokencutseg.data.source import open_source
-    from tokencutseg.study.names import study_name
-    from tokencutseg.study.runner import check_writable
-    from tokencutseg.study.study import Study
-    from tokencutseg.study.tables import available_rows
+    from tokencutseg.experiments.names import study_name
+    from tokencutseg.experiments.study import Study
+    from tokencutseg.experiments.tables import available_rows
+    from tokencutseg.report.notebooks import check_writable
 
     check_writable(arguments.results, "--results")
     source = open_source(arguments.data, config)
-    study = Study(config, source, arguments.results / study_name(config, source.name),
-                  hardware=hardware(arguments))
+    study = Study(config, source, arguments.results / study_name(config, source.name), hardware=hardware(arguments))
     available_rows(study)
     with terminable():
         for stage in arguments.stages:
@@ -129,21 +190,27 @@ def _tables(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from tokencutseg.study.figures import ablations
-    from tokencutseg.study.grids import SHARED, TABLES
-    from tokencutseg.study.outputs import OUTPUTS
-    from tokencutseg.study.runner import check_writable
-    from tokencutseg.study.store import NotTrained
-    from tokencutseg.study.study import Finished, Study
+    from tokencutseg.experiments.ablations import SHARED, TABLES
+    from tokencutseg.experiments.runs import NotTrained
+    from tokencutseg.experiments.study import Finished, Study
+    from tokencutseg.plots import ablations
+    from tokencutseg.report.notebooks import check_writable
+    from tokencutseg.report.outputs import OUTPUTS
     from tokencutseg.training.fit import Hardware
 
     if unknown := [name for name in arguments.names if name not in TABLES]:
         raise UsageError(f"unknown table {', '.join(unknown)}. Known: {', '.join(TABLES)}")
     check_writable(arguments.results, "--results")
-    study = Study.open(config.preset, config.recipe, config.seed, str(arguments.data or ""), str(arguments.results),
-                       read_overrides(arguments.overrides),
-                       hardware=Hardware(precision=PRECISIONS[arguments.precision], progress_bar=True),
-                       training=not arguments.no_training)
+    study = Study.open(
+        config.preset,
+        config.recipe,
+        config.seed,
+        str(arguments.data or ""),
+        str(arguments.results),
+        read_overrides(arguments.overrides),
+        hardware=Hardware(precision=PRECISIONS[arguments.precision], progress_bar=True),
+        training=not arguments.no_training,
+    )
     study.jobs, study.helping = arguments.jobs, arguments.helping
     threads, status = torch.get_num_threads(), OK
     with terminable(), _helpers(arguments):
@@ -181,12 +248,15 @@ def _helpers(arguments: argparse.Namespace) -> Iterator[None]:
 
 def _trained(study: Study, stage: str) -> list[Run]:
     """The runs of one stage that the study's own tables are made of."""
-    from tokencutseg.study import grids
-    from tokencutseg.study.tables import available_rows
+    from tokencutseg.experiments import ablations as grids
+    from tokencutseg.experiments.tables import available_rows
 
     if stage in ("tokenizer", "transformer"):
         return [getattr(study, stage)()]
     if stage == "segmenter":
         return [study.segmenter(train) for train in dict.fromkeys(train for train, _ in available_rows(study))]
-    return [grids.segment_with(study, name, grids.baselines_budget(study.config), study.config.seed)
-            for name in study.config.ablation.baselines if name != "otsu"]
+    return [
+        grids.segment_with(study, name, grids.baselines_budget(study.config), study.config.seed)
+        for name in study.config.ablation.baselines
+        if name != "otsu"
+    ]

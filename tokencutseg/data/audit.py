@@ -33,8 +33,12 @@ FRAMES = (3 / 4, 2 / 3)
 """Short side over long side of photographs, where a labelled image is stored as a square and may have been squashed."""
 
 
-def overlaps(sets: Mapping[tuple[str, str], ImageSet], max_distance: int = MAX_DISTANCE, near_duplicates: bool = True,
-             progress: bool = False) -> pd.DataFrame:
+def overlaps(
+    sets: Mapping[tuple[str, str], ImageSet],
+    max_distance: int = MAX_DISTANCE,
+    near_duplicates: bool = True,
+    progress: bool = False,
+) -> pd.DataFrame:
     """Every pair of images, from two sets or from one, that is the same by id, content or appearance.
 
     Args:
@@ -66,7 +70,7 @@ def overlaps(sets: Mapping[tuple[str, str], ImageSet], max_distance: int = MAX_D
 
     rows = []
     for i, j in sorted(same_id | distance.keys()):
-        kind = ("same id" if (i, j) in same_id else "same content" if (i, j) in same_content else "near duplicate")
+        kind = "same id" if (i, j) in same_id else "same content" if (i, j) in same_content else "near duplicate"
         rows.append((*owner[i], ids[i], *owner[j], ids[j], kind, distance.get((i, j), np.nan)))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"distance": float})
 
@@ -82,7 +86,7 @@ def appearance(images: Tensor, progress: bool = False) -> np.ndarray:
     hashes = np.empty((len(images), 8, HASH_BITS // 64), np.uint64)
     blocks = range(0, len(images), 256)
     for start in tqdm(blocks, desc="hashing", unit="block of 256 images", disable=not progress):
-        for n, grey in enumerate(_locally_normalised(images[start:start + 256]), start):
+        for n, grey in enumerate(_locally_normalised(images[start : start + 256]), start):
             for k, turned in enumerate(_orientations(grey)):
                 bits = imagehash.phash(Image.fromarray(turned), hash_size=HASH_SIDE).hash
                 hashes[n, k] = np.packbits(bits).view(np.uint64)
@@ -104,13 +108,16 @@ def _orientations(image: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(np.rot90(side, k)) for side in (image, image[:, ::-1]) for k in range(4)]
 
 
-def _central_pairs(sets: Mapping[tuple[str, str], ImageSet], plain: np.ndarray, max_distance: int,
-                   progress: bool) -> list[tuple[int, int, int]]:
+def _central_pairs(
+    sets: Mapping[tuple[str, str], ImageSet], plain: np.ndarray, max_distance: int, progress: bool
+) -> list[tuple[int, int, int]]:
     """(i, j, bits that differ), i < j, where the central square of one photograph is near another image, itself a
     square. `plain` (N, 4) are the hashes of the images as they are."""
     sizes = [(size, images.masks is not None) for images in sets.values() for size in images.native_sizes]
-    shares = [[min(size) / max(size)] if min(size) < 0.95 * max(size) else FRAMES if labelled else ()
-              for size, labelled in sizes]
+    shares = [
+        [min(size) / max(size)] if min(size) < 0.95 * max(size) else FRAMES if labelled else ()
+        for size, labelled in sizes
+    ]
     pixels = (image for images in sets.values() for image in images.images)
     crops, owner = [], []
     for i, (image, ((height, width), _), own) in enumerate(zip(pixels, sizes, shares, strict=True)):
@@ -131,18 +138,19 @@ def _central(image: Tensor, share: float, upright: bool) -> Tensor:
     S = image.shape[-1]
     kept = max(1, round(share * S))
     start = (S - kept) // 2
-    crop = image[:, start:start + kept] if upright else image[:, :, start:start + kept]
+    crop = image[:, start : start + kept] if upright else image[:, :, start : start + kept]
     return F.interpolate(crop[None].float(), size=(S, S), mode="bilinear", antialias=True)[0].round().byte()
 
 
-def _close_pairs(turned: np.ndarray, plain: np.ndarray, max_distance: int, progress: bool,
-                 below: bool = False) -> Iterator[tuple[int, int, int]]:
+def _close_pairs(
+    turned: np.ndarray, plain: np.ndarray, max_distance: int, progress: bool, below: bool = False
+) -> Iterator[tuple[int, int, int]]:
     """(i, j, bits that differ) where any orientation of `turned` (M, 8, 4) i is within `max_distance` of `plain` (N, 4)
     j; `below`: i < j alone."""
     rows = 128  # as many at once as keep the intermediate arrays in the processor's cache
     for start in tqdm(range(0, len(turned), rows), desc="comparing", unit="block of 128 images", disable=not progress):
         first = start if below else 0
-        block, others = turned[start:start + rows], plain[first:]
+        block, others = turned[start : start + rows], plain[first:]
         nearest = np.full((len(block), len(others)), HASH_BITS, np.uint16)
         for k in range(block.shape[1]):
             differing = np.zeros_like(nearest)

@@ -25,7 +25,7 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from tokencutseg.data.folders import OFFICIAL
+from tokencutseg.data.datasets import OFFICIAL
 from tokencutseg.data.images import DataError
 
 HOST = "https://isic-challenge-data.s3.amazonaws.com"
@@ -95,8 +95,12 @@ def fetch(name: str, root: str | Path, base_url: str | None = None, progress: bo
         downloads.mkdir(parents=True, exist_ok=True)
         with FileLock(downloads / "lock"):
             for archive in wanted:
-                there = [path for place in (root, home) for folder in archive.counts_as_present
-                         if (path := place / folder).is_dir()]
+                there = [
+                    path
+                    for place in (root, home)
+                    for folder in archive.counts_as_present
+                    if (path := place / folder).is_dir()
+                ]
                 if there:
                     _say(f"{there[0]} is already there: skipped", progress)
                 else:
@@ -122,9 +126,11 @@ def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
     except DataError:
         raise
     except ValueError as error:
-        raise DataError(f"{archive.name} from {url} does not have the SHA-256 {pinned} pinned in {home / CHECKSUMS}: "
-                        f"it was changed or tampered with; find out why, or remove its line there to trust the new "
-                        f"file") from error
+        raise DataError(
+            f"{archive.name} from {url} does not have the SHA-256 {pinned} pinned in {home / CHECKSUMS}: "
+            f"it was changed or tampered with; find out why, or remove its line there to trust the new "
+            f"file"
+        ) from error
     with tempfile.TemporaryDirectory(dir=downloads) as temporary:
         whole = Path(temporary) / archive.folder
         try:
@@ -133,8 +139,10 @@ def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
             file.unlink()  # so that the next call downloads it again
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{archive.name} from {url} is not an intact zip archive ({error}); run the same command "
-                            f"again to download it anew") from error
+            raise DataError(
+                f"{archive.name} from {url} is not an intact zip archive ({error}); run the same command "
+                f"again to download it anew"
+            ) from error
         _pin(home, archive.name, pooch.file_hash(str(file)))
         whole.rename(home / archive.folder)
     file.unlink()
@@ -142,6 +150,7 @@ def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
 
 
 # download -----------------------------------------------------------------------------------------------------------
+
 
 def _download(url: str, partial: Path, progress: bool) -> None:
     """Bring the file at `url` to `partial`, continuing what is there where the server can (HTTP range requests)."""
@@ -160,8 +169,10 @@ def _download(url: str, partial: Path, progress: bool) -> None:
         size = _size(partial)
         failures = failures + 1 if size <= furthest else 0
         furthest = max(furthest, size)
-    raise DataError(f"{url} could not be downloaded ({problem}, {furthest / 1e6:.1f} MB so far); check the network and "
-                    f"run the same command again to continue, or get it by hand from {WEBSITE}")
+    raise DataError(
+        f"{url} could not be downloaded ({problem}, {furthest / 1e6:.1f} MB so far); check the network and "
+        f"run the same command again to continue, or get it by hand from {WEBSITE}"
+    )
 
 
 def _transfer(url: str, partial: Path, progress: bool) -> bool:
@@ -177,17 +188,20 @@ def _transfer(url: str, partial: Path, progress: bool) -> bool:
         if response.status_code >= 500 or response.status_code in (408, 429):  # the server's trouble, or its pace
             raise requests.ConnectionError(f"HTTP {response.status_code}")
         if response.status_code >= 400:
-            raise DataError(f"{url} cannot be had (HTTP {response.status_code} {response.reason}); look for it on "
-                            f"{WEBSITE} and unpack it by hand, or give another base_url")
+            raise DataError(
+                f"{url} cannot be had (HTTP {response.status_code} {response.reason}); look for it on "
+                f"{WEBSITE} and unpack it by hand, or give another base_url"
+            )
         resumed = response.status_code == 206
         have = have if resumed else 0  # a server without range support sends the whole file again
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         if total:
             _check_space(partial.parent, total - have, url)
-        with (partial.open("ab" if resumed else "wb") as file,
-              tqdm(desc=partial.stem, total=total, initial=have, unit="B", unit_scale=True,
-                   disable=not progress) as bar):
+        with (
+            partial.open("ab" if resumed else "wb") as file,
+            tqdm(desc=partial.stem, total=total, initial=have, unit="B", unit_scale=True, disable=not progress) as bar,
+        ):
             for block in response.iter_content(BLOCK):
                 file.write(block)
                 bar.update(len(block))
@@ -199,6 +213,7 @@ def _size(path: Path) -> int:
 
 
 # unpacking ----------------------------------------------------------------------------------------------------------
+
 
 def _unpack(file: Path, folder: Path, progress: bool) -> None:
     """Unpack to `folder`, which must not exist; a single top folder in the archive is replaced by it.
@@ -226,14 +241,17 @@ def _safe_path(member: zipfile.ZipInfo, archive: str) -> PurePosixPath:
     path = PurePosixPath(member.filename)
     outside = path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename
     if outside or not path.parts or stat.S_ISLNK(member.external_attr >> 16):
-        raise DataError(f"{archive} holds {member.filename!r}, which is a link or lies outside the target folder; "
-                        f"nothing was unpacked: do not use this archive")
+        raise DataError(
+            f"{archive} holds {member.filename!r}, which is a link or lies outside the target folder; "
+            f"nothing was unpacked: do not use this archive"
+        )
     if member.flag_bits & 1:
         raise DataError(f"{archive} is encrypted; get the public archive from {WEBSITE}")
     return path
 
 
 # checksums and disk -------------------------------------------------------------------------------------------------
+
 
 def _read_checksums(home: Path) -> dict[str, str]:
     path = home / CHECKSUMS
@@ -242,8 +260,9 @@ def _read_checksums(home: Path) -> dict[str, str]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise DataError(f'{path} is not of the form {{"<archive>.zip": "<sha256>"}} ({error}); repair or '
-                        f"remove it") from error
+        raise DataError(
+            f'{path} is not of the form {{"<archive>.zip": "<sha256>"}} ({error}); repair or remove it'
+        ) from error
 
 
 def _pin(home: Path, name: str, sha256: str) -> None:

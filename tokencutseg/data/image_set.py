@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tokencutseg.data.folders import Sample, Split
+from tokencutseg.data.datasets import Sample, Split
 from tokencutseg.data.images import DataError, file_size, read_image, read_mask
 
 _DECODING = 1
@@ -81,7 +81,10 @@ class ImageSet:
         """The images at `indices`, in that order. A part chosen from a complete split counts as complete."""
         index = torch.as_tensor(np.asarray(indices), dtype=torch.long)
         return ImageSet(
-            self.dataset, self.split, [self.ids[i] for i in index.tolist()], self.images[index],
+            self.dataset,
+            self.split,
+            [self.ids[i] for i in index.tolist()],
+            self.images[index],
             None if self.masks is None else self.masks[index],
             len(index) if self.complete and self.expected is not None else self.expected,
             [self.native_sizes[i] for i in index.tolist()],
@@ -104,11 +107,13 @@ class ImageSet:
             [i for s in sets for i in s.ids],
             torch.cat([s.images for s in sets]),
             None if any(s.masks is None for s in sets) else torch.cat([s.masks for s in sets]),
-            None if all(s.expected is None for s in sets)
+            None
+            if all(s.expected is None for s in sets)
             else sum(len(s) if s.expected is None else s.expected for s in sets),
             [size for s in sets for size in s.native_sizes],
             None if any(s.mask_files is None for s in sets) else [file for s in sets for file in s.mask_files],
-            None if all(s.clusters is None for s in sets)
+            None
+            if all(s.clusters is None for s in sets)
             else [cluster for s in sets for cluster in s.clusters or [None] * len(s)],
         )
 
@@ -127,16 +132,21 @@ def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
     """
     arrays = cached_arrays(_key(split, size), lambda: _decode(split, size), cache)
     return ImageSet(
-        split.dataset, split.name, [s.id for s in split.samples], torch.from_numpy(arrays["images"]),
-        torch.from_numpy(arrays["masks"]) if "masks" in arrays else None, split.expected,
+        split.dataset,
+        split.name,
+        [s.id for s in split.samples],
+        torch.from_numpy(arrays["images"]),
+        torch.from_numpy(arrays["masks"]) if "masks" in arrays else None,
+        split.expected,
         [s.native_size or (int(h), int(w)) for s, (h, w) in zip(split.samples, arrays["native_sizes"], strict=True)],
         [s.mask for s in split.samples] if "masks" in arrays else None,
         [s.cluster for s in split.samples] if any(s.cluster for s in split.samples) else None,
     )
 
 
-def cached_arrays(key: str, build: Callable[[], dict[str, np.ndarray]],
-                  cache: Path | None = None) -> dict[str, np.ndarray]:
+def cached_arrays(
+    key: str, build: Callable[[], dict[str, np.ndarray]], cache: Path | None = None
+) -> dict[str, np.ndarray]:
     """The arrays that `build` makes, kept as .npy files in `cache`/`key` and memory-mapped copy-on-write.
 
     An entry is a folder that is renamed into place when it is whole, so several processes may build the same one: the
@@ -166,8 +176,11 @@ def cached_arrays(key: str, build: Callable[[], dict[str, np.ndarray]],
                     raise
         return _mapped(entry)
     except OSError as error:
-        warnings.warn(f"cannot keep decoded images in {cache} ({error}); they stay in memory and will be decoded again "
-                      f"next time. Set TOKENCUTSEG_CACHE to a folder that can be written", stacklevel=2)
+        warnings.warn(
+            f"cannot keep decoded images in {cache} ({error}); they stay in memory and will be decoded again "
+            f"next time. Set TOKENCUTSEG_CACHE to a folder that can be written",
+            stacklevel=2,
+        )
         return arrays
 
 
@@ -205,13 +218,17 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
         for _ in tqdm(done, desc=f"decoding {split.dataset}/{split.name}", total=n, unit="image", disable=None):
             pass
     if labelled and not arrays["masks"].any():
-        raise DataError(f"all {n} masks of {split.dataset}/{split.name} are empty, such as {split.samples[0].mask}; "
-                        f"lesion must be brighter than half of the range, or 1 in masks of 0 and 1")
+        raise DataError(
+            f"all {n} masks of {split.dataset}/{split.name} are empty, such as {split.samples[0].mask}; "
+            f"lesion must be brighter than half of the range, or 1 in masks of 0 and 1"
+        )
     return arrays
 
 
 def _check_sizes(sample: Sample) -> None:
     image, mask = file_size(sample.image), file_size(sample.mask)
     if image != mask:
-        raise DataError(f"{sample.mask} is {mask[1]}×{mask[0]} pixels, but its image {sample.image} is "
-                        f"{image[1]}×{image[0]}; resize the mask to its image or get both again")
+        raise DataError(
+            f"{sample.mask} is {mask[1]}×{mask[0]} pixels, but its image {sample.image} is "
+            f"{image[1]}×{image[0]}; resize the mask to its image or get both again"
+        )

@@ -1,4 +1,4 @@
-"""Reading one image or one mask from a file, whatever its pixel format."""
+"""EncoderOutput one image or one mask from a file, whatever its pixel format."""
 
 from __future__ import annotations
 
@@ -79,8 +79,10 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except DataError:
         raise
     except _UNREADABLE as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); it is probably truncated or corrupt: "
-                        f"delete it and download it again") from error
+        raise DataError(
+            f"{path} cannot be read as an image ({error}); it is probably truncated or corrupt: "
+            f"delete it and download it again"
+        ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -13,12 +13,17 @@ import torch
 
 from tokencutseg.config import Config
 from tokencutseg.data import synthetic
-from tokencutseg.data.folders import Split, expected_folders, find_datasets
+from tokencutseg.data.datasets import Split, expected_folders, find_datasets
 from tokencutseg.data.image_set import ImageSet, cached_arrays, load_split
 from tokencutseg.data.images import DataError
 
-ISIC_ROWS = [("isic2016", "isic2016"), ("isic2017", "isic2017"), ("isic2018", "isic2018"),
-             ("isic2016", "isic2017"), ("isic2016", "isic2018")]
+ISIC_ROWS = [
+    ("isic2016", "isic2016"),
+    ("isic2017", "isic2017"),
+    ("isic2018", "isic2018"),
+    ("isic2016", "isic2017"),
+    ("isic2016", "isic2018"),
+]
 """The (train, test) pairs of the paper's tables."""
 _SYNTHETIC_SEED = 2024
 """The synthetic images are the same for every seed of a study, as real ones are."""
@@ -35,8 +40,15 @@ class DataSource:
         image_size: side S of every image, in pixels.
     """
 
-    def __init__(self, name: str, primary: str, rows: list[tuple[str, str]], image_size: int,
-                 loaders: dict[str, dict[str, Callable[[], ImageSet]]], root: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        primary: str,
+        rows: list[tuple[str, str]],
+        image_size: int,
+        loaders: dict[str, dict[str, Callable[[], ImageSet]]],
+        root: Path | None = None,
+    ) -> None:
         self.name, self.primary, self.rows, self.image_size = name, primary, rows, image_size
         self._loaders, self._root = loaders, root
         self._loaded: dict[tuple[str, str], ImageSet] = {}
@@ -72,7 +84,7 @@ class DataSource:
         n = min(len(whole), max(2, round(fraction * len(whole))))
         return whole.subset(np.sort(np.random.default_rng(seed).permutation(len(whole))[:n]))
 
-    def pool(self) -> ImageSet:
+    def unlabelled(self) -> ImageSet:
         """The images of self-supervised training, without masks: every training and unlabelled image of every dataset.
 
         Left out is each image that is also in a validation or test split of any dataset, or shows a patient or lesion
@@ -131,15 +143,19 @@ def open_source(data: str | Path | None, config: Config, cache: Path | None = No
     if data is None or data == "":
         return _synthetic_source(config, cache)
     datasets = find_datasets(data)
-    loaders = {dataset: {split: _file_loader(part, size, cache) for split, part in splits.items()}
-               for dataset, splits in datasets.items()}
+    loaders = {
+        dataset: {split: _file_loader(part, size, cache) for split, part in splits.items()}
+        for dataset, splits in datasets.items()
+    }
     official = [name for name in ("isic2017", "isic2016", "isic2018") if name in datasets]
     if official:
         return DataSource("isic", official[0], list(ISIC_ROWS), size, loaders, Path(data))
     name = next(iter(datasets))
     if "train" not in datasets[name]:
-        raise DataError(f"{data} holds only images without masks ({name}); add a labelled set beside them, for example "
-                        f"with `tokencutseg fetch isic2017`")
+        raise DataError(
+            f"{data} holds only images without masks ({name}); add a labelled set beside them, for example "
+            f"with `tokencutseg fetch isic2017`"
+        )
     return DataSource(name, name, [(name, name)], size, loaders, Path(data))
 
 
@@ -158,9 +174,14 @@ def _synthetic_source(config: Config, cache: Path | None) -> DataSource:
     counts = {"train": data.synthetic_train, "validation": data.synthetic_validation, "test": data.synthetic_test}
     half = data.synthetic_unlabelled // 2
     unlabelled = {"site_a": data.synthetic_unlabelled - half, "site_b": half}
-    loaders = {site: {split: _synthetic_loader(site, split, n, data.image_size, cache)
-                      for split, n in (counts | {"unlabelled": unlabelled[site]}).items() if n > 0}
-               for site in ("site_a", "site_b")}
+    loaders = {
+        site: {
+            split: _synthetic_loader(site, split, n, data.image_size, cache)
+            for split, n in (counts | {"unlabelled": unlabelled[site]}).items()
+            if n > 0
+        }
+        for site in ("site_a", "site_b")
+    }
     rows = [("site_a", "site_a"), ("site_b", "site_b"), ("site_a", "site_b")]
     return DataSource("synthetic", "site_a", rows, data.image_size, loaders)
 
@@ -177,22 +198,31 @@ def _synthetic_loader(site: str, split: str, n: int, size: int, cache: Path | No
     def load() -> ImageSet:
         arrays = cached_arrays(f"{site}-{split}-{n}-{size}-{code}", drawn, cache)
         masks = None if split == "unlabelled" else torch.from_numpy(arrays["masks"])
-        return ImageSet(site, split, [f"{site}_{split}_{i:05d}" for i in range(n)], torch.from_numpy(arrays["images"]),
-                        masks, None, [(size, size)] * n)
+        return ImageSet(
+            site,
+            split,
+            [f"{site}_{split}_{i:05d}" for i in range(n)],
+            torch.from_numpy(arrays["images"]),
+            masks,
+            None,
+            [(size, size)] * n,
+        )
 
     return load
 
 
 def _identities(images: ImageSet) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     """For each image the two things that make another one the same: its id and its pixels at this size."""
-    return [(("id", i), ("pixels", hashlib.sha256(image.contiguous().numpy()).hexdigest()))
-            for i, image in zip(images.ids, images.images, strict=True)]
+    return [
+        (("id", i), ("pixels", hashlib.sha256(image.contiguous().numpy()).hexdigest()))
+        for i, image in zip(images.ids, images.images, strict=True)
+    ]
 
 
 def _shared_units(images: ImageSet, index: int | None = None) -> list[tuple[str, str]]:
     """The patients or lesions of all images, or of one, as far as they are known."""
     known = images.clusters or []
-    return [("patient or lesion", unit) for unit in (known if index is None else known[index:index + 1]) if unit]
+    return [("patient or lesion", unit) for unit in (known if index is None else known[index : index + 1]) if unit]
 
 
 def _without(images: ImageSet, seen: dict[tuple[str, str], str]) -> tuple[ImageSet, list[dict[str, str]]]:
@@ -203,8 +233,14 @@ def _without(images: ImageSet, seen: dict[tuple[str, str], str]) -> tuple[ImageS
         if same is None:
             kept.append(index)
         else:
-            left_out.append({"dataset": images.dataset, "split": images.split, "id": images.ids[index],
-                             "reason": f"same {same[0]} as in {seen[same]}"})
+            left_out.append(
+                {
+                    "dataset": images.dataset,
+                    "split": images.split,
+                    "id": images.ids[index],
+                    "reason": f"same {same[0]} as in {seen[same]}",
+                }
+            )
         for key in identity:
             seen.setdefault(key, f"{images.dataset}/{images.split}")
     return images.subset(kept), left_out

@@ -28,12 +28,7 @@ STRENGTHS: dict[str, dict[str, float]] = {
         "warp": 0.3,
         "photometric": 0.3,
     },
-    "plain": {
-        "horizontal_flip": 0.5,
-        "vertical_flip": 0.5,
-        "quarter_turn": 1.0,
-        "photometric": 1.0,
-    },
+    "plain": {"horizontal_flip": 0.5, "vertical_flip": 0.5, "quarter_turn": 1.0, "photometric": 1.0},
     "none": {},
 }
 """Probability of each step, by name; a step that is not named has probability 0. "plain" only permutes pixels."""
@@ -76,8 +71,9 @@ class Augmentation:
         """The identity."""
         return cls("none")
 
-    def __call__(self, images: Tensor, masks: Tensor | None,
-                 generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, images: Tensor, masks: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
         """Augment a batch; the arguments are left as they were.
 
         Args:
@@ -95,8 +91,9 @@ class Augmentation:
         with torch.autocast(images.device.type, enabled=False):  # half precision would move pixels
             return self._augmented(images, masks, generator)
 
-    def _augmented(self, images: Tensor, masks: Tensor | None,
-                   generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def _augmented(
+        self, images: Tensor, masks: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
         (B, _, _, S), device = images.shape, images.device
 
         def happens(step: str) -> Tensor:  # (B,)
@@ -145,14 +142,18 @@ def turn_and_flip(x: Tensor, horizontal: Tensor, vertical: Tensor, turns: Tensor
     # a flip before the transpose is the other axis's flip after it
     flip_rows = flip_rows ^ torch.where(transposed, horizontal, vertical)
     flip_columns = flip_columns ^ torch.where(transposed, vertical, horizontal)
-    for where, changed in ((transposed, lambda x: x.mT), (flip_rows, lambda x: x.flip(-2)),
-                           (flip_columns, lambda x: x.flip(-1))):
+    for where, changed in (
+        (transposed, lambda x: x.mT),
+        (flip_rows, lambda x: x.flip(-2)),
+        (flip_columns, lambda x: x.flip(-1)),
+    ):
         chosen = where.nonzero().squeeze(1).to(x.device)
         x = x.index_copy(0, chosen, changed(x[chosen]).contiguous())
     return x
 
 
 # Grids say where in the input each output pixel looks: (n, S, S, 2) of (x, y), from -1 to 1 edge to edge.
+
 
 def _uniform(limit: float, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
     return ((2 * torch.rand(shape, generator=generator) - 1) * limit).to(device)
@@ -213,6 +214,7 @@ def _optical_distortion(n: int, S: int, generator: torch.Generator, device: torc
 
 # Photometric changes: (n, 3, S, S) in [0, 1] → the same shape, to be clamped by the caller.
 
+
 def _noise(images: Tensor, generator: torch.Generator) -> Tensor:
     low, high = NOISE_VARIANCE
     variance = low + (high - low) * torch.rand((len(images), 1, 1, 1), generator=generator)
@@ -232,6 +234,7 @@ def _gamma(images: Tensor, generator: torch.Generator) -> Tensor:
 def recolour(images: Tensor, generator: torch.Generator, strength: float = 0.3) -> Tensor:
     """Contrast, brightness and the balance of channels of each image (B, 3, S, S) in [0, 1], drawn anew: contrast and
     brightness by up to `strength`, each channel by up to half of that. `generator` is a CPU one."""
+
     def factor(limit: float, channels: int) -> Tensor:
         return 1 + _uniform(limit, (len(images), channels, 1, 1), generator, images.device)
 

@@ -10,14 +10,15 @@ import pandas as pd
 import torch
 
 
-def codebook_table(tokens: torch.Tensor | np.ndarray, masks: torch.Tensor | np.ndarray | None,
-                   n_embed: int) -> pd.DataFrame:
+def codebook_table(
+    tokens: torch.Tensor | np.ndarray, masks: torch.Tensor | np.ndarray | None, codebook_size: int
+) -> pd.DataFrame:
     """One row per code.
 
     Args:
-        tokens: (N, T) or (N, H, W) int64 in [0, n_embed).
+        tokens: (N, T) or (N, H, W) int64 in [0, codebook_size).
         masks: how much of each token's cell is lesion, in [0, 1], in the shape of `tokens`; or None.
-        n_embed: size K of the codebook.
+        codebook_size: size K of the codebook.
 
     Returns:
         K rows `code`, `count` (times it fired), `share` (of all tokens), `lesion_share` (of its firing that falls on
@@ -26,43 +27,56 @@ def codebook_table(tokens: torch.Tensor | np.ndarray, masks: torch.Tensor | np.n
     Raises:
         ValueError: for a token outside the codebook, or masks of another shape.
     """
-    count = _counts(tokens, n_embed)
-    lesion = np.full(n_embed, np.nan)
+    count = _counts(tokens, codebook_size)
+    lesion = np.full(codebook_size, np.nan)
     if masks is not None:
         if tuple(masks.shape) != tuple(tokens.shape):
             raise ValueError(f"masks {tuple(masks.shape)} must be given at the token grid {tuple(tokens.shape)}")
-        lesion = np.bincount(np.asarray(tokens).ravel(), np.asarray(masks, dtype=float).ravel(), minlength=n_embed)
-    return pd.DataFrame({
-        "code": np.arange(n_embed), "count": count, "share": count / count.sum(),
-        "lesion_share": np.divide(lesion, count, out=np.full(n_embed, np.nan), where=count > 0),
-    })
+        lesion = np.bincount(
+            np.asarray(tokens).ravel(), np.asarray(masks, dtype=float).ravel(), minlength=codebook_size
+        )
+    return pd.DataFrame(
+        {
+            "code": np.arange(codebook_size),
+            "count": count,
+            "share": count / count.sum(),
+            "lesion_share": np.divide(lesion, count, out=np.full(codebook_size, np.nan), where=count > 0),
+        }
+    )
 
 
-def codebook_summary(tokens: torch.Tensor | np.ndarray, n_embed: int) -> dict[str, float | int]:
+def codebook_summary(tokens: torch.Tensor | np.ndarray, codebook_size: int) -> dict[str, float | int]:
     """The codebook in one row.
 
     Args:
-        tokens: (N, T) or (N, H, W) int64 in [0, n_embed).
-        n_embed: size K of the codebook.
+        tokens: (N, T) or (N, H, W) int64 in [0, codebook_size).
+        codebook_size: size K of the codebook.
 
     Returns:
         `usage` (share of the codes that fired at least once), `entropy` of the codes' shares (nats), `perplexity` (its
-        exponential: the size of an evenly used codebook of the same entropy), `n_embed`, `tokens` (their number).
+        exponential: the size of an evenly used codebook of the same entropy), `codebook_size`, `tokens` (their number).
 
     Raises:
         ValueError: for a token outside the codebook.
     """
-    count = _counts(tokens, n_embed)
+    count = _counts(tokens, codebook_size)
     share = count[count > 0] / count.sum()
     entropy = float(-(share * np.log(share)).sum())
-    return {"usage": float((count > 0).mean()), "entropy": entropy, "perplexity": float(np.exp(entropy)),
-            "n_embed": n_embed, "tokens": int(count.sum())}
+    return {
+        "usage": float((count > 0).mean()),
+        "entropy": entropy,
+        "perplexity": float(np.exp(entropy)),
+        "codebook_size": codebook_size,
+        "tokens": int(count.sum()),
+    }
 
 
-def _counts(tokens: torch.Tensor | np.ndarray, n_embed: int) -> np.ndarray:
+def _counts(tokens: torch.Tensor | np.ndarray, codebook_size: int) -> np.ndarray:
     flat = np.asarray(tokens).ravel()
     if flat.size == 0:
         raise ValueError("there are no tokens to count")
-    if flat.min() < 0 or flat.max() >= n_embed:
-        raise ValueError(f"tokens must lie in [0, {n_embed}), the codebook, but span {flat.min()} to {flat.max()}")
-    return np.bincount(flat, minlength=n_embed)
+    if flat.min() < 0 or flat.max() >= codebook_size:
+        raise ValueError(
+            f"tokens must lie in [0, {codebook_size}), the codebook, but span {flat.min()} to {flat.max()}"
+        )
+    return np.bincount(flat, minlength=codebook_size)

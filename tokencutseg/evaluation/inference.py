@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.model.vqgan import VQGAN
+from tokencutseg.models.vqgan import VQGAN
 
 
 @torch.no_grad()
@@ -17,9 +17,10 @@ def map_batches(function: Callable[[Tensor], Tensor], images: ImageSet, batch_si
     return torch.cat([function(chunk.to(device).float() / 255).cpu() for chunk in images.images.split(batch_size)])
 
 
-def predict_margins(model: nn.Module, images: ImageSet, batch_size: int = 32) -> Tensor:
+def predict_lesion_scores(model: nn.Module, images: ImageSet, batch_size: int = 32) -> Tensor:
     """The probability of lesion minus that of skin, for every pixel of a set: (N, S, S) float32, lesion where
     positive."""
+
     def margins(x: Tensor) -> Tensor:
         skin, lesion = model.predict_probabilities(x).float().unbind(1)
         return lesion - skin
@@ -29,7 +30,7 @@ def predict_margins(model: nn.Module, images: ImageSet, batch_size: int = 32) ->
 
 def predict_masks(model: nn.Module, images: ImageSet, batch_size: int = 32) -> Tensor:
     """The predicted lesion masks of a set: (N, S, S) uint8 of {0, 1}."""
-    return (predict_margins(model, images, batch_size) > 0).to(torch.uint8)
+    return (predict_lesion_scores(model, images, batch_size) > 0).to(torch.uint8)
 
 
 def tokenize(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Tensor:
@@ -37,12 +38,12 @@ def tokenize(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Tensor:
     return map_batches(vqgan.tokenize, images, batch_size, next(vqgan.parameters()).device)
 
 
-def cell_masks(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+def downsample_mask(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     """How much of each token's cell is lesion: masks (N, S, S) of {0, 1} → (N, H, W) float in [0, 1]."""
     return torch.nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid)[:, 0]
 
 
-def enlarged(cells: Tensor, size: int) -> Tensor:
+def upsample_nearest(cells: Tensor, size: int) -> Tensor:
     """Values of token cells (…, H, W) at the pixels that they stand for, (…, S, S) with S = `size`."""
     side = size // cells.shape[-1]
     return cells.repeat_interleave(side, -2).repeat_interleave(side, -1)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from tokencutseg.config import SegmentationConfig
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.evaluation.inference import cell_masks
-from tokencutseg.evaluation.records import confusion, overlap
-from tokencutseg.evaluation.summaries import interval
-from tokencutseg.model.deepcut import DeepCut
-from tokencutseg.model.losses import dice_loss
-from tokencutseg.model.segmenter import TokenCutSeg
+from tokencutseg.evaluation.inference import downsample_mask
+from tokencutseg.evaluation.per_image import confusion, overlap
+from tokencutseg.evaluation.statistics import interval
+from tokencutseg.models.deepcut import DeepCut
+from tokencutseg.models.losses import dice_loss
+from tokencutseg.models.tokencutseg import TokenCutSeg
 
 FEATURE_BYTES = 2**32
 """Most memory that the features of several layers take at once; one layer alone may take more."""
@@ -37,27 +37,28 @@ def layers_in_turn(model: TokenCutSeg, names: Sequence[str], *sets: ImageSet) ->
     """Each named layer with its features on every set of images, as `layer_features` gives them; in one pass over the
     images as many layers as `FEATURE_BYTES` hold."""
     config = model.config
-    width = max(config.vqgan.embed_dim, config.masked_gpt.n_embd)
+    width = max(config.vqgan.code_dim, config.masked_gpt.d_model)
     one = 4 * width * config.grid_size**2 * sum(map(len, sets))
     many = max(1, FEATURE_BYTES // one)
     for first in range(0, len(names), many):
-        part = names[first:first + many]
+        part = names[first : first + many]
         found = [layer_features(model, images, part) for images in sets]
         for name in part:
             yield name, [features.pop(name) for features in found]
 
 
 @torch.no_grad()
-def layer_features(model: TokenCutSeg, images: ImageSet, names: Sequence[str] | None = None,
-                   batch_size: int = 32) -> dict[str, Tensor]:
+def layer_features(
+    model: TokenCutSeg, images: ImageSet, names: Sequence[str] | None = None, batch_size: int = 32
+) -> dict[str, Tensor]:
     """Frozen features at the token grid, by name, each (N, T, E): the raw colour of a cell, the tokenizer's latents,
     its code, and the transformer's embedding, blocks and output; or only those of some `names`."""
     parts: dict[str, list[Tensor]] = {name: [] for name in names or layer_names(model)}
     for chunk in images.images.split(batch_size):
         x = chunk.float() / 255
-        words = tokens, encoding = model.words(x)
+        words = tokens, encoding = model.encode_to_tokens(x)
         grid = tuple(tokens.shape[1:])
-        read = model.read(x, words).encoding.latents.flatten(2).transpose(1, 2)
+        read = model.encode(x, words).encoding.latents.flatten(2).transpose(1, 2)
         features = {
             "colour": torch.nn.functional.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2),
             "tokenizer": encoding.latents.flatten(2).transpose(1, 2),
@@ -73,7 +74,7 @@ def layer_features(model: TokenCutSeg, images: ImageSet, names: Sequence[str] | 
 @torch.no_grad()
 def decoder_features(baseline: nn.Module, images: ImageSet, grid: tuple[int, int], batch_size: int = 32) -> Tensor:
     """What a baseline network's last layer reads, averaged over each token's cell: (N, T, E)."""
-    from tokencutseg.model.baselines import padding  # segmentation_models_pytorch is slow to import
+    from tokencutseg.models.baselines import padding  # segmentation_models_pytorch is slow to import
 
     found: list[Tensor] = []
     head = baseline.network.network.segmentation_head
@@ -84,15 +85,15 @@ def decoder_features(baseline: nn.Module, images: ImageSet, grid: tuple[int, int
         baseline(chunk.float() / 255)
         features = found.pop()  # of the padded image, at its size or at a part of it
         y, x = features.shape[-2] / (H + top + bottom), features.shape[-1] / (W + left + right)
-        own = features[..., round(y * top): round(y * (top + H)), round(x * left): round(x * (left + W))]
+        own = features[..., round(y * top) : round(y * (top + H)), round(x * left) : round(x * (left + W))]
         parts.append(torch.nn.functional.adaptive_avg_pool2d(own, grid).flatten(2).transpose(1, 2))
     hook.remove()
     return torch.cat(parts)
 
 
-def cell_labels(images: ImageSet, grid: tuple[int, int]) -> Tensor:
+def token_labels(images: ImageSet, grid: tuple[int, int]) -> Tensor:
     """Lesion or skin for each token, by majority of its cell's pixels: (N, T) bool."""
-    return cell_masks(images.masks, grid).flatten(1) > 0.5
+    return downsample_mask(images.masks, grid).flatten(1) > 0.5
 
 
 def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, most: int = 20_000) -> np.ndarray:
@@ -104,12 +105,23 @@ def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, most: 
     # few features and many tokens: Newton's method converges in a few steps, where L-BFGS may not
     probe = LogisticRegression(solver="newton-cholesky", class_weight="balanced")
     probe.fit(scaler.transform(x), y)
-    return np.concatenate([probe.decision_function(scaler.transform(part.flatten(0, 1).double().numpy())).reshape(
-        part.shape[:2]) for part in test_features.split(32)])
+    return np.concatenate(
+        [
+            probe.decision_function(scaler.transform(part.flatten(0, 1).double().numpy())).reshape(part.shape[:2])
+            for part in test_features.split(32)
+        ]
+    )
 
 
-def graph_probe(features: Tensor, labels: Tensor, test_features: Tensor, grid: tuple[int, int],
-                config: SegmentationConfig, steps: int = 100, seed: int = 0) -> np.ndarray:
+def graph_probe(
+    features: Tensor,
+    labels: Tensor,
+    test_features: Tensor,
+    grid: tuple[int, int],
+    config: SegmentationConfig,
+    steps: int = 100,
+    seed: int = 0,
+) -> np.ndarray:
     """The graph head, trained on frozen (N, T, E) features with cross-entropy and Dice; gives what `linear_probe`
     does."""
     torch.manual_seed(seed)
@@ -134,8 +146,9 @@ def graph_probe(features: Tensor, labels: Tensor, test_features: Tensor, grid: t
     return (logits[..., 1] - logits[..., 0]).numpy()
 
 
-def probe_scores(margins: np.ndarray, labels: Tensor, draws: int = 10_000,
-                 clusters: Sequence[str] | None = None) -> dict[str, float | int]:
+def probe_scores(
+    margins: np.ndarray, labels: Tensor, draws: int = 10_000, clusters: Sequence[str] | None = None
+) -> dict[str, float | int]:
     """Margins (M, T) of a probe against (M, T) lesion labels, pooled over tokens; margins (D, M, T) are those of D
     probes, and pooled over these too.
 
@@ -146,23 +159,30 @@ def probe_scores(margins: np.ndarray, labels: Tensor, draws: int = 10_000,
     counts = token_counts(margins, labels)
     low, high = interval(counts, _balanced_accuracy, draws, labels=clusters)
     iou_low, iou_high = interval(counts, _iou, draws, labels=clusters)
-    return {"balanced_accuracy": float(_balanced_accuracy(counts.sum(0))), "low": low, "high": high,
-            "iou": float(_iou(counts.sum(0))), "iou_low": iou_low, "iou_high": iou_high,
-            "auc": float(roc_auc_score(np.broadcast_to(labels.numpy(), margins.shape).ravel(), margins.ravel())),
-            "n": labels.numel()}
+    return {
+        "balanced_accuracy": float(_balanced_accuracy(counts.sum(0))),
+        "low": low,
+        "high": high,
+        "iou": float(_iou(counts.sum(0))),
+        "iou_low": iou_low,
+        "iou_high": iou_high,
+        "auc": float(roc_auc_score(np.broadcast_to(labels.numpy(), margins.shape).ravel(), margins.ravel())),
+        "n": labels.numel(),
+    }
 
 
-def iou_ahead(margins: np.ndarray, others: np.ndarray, labels: Tensor, draws: int = 10_000,
-              clusters: Sequence[str] | None = None) -> dict[str, float]:
-    """How far the pooled token IoU of `margins` is above that of `others` on the same images: `ahead` with its paired
-    95 % interval, `ahead_low` and `ahead_high`."""
+def iou_difference(
+    margins: np.ndarray, others: np.ndarray, labels: Tensor, draws: int = 10_000, clusters: Sequence[str] | None = None
+) -> dict[str, float]:
+    """How far the pooled token IoU of `margins` is above that of `others` on the same images: `diff` with its paired
+    95 % interval, `diff_low` and `diff_high`."""
     counts = np.concatenate([token_counts(one, labels) for one in (margins, others)], 1)
 
-    def ahead(sums: np.ndarray) -> np.ndarray:
+    def diff(sums: np.ndarray) -> np.ndarray:
         return _iou(sums[..., :4]) - _iou(sums[..., 4:])
 
-    low, high = interval(counts, ahead, draws, labels=clusters)
-    return {"ahead": float(ahead(counts.sum(0))), "ahead_low": low, "ahead_high": high}
+    low, high = interval(counts, diff, draws, labels=clusters)
+    return {"diff": float(diff(counts.sum(0))), "diff_low": low, "diff_high": high}
 
 
 def token_counts(margins: np.ndarray, labels: Tensor) -> np.ndarray:

@@ -6,21 +6,22 @@ import pandas as pd
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from tokencutseg.model.perceptual import PerceptualDistance
+from tokencutseg.models.perceptual import PerceptualDistance
 
 BATCH = 16
 """Images compared at once; VGG16's feature maps at 224 px take about 0.1 GB for each."""
 
 
 @torch.no_grad()
-def reconstruction_scores(images: torch.Tensor, reconstructions: torch.Tensor,
-                          lpips_model: PerceptualDistance | None = None) -> pd.DataFrame:
+def reconstruction_scores(
+    images: torch.Tensor, reconstructions: torch.Tensor, lpips_model: PerceptualDistance | None = None
+) -> pd.DataFrame:
     """Compare images with their reconstructions.
 
     Args:
         images: (N, 3, S, S) float RGB in [0, 1].
         reconstructions: the same.
-        lpips_model: from `tokencutseg.model.perceptual.load_lpips`, on the images' device.
+        lpips_model: from `tokencutseg.models.perceptual.load_lpips`, on the images' device.
 
     Returns:
         N rows `l1` (mean absolute error), `psnr` (dB; infinite for equal images), `ssim` (Wang et al. 2004, Gaussian
@@ -31,17 +32,25 @@ def reconstruction_scores(images: torch.Tensor, reconstructions: torch.Tensor,
         ValueError: if the shapes differ or a value lies outside [0, 1].
     """
     if images.shape != reconstructions.shape or images.ndim != 4:
-        raise ValueError(f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} must both "
-                         f"have one shape (N, 3, S, S)")
+        raise ValueError(
+            f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} must both "
+            f"have one shape (N, 3, S, S)"
+        )
     for name, values in (("images", images), ("reconstructions", reconstructions)):
         if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(f"{name} must lie in [0, 1], but span {values.min():.3f} to {values.max():.3f}: undo the "
-                             f"network's normalisation and clamp first")
+            raise ValueError(
+                f"{name} must lie in [0, 1], but span {values.min():.3f} to {values.max():.3f}: undo the "
+                f"network's normalisation and clamp first"
+            )
     scores = {
         "l1": (images - reconstructions).abs().mean(dim=(1, 2, 3)),
         "psnr": peak_signal_noise_ratio(reconstructions, images, data_range=1.0, reduction="none", dim=(1, 2, 3)),
-        "ssim": torch.cat([structural_similarity_index_measure(b, a, data_range=1.0, reduction="none").reshape(-1)
-                           for a, b in zip(images.split(BATCH), reconstructions.split(BATCH), strict=True)]),
+        "ssim": torch.cat(
+            [
+                structural_similarity_index_measure(b, a, data_range=1.0, reduction="none").reshape(-1)
+                for a, b in zip(images.split(BATCH), reconstructions.split(BATCH), strict=True)
+            ]
+        ),
     }
     if lpips_model is not None:
         pairs = zip(images.split(BATCH), reconstructions.split(BATCH), strict=True)

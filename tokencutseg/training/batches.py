@@ -1,4 +1,4 @@
-"""Batches from images in memory, drawn so that an epoch depends on the seed and its number alone."""
+"""TrainLoader from images in memory, drawn so that an epoch depends on the seed and its number alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tokencutseg.data.image_set import ImageSet
 
 
-class Batches:
+class TrainLoader:
     """Shuffled batches of one epoch: dicts of `images` float32 (B, 3, S, S) in [0, 1], `masks` int64 (B, S, S) if any.
 
     An epoch is `images_per_epoch` images (None: each once), the next ones of an endless sequence of permutations. The
@@ -33,12 +33,14 @@ class Batches:
         """The indices of one epoch (images_per_epoch,) int64."""
         n, start = len(self.set), epoch * self.images_per_epoch
         stop = start + self.images_per_epoch
-        rounds = [torch.randperm(n, generator=torch.Generator().manual_seed(mix(self.seed, r)))
-                  for r in range(start // n, -(-stop // n))]
-        return torch.cat(rounds)[start % n: start % n + self.images_per_epoch]
+        rounds = [
+            torch.randperm(n, generator=torch.Generator().manual_seed(combine_seeds(self.seed, r)))
+            for r in range(start // n, -(-stop // n))
+        ]
+        return torch.cat(rounds)[start % n : start % n + self.images_per_epoch]
 
 
-class InOrder:
+class EvalLoader:
     """All images of a set in batches, in their order."""
 
     def __init__(self, images: ImageSet, batch_size: int) -> None:
@@ -54,13 +56,13 @@ class InOrder:
 def _loaded(images: ImageSet, parts: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
     """The batches of `parts`, each loaded while the one before it is at work."""
     with ThreadPoolExecutor(1) as loader:
-        ahead = None
+        diff = None
         for indices in parts:
-            this, ahead = ahead, loader.submit(load, images, indices)
+            this, diff = diff, loader.submit(load, images, indices)
             if this is not None:
                 yield this.result()
-        if ahead is not None:
-            yield ahead.result()
+        if diff is not None:
+            yield diff.result()
 
 
 def load(images: ImageSet, indices: Tensor) -> dict[str, Tensor]:
@@ -71,7 +73,7 @@ def load(images: ImageSet, indices: Tensor) -> dict[str, Tensor]:
     return batch
 
 
-def mix(*numbers: int) -> int:
+def combine_seeds(*numbers: int) -> int:
     """One 63-bit seed from several numbers."""
     value = 0
     for number in numbers:

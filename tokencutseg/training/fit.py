@@ -19,11 +19,11 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from tokencutseg.config import ConfigError
-from tokencutseg.files import whole, write_csv
-from tokencutseg.model.masked_gpt import Block
-from tokencutseg.model.parallel import share_batch_norm
-from tokencutseg.model.vqgan import Decoder, Discriminator, Encoder
-from tokencutseg.training.batches import Batches, InOrder
+from tokencutseg.files import atomic_write, write_csv
+from tokencutseg.models.masked_transformer import Block
+from tokencutseg.models.parallel import share_batch_norm
+from tokencutseg.models.vqgan import Decoder, Discriminator, Encoder
+from tokencutseg.training.batches import EvalLoader, TrainLoader
 from tokencutseg.training.modules import StageModule
 from tokencutseg.training.progress import report_epoch
 
@@ -86,20 +86,27 @@ class History(Callback):
         seconds, self._clock = now - self._clock, now
         epoch = trainer.current_epoch + 1
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        self.rows.append({"epoch": epoch, "images": epoch * trainer.train_dataloader.images_per_epoch,
-                          "steps": epoch * len(trainer.train_dataloader),
-                          "seconds": round(seconds, 3), "learning_rate": rate, **metrics})
+        self.rows.append(
+            {
+                "epoch": epoch,
+                "images": epoch * trainer.train_dataloader.images_per_epoch,
+                "steps": epoch * len(trainer.train_dataloader),
+                "seconds": round(seconds, 3),
+                "learning_rate": rate,
+                **metrics,
+            }
+        )
         if not trainer.is_global_zero:
             return
         write_csv(pd.DataFrame(self.rows), self.folder / "history.csv")
         report_epoch(self.stage, self.folder.name, epoch, trainer.max_epochs, metrics)
 
 
-class BesideCheckpoint(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then moves it there: a kill meanwhile leaves the last one whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with whole(path) as file:
+        with atomic_write(path) as file:
             super().save_checkpoint(checkpoint, file, storage_options)
 
 
@@ -114,9 +121,16 @@ class EpochLines(Callback):
         print(f"{self.run} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
 
 
-def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, folder: Path, stage: str,
-        hardware: Hardware = Hardware(),
-        watching: Sequence[Callback] = ()) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+def fit(
+    module: StageModule,
+    train: TrainLoader,
+    validation: EvalLoader,
+    epochs: int,
+    folder: Path,
+    stage: str,
+    hardware: Hardware = Hardware(),
+    watching: Sequence[Callback] = (),
+) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
     """Train `module` for `epochs`, going on from `folder`/last.ckpt when that is there.
 
     Returns the best epoch's weights of `module.scored` (None where the module names no `monitor`; then the last ones
@@ -126,9 +140,11 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
     processes = hardware.processes
     smallest = train.images_per_epoch % train.batch_size or train.batch_size
     if smallest < processes:
-        raise ConfigError(f"an epoch of {train.images_per_epoch} images in batches of {train.batch_size} has one of "
-                          f"{smallest}, too few for {processes} processes; change {stage}.batch_size or "
-                          f"{stage}.images_per_epoch")
+        raise ConfigError(
+            f"an epoch of {train.images_per_epoch} images in batches of {train.batch_size} has one of "
+            f"{smallest}, too few for {processes} processes; change {stage}.batch_size or "
+            f"{stage}.images_per_epoch"
+        )
     if processes > 1:
         share_batch_norm(module)
     if hardware.accelerator != "cpu" and torch.cuda.is_available():
@@ -140,8 +156,17 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
     history = History(folder, stage)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # its greetings; warnings come through `warnings`
     # the history first: its rows of an epoch are then in that epoch's checkpoint
-    callbacks: list[Callback] = [history, ModelCheckpoint(folder, filename="last", save_top_k=1, every_n_epochs=1,
-                                                          enable_version_counter=False, save_on_train_epoch_end=True)]
+    callbacks: list[Callback] = [
+        history,
+        ModelCheckpoint(
+            folder,
+            filename="last",
+            save_top_k=1,
+            every_n_epochs=1,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        ),
+    ]
     callbacks += watching
     if hardware.progress_bar:
         callbacks.append(EpochLines(folder.name))
@@ -149,10 +174,20 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
     if bar:
         callbacks.append(TQDMProgressBar())
     trainer = pl.Trainer(
-        accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.num_nodes,
-        strategy=strategy(hardware), precision=precision(hardware), max_epochs=epochs, use_distributed_sampler=False,
-        logger=False, enable_progress_bar=bar, enable_model_summary=False, num_sanity_val_steps=0,
-        default_root_dir=folder, callbacks=callbacks, plugins=[BesideCheckpoint()],
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy=strategy(hardware),
+        precision=precision(hardware),
+        max_epochs=epochs,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
     )
     last = folder / "last.ckpt"
     torch.manual_seed(module.seed)
@@ -163,10 +198,16 @@ def fit(module: StageModule, train: Batches, validation: InOrder, epochs: int, f
             trainer.fit(module, train, validation, ckpt_path=last if last.is_file() else None, weights_only=True)
         except SystemExit as leave:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from leave
-    facts = {"epochs": epochs, "steps": epochs * len(train), "images_seen": epochs * train.images_per_epoch,
-             "training_images": len(train.set), "device": trainer.strategy.root_device.type,
-             "precision": precision(hardware), "processes": processes,
-             "seconds": sum(row["seconds"] for row in history.rows)}
+    facts = {
+        "epochs": epochs,
+        "steps": epochs * len(train),
+        "images_seen": epochs * train.images_per_epoch,
+        "training_images": len(train.set),
+        "device": trainer.strategy.root_device.type,
+        "precision": precision(hardware),
+        "processes": processes,
+        "seconds": sum(row["seconds"] for row in history.rows),
+    }
     if not history.best:
         return None, facts
     return history.best["state"], facts | {"best_epoch": history.best["epoch"], "best_score": history.best["score"]}
@@ -181,8 +222,11 @@ def compile_networks(module: StageModule) -> None:
     try:
         torch.compile(lambda x: (x + 1).cos())(torch.ones(8, device=device))
     except Exception as error:  # of any kind: a missing compiler, an unknown GPU, an unsupported Python
-        print(f"note: torch.compile does not work here ({str(error).splitlines()[0]}): going on without",
-              file=sys.stderr, flush=True)
+        print(
+            f"note: torch.compile does not work here ({str(error).splitlines()[0]}): going on without",
+            file=sys.stderr,
+            flush=True,
+        )
         return
     torch._dynamo.config.suppress_errors = True
     for part in module.modules():

@@ -17,9 +17,9 @@ from tokencutseg.config import Config, SegmentationConfig
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.transforms import Augmentation, recolour
 from tokencutseg.evaluation.codebook import codebook_summary
-from tokencutseg.evaluation.records import score
-from tokencutseg.evaluation.summaries import summarise
-from tokencutseg.model.losses import (
+from tokencutseg.evaluation.per_image import score
+from tokencutseg.evaluation.statistics import summarise
+from tokencutseg.models.losses import (
     PerceptualLoss,
     discriminator_loss,
     generator_loss,
@@ -27,11 +27,11 @@ from tokencutseg.model.losses import (
     reconstruction_loss,
     segmentation_loss,
 )
-from tokencutseg.model.masked_gpt import draw_mask
-from tokencutseg.model.parallel import batch_mean, own_rows, shared_batch
-from tokencutseg.model.segmenter import TokenCutSeg
-from tokencutseg.model.vqgan import VQGAN, Discriminator, Encoding
-from tokencutseg.training.batches import load, mix
+from tokencutseg.models.masked_transformer import sample_token_mask
+from tokencutseg.models.parallel import batch_mean, own_rows, shared_batch
+from tokencutseg.models.tokencutseg import TokenCutSeg
+from tokencutseg.models.vqgan import VQGAN, Discriminator, Encoding
+from tokencutseg.training.batches import combine_seeds, load
 
 
 class StageModule(pl.LightningModule):
@@ -41,17 +41,17 @@ class StageModule(pl.LightningModule):
         super().__init__()
         self.seed = seed
         self.steps_per_epoch = 0
-        """Batches per epoch, which schedules need; `fit` sets it."""
+        """TrainLoader per epoch, which schedules need; `fit` sets it."""
         self.augment = Augmentation(augmentation)
 
     def on_train_epoch_start(self) -> None:
         # dropout and code restarts draw from the global state: tie it to the epoch, so that resuming changes nothing
-        torch.manual_seed(mix(self.seed, self.current_epoch))
+        torch.manual_seed(combine_seeds(self.seed, self.current_epoch))
         self.trainer.train_dataloader.epoch = self.current_epoch
 
     def generator(self, batch_index: int) -> torch.Generator:
         """A CPU generator for this batch of this epoch."""
-        return torch.Generator().manual_seed(mix(self.seed, 1 + self.current_epoch, batch_index))
+        return torch.Generator().manual_seed(combine_seeds(self.seed, 1 + self.current_epoch, batch_index))
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor | None:
         """`learn`, where every process holds its part of the batch."""
@@ -75,7 +75,7 @@ class StageModule(pl.LightningModule):
         nn.utils.clip_grad_norm_(parameters, 1.0 if scaler is None else scaler.get_scale())
 
 
-class WordCache:
+class TokenCache:
     """The words of validation batches, which are the same in every epoch while the tokenizer is frozen."""
 
     LIMIT = 2**30
@@ -88,7 +88,7 @@ class WordCache:
         """What `words` returns for this batch; without the feature maps where the up-sampler does not read them."""
         if batch_index in self._known:
             return self._known[batch_index]
-        tokens, encoding = self._model.words(images)
+        tokens, encoding = self._model.encode_to_tokens(images)
         if self._model.upsampler is None or self._model.encoder is not None:
             encoding = encoding._replace(stages=[])
         size = sum(x.nbytes for x in (tokens, encoding.latents, *encoding.stages))
@@ -97,9 +97,9 @@ class WordCache:
         return tokens, encoding
 
 
-def hidden_tokens(model: TokenCutSeg, images: Tensor, generator: torch.Generator) -> Tensor:
+def token_mask_for(model: TokenCutSeg, images: Tensor, generator: torch.Generator) -> Tensor:
     """Which tokens of each image to hide, as the model's recipe says: (B, T) bool."""
-    return draw_mask((len(images), *model.grid(images)), model.config.masked_gpt, generator).to(images.device)
+    return sample_token_mask((len(images), *model.grid(images)), model.config.masked_gpt, generator).to(images.device)
 
 
 class VQGANModule(StageModule):
@@ -114,8 +114,11 @@ class VQGANModule(StageModule):
         self.config = config.vqgan
         self.vqgan = VQGAN(config.vqgan)
         self.discriminator = Discriminator(config.vqgan.disc_channels)
-        self.perceptual = (None if config.vqgan.perceptual == "none"
-                           else PerceptualLoss(config.vqgan.perceptual, config.vqgan.perceptual_size))
+        self.perceptual = (
+            None
+            if config.vqgan.perceptual == "none"
+            else PerceptualLoss(config.vqgan.perceptual, config.vqgan.perceptual_size)
+        )
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._validation_tokens: list[Tensor] = []
 
@@ -165,24 +168,32 @@ class VQGANModule(StageModule):
         x = self.vqgan.normalise(images)
         reconstruction, quantized = self.vqgan(x)
         difference = self.vqgan.denormalise(reconstruction).clamp(0, 1) - images
-        self.log_dict({"validation_l1": difference.abs().mean(), "validation_mse": difference.square().mean()},
-                      batch_size=len(x), sync_dist=True)
+        self.log_dict(
+            {"validation_l1": difference.abs().mean(), "validation_mse": difference.square().mean()},
+            batch_size=len(x),
+            sync_dist=True,
+        )
         self._validation_tokens.append(quantized.tokens.cpu())
 
     def on_validation_epoch_end(self) -> None:
-        summary = codebook_summary(torch.cat(self._validation_tokens), self.config.n_embed)
+        summary = codebook_summary(torch.cat(self._validation_tokens), self.config.codebook_size)
         self._validation_tokens.clear()
-        self.log_dict({"validation_usage": summary["usage"], "validation_perplexity": summary["perplexity"]},
-                      sync_dist=True)
+        self.log_dict(
+            {"validation_usage": summary["usage"], "validation_perplexity": summary["perplexity"]}, sync_dist=True
+        )
 
     def configure_optimizers(self) -> Any:
-        optimizers = [torch.optim.Adam(m.parameters(), self.config.learning_rate, betas=(0.5, 0.9), fused=True)
-                      for m in (self.vqgan, self.discriminator)]
+        optimizers = [
+            torch.optim.Adam(m.parameters(), self.config.learning_rate, betas=(0.5, 0.9), fused=True)
+            for m in (self.vqgan, self.discriminator)
+        ]
         if not self.config.stepping_schedule:  # a schedule that only starts would leave the rate at its warm-up's first
             return optimizers
         total = self.total_steps()
-        return optimizers, [warm_cosine(optimizers[0], total),
-                            warm_cosine(optimizers[1], max(1, total - self.config.disc_start))]
+        return optimizers, [
+            cosine_with_warmup(optimizers[0], total),
+            cosine_with_warmup(optimizers[1], max(1, total - self.config.disc_start)),
+        ]
 
 
 class MaskedGPTModule(StageModule):
@@ -192,7 +203,7 @@ class MaskedGPTModule(StageModule):
     def __init__(self, config: Config, model: TokenCutSeg) -> None:
         super().__init__(config.seed)
         self.config, self.model = config.masked_gpt, model
-        self._validation_words = WordCache(model)
+        self._validation_words = TokenCache(model)
         model.requires_grad_(False)
         for part in self.learning:
             part.requires_grad_(True)
@@ -210,7 +221,7 @@ class MaskedGPTModule(StageModule):
 
     def learn(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         images, _ = self.augment(batch["images"], None, generator)
-        mask = own_rows(hidden_tokens(self.model, images, generator))
+        mask = own_rows(token_mask_for(self.model, images, generator))
         loss, accuracy = self._masked(own_rows(images), mask)
         self.note(train_loss=loss, train_accuracy=accuracy)
         return loss
@@ -218,26 +229,29 @@ class MaskedGPTModule(StageModule):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         # the same masks in every epoch
         images = batch["images"]
-        mask = hidden_tokens(self.model, images, torch.Generator().manual_seed(batch_index))
+        mask = token_mask_for(self.model, images, torch.Generator().manual_seed(batch_index))
         loss, accuracy = self._masked(images, mask, self._validation_words(batch_index, images))
-        self.log_dict({"validation_loss": loss, "validation_accuracy": accuracy}, batch_size=len(images),
-                      sync_dist=True)
+        self.log_dict(
+            {"validation_loss": loss, "validation_accuracy": accuracy}, batch_size=len(images), sync_dist=True
+        )
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
         if self.config.trains_encoder:  # through which the loss of blanked images is steep at times
             self.clip(p for part in self.learning for p in part.parameters())
 
-    def _masked(self, images: Tensor, mask: Tensor,
-                words: tuple[Tensor, Encoding] | None = None) -> tuple[Tensor, Tensor]:
-        tokens, logits = self.model.fill_in(images, mask, words)
+    def _masked(
+        self, images: Tensor, mask: Tensor, words: tuple[Tensor, Encoding] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        tokens, logits = self.model.predict_masked(images, mask, words)
         flat = tokens.flatten(1)
         return masked_token_loss(logits, flat, mask), batch_mean((logits.argmax(-1) == flat)[mask].float())
 
     def configure_optimizers(self) -> Any:
         parameters = [p for part in self.learning for p in part.parameters()]
-        optimizer = torch.optim.AdamW(parameters, self.config.learning_rate, betas=(0.9, 0.95),
-                                      weight_decay=self.config.weight_decay, fused=True)
-        return [optimizer], [{"scheduler": warm_cosine(optimizer, self.total_steps()), "interval": "step"}]
+        optimizer = torch.optim.AdamW(
+            parameters, self.config.learning_rate, betas=(0.9, 0.95), weight_decay=self.config.weight_decay, fused=True
+        )
+        return [optimizer], [{"scheduler": cosine_with_warmup(optimizer, self.total_steps()), "interval": "step"}]
 
 
 class SegmenterModule(StageModule):
@@ -253,10 +267,11 @@ class SegmenterModule(StageModule):
         self.unlabelled = unlabelled
         if unlabelled is not None:
             self.register_buffer("unlabelled_seen", torch.zeros((), dtype=torch.int64))
-        self.config, self.definition = config.segmentation, config.evaluation.score_definition
+        self.config, self.reduction = config.segmentation, config.evaluation.score_reduction
         self.model = model
-        self.averaged = (AveragedModel(model, multi_avg_fn=_warming_average, use_buffers=True)
-                         if self.config.weight_average else None)
+        self.averaged = (
+            AveragedModel(model, multi_avg_fn=ema_with_warmup, use_buffers=True) if self.config.weight_average else None
+        )
         if self.averaged is not None:
             self.averaged.requires_grad_(False)
         self._records: list[pd.DataFrame] = []
@@ -302,8 +317,9 @@ class SegmenterModule(StageModule):
         return self._supervised(logits, logits.softmax(1), own_rows(masks), "logits")
 
     def _supervised(self, logits: Tensor, probabilities: Tensor, masks: Tensor, kind: str) -> dict[str, Tensor]:
-        cross_entropy, dice = segmentation_loss(logits, probabilities, masks, kind, self.config.class_weighted_dice,
-                                                self.config.cross_entropy_weight)
+        cross_entropy, dice = segmentation_loss(
+            logits, probabilities, masks, kind, self.config.class_weighted_dice, self.config.cross_entropy_weight
+        )
         return {"cross_entropy": cross_entropy, "dice": dice}
 
     def rate(self, parameter: str) -> float:
@@ -319,8 +335,12 @@ class SegmenterModule(StageModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         probabilities = self.look(batch["images"], batch_index).float()  # epochs are compared without flips
-        self.log("validation_cross_entropy", F.nll_loss(probabilities.clamp(min=1e-6).log(), batch["masks"]),
-                 batch_size=len(probabilities), sync_dist=True)
+        self.log(
+            "validation_cross_entropy",
+            F.nll_loss(probabilities.clamp(min=1e-6).log(), batch["masks"]),
+            batch_size=len(probabilities),
+            sync_dist=True,
+        )
         ids = [f"{batch_index}-{i}" for i in range(len(probabilities))]
         self._records.append(score(probabilities.argmax(1), batch["masks"], ids, boundary=False))
 
@@ -331,13 +351,18 @@ class SegmenterModule(StageModule):
     def on_validation_epoch_end(self) -> None:
         records = pd.concat(self._records)
         self._records.clear()
-        self.log_dict({f"validation_{definition}_iou": summarise(records, definition, "iou", draws=1).mean
-                       for definition in sorted({"image_lesion", "pooled_two_class", self.definition})}, sync_dist=True)
+        self.log_dict(
+            {
+                f"validation_{reduction}_iou": summarise(records, reduction, "iou", draws=1).mean
+                for reduction in sorted({"per_image", "micro_two_class", self.reduction})
+            },
+            sync_dist=True,
+        )
 
     @property
     def monitor(self) -> str:
         """The metric by which the best epoch is chosen."""
-        return f"validation_{self.definition}_iou"
+        return f"validation_{self.reduction}_iou"
 
     def configure_optimizers(self) -> Any:
         c: SegmentationConfig = self.config
@@ -347,12 +372,20 @@ class SegmenterModule(StageModule):
                 decays = p.ndim > 1 or c.schedule == "cosine"
                 groups.setdefault((self.rate(name), decays), []).append(p)
         optimizer = torch.optim.AdamW(
-            [{"params": group, "lr": rate * c.learning_rate, "weight_decay": c.weight_decay * decays}
-             for (rate, decays), group in groups.items()], c.learning_rate, betas=(0.9, 0.95), fused=True)
+            [
+                {"params": group, "lr": rate * c.learning_rate, "weight_decay": c.weight_decay * decays}
+                for (rate, decays), group in groups.items()
+            ],
+            c.learning_rate,
+            betas=(0.9, 0.95),
+            fused=True,
+        )
         if c.schedule == "cosine":  # released: once an epoch, down to a tenth, whatever share of the rate a part has
-            schedule = warm_cosine(optimizer, self.trainer.max_epochs, warmup=0, floor=0.1)
+            schedule = cosine_with_warmup(optimizer, self.trainer.max_epochs, warmup=0, floor=0.1)
             return [optimizer], [{"scheduler": schedule, "interval": "epoch"}]
-        return [optimizer], [{"scheduler": warm_cosine(optimizer, self.total_steps(), floor=0.0), "interval": "step"}]
+        return [optimizer], [
+            {"scheduler": cosine_with_warmup(optimizer, self.total_steps(), floor=0.0), "interval": "step"}
+        ]
 
 
 class TokenCutSegModule(SegmenterModule):
@@ -360,21 +393,21 @@ class TokenCutSegModule(SegmenterModule):
 
     def __init__(self, config: Config, model: TokenCutSeg, unlabelled: ImageSet | None = None) -> None:
         super().__init__(config, model, unlabelled)
-        self._validation_words = WordCache(model) if config.segmentation.frozen_codebook else None
+        self._validation_words = TokenCache(model) if config.segmentation.frozen_codebook else None
 
     def rate(self, parameter: str) -> float:
-        shares = {"encoder": self.config.encoder_rate, "masked_gpt": self.config.transformer_rate}
+        shares = {"encoder": self.config.encoder_lr_scale, "masked_gpt": self.config.transformer_lr_scale}
         return shares.get(parameter.partition(".")[0], 1.0)
 
     def look(self, images: Tensor, batch_index: int) -> Tensor:
         if self._validation_words is None:
             return super().look(images, batch_index)
-        return self.scored(images, words=self._validation_words(batch_index, images)).probabilities
+        return self.scored(images, encoded=self._validation_words(batch_index, images)).probabilities
 
     def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         c, model = self.config, self.model
         joint = c.mlm_weight > 0 or c.training_features == "masked"
-        token_mask = own_rows(hidden_tokens(model, images, generator)) if joint else None
+        token_mask = own_rows(token_mask_for(model, images, generator)) if joint else None
         images, masks = own_rows(images), own_rows(masks)
         out = model(images, token_mask if c.training_features == "masked" else None)
         terms = self._supervised(out.logits, out.probabilities, masks, c.loss_input)
@@ -382,16 +415,17 @@ class TokenCutSegModule(SegmenterModule):
             terms["deepcut"] = c.deepcut_loss_weight * out.deepcut_loss
         if c.mlm_weight > 0:
             if c.training_features == "full":
-                reads = model.words if model.config.masked_gpt.trains_encoder else model.read
-                _, logits = model.fill_in(images, token_mask, reads(images)[:2])
+                reads = model.encode_to_tokens if model.config.masked_gpt.trains_encoder else model.read
+                _, logits = model.predict_masked(images, token_mask, reads(images)[:2])
             else:
                 logits = model.masked_gpt.lm_head(out.features)
             terms["masked_tokens"] = c.mlm_weight * masked_token_loss(logits, out.tokens, token_mask)
         return terms
 
 
-def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1,
-                floor: float = 0.05) -> torch.optim.lr_scheduler.LambdaLR:
+def cosine_with_warmup(
+    optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1, floor: float = 0.05
+) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up over the share `warmup` of `steps`, then a cosine down to `floor` times the peak."""
     rise = max(1, round(warmup * steps)) if warmup else 0
 
@@ -404,7 +438,7 @@ def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _warming_average(averages: list[Tensor], new: list[Tensor], n: Tensor | int) -> None:
+def ema_with_warmup(averages: list[Tensor], new: list[Tensor], n: Tensor | int) -> None:
     """Exponential moving average whose memory grows from a few steps to 200; a BatchNorm's statistics are averaged with
     the weights that they belong to, and its counter is not."""
     if not averages[0].is_floating_point():  # they come by type and device

@@ -1,0 +1,367 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.stats import ttest_1samp
+from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex, MulticlassF1Score, MulticlassJaccardIndex
+
+from tokencutseg.evaluation import statistics as summaries
+from tokencutseg.evaluation.per_image import score
+from tokencutseg.evaluation.statistics import (
+    MEASURES,
+    REDUCTIONS,
+    holm,
+    largest_dice,
+    paired_difference,
+    paired_differences,
+    seeded_difference,
+    summarise,
+    summary_table,
+)
+
+
+def random_records(n=30, seed=0, size=8, **labels):
+    """Masks that agree more or less, some of them empty."""
+    generator = np.random.default_rng(seed)
+    target = generator.random((n, size, size)) < generator.uniform(0, 0.6, size=(n, 1, 1))
+    prediction = target ^ (generator.random(target.shape) < generator.uniform(0, 0.3, size=(n, 1, 1)))
+    prediction[0] = target[1] = False
+    return with_native(prediction, target, **labels), prediction, target
+
+
+def with_native(prediction, target, **labels):
+    """Records whose native columns are those of the masks without their last column, so that they differ."""
+    ids = [f"i{k}" for k in range(len(target))]
+    native = score(prediction[:, 1:, 1:], target[:, 1:, 1:], ids).add_suffix("_native")
+    return score(prediction, target, ids, **labels).join(
+        native[["iou_native", "dice_native", "nsd_native", "hd95_native"]]
+    )
+
+
+def resampled_by_hand(records, reduction, measure, taken):
+    """The estimate on a resample, from the rows themselves taken one after the other."""
+    if reduction.startswith("image"):
+        iou = records["iou_native" if measure.endswith("_native") else "iou"]
+        scores = [0.0 if reduction.endswith("thr65") and iou[i] < 0.65 else records[measure][i] for i in taken]
+        return sum(scores) / len(scores)
+    tp, fp, fn, tn = (sum(int(records[cell][i]) for i in taken) for cell in ("tp", "fp", "fn", "tn"))
+    factor = {"iou": 1, "dice": 2}[measure]
+    lesion = factor * tp / (factor * tp + fp + fn)
+    background = factor * tn / (factor * tn + fp + fn)
+    return lesion if reduction == "micro_lesion" else (lesion + background) / 2
+
+
+PAIRS = [(reduction, measure) for measure in MEASURES for reduction in MEASURES[measure]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 9).flatmap(
+        lambda S: st.integers(2, 5).flatmap(lambda n: hnp.arrays(np.uint8, (2, n, S, S), elements=st.integers(0, 1)))
+    )
+)
+def test_definitions_equal_torchmetrics(pair):
+    prediction, target = torch.from_numpy(pair)
+    records = score(prediction, target, list(range(len(target))), boundary=False)
+
+    def mean(reduction, measure):
+        return summarise(records, reduction, measure, draws=1).mean
+
+    two_class = {
+        "iou": MulticlassJaccardIndex(num_classes=2, average="macro"),
+        "dice": MulticlassF1Score(num_classes=2, average="macro"),
+    }
+    one_class = {"iou": BinaryJaccardIndex(zero_division=1), "dice": BinaryF1Score(zero_division=1)}
+    for measure in ("iou", "dice"):
+        # torchmetrics sees the set in two batches, as it does in training
+        for part in (slice(0, 1), slice(1, None)):
+            two_class[measure].update(prediction[part], target[part])
+        assert mean("micro_two_class", measure) == pytest.approx(two_class[measure].compute().item(), abs=1e-6)
+        assert mean("micro_lesion", measure) == pytest.approx(one_class[measure](prediction, target).item(), abs=1e-6)
+        per_image = torch.stack([one_class[measure](p, t) for p, t in zip(prediction, target, strict=True)])
+        assert mean("per_image", measure) == pytest.approx(per_image.mean().item(), abs=1e-6)
+        iou = torch.stack([one_class["iou"](p, t) for p, t in zip(prediction, target, strict=True)])
+        expected = per_image.where(iou >= 0.65, torch.zeros(())).mean().item()
+        assert mean("per_image_thr65", measure) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("reduction", "measure"), PAIRS)
+def test_bootstrap_equals_a_plain_loop_with_the_same_draws(reduction, measure, monkeypatch):
+    records, _, _ = random_records()
+    draws, n = 64, len(records)
+    taken = np.random.default_rng(3).integers(n, size=(draws, n))
+    estimates = [resampled_by_hand(records, reduction, measure, row) for row in taken]
+    expected = (resampled_by_hand(records, reduction, measure, range(n)), *np.percentile(estimates, [2.5, 97.5]))
+    for cells in (summaries.CHUNK_CELLS, 7 * n, 1):  # one chunk, several and a rest, one row at a time
+        monkeypatch.setattr(summaries, "CHUNK_CELLS", cells)
+        summary = summarise(records, reduction, measure, draws=draws, seed=3)
+        assert (summary.mean, summary.low, summary.high) == pytest.approx(expected)
+        assert summary.n == n
+
+
+def coverage(column, repeats=600):
+    """How often the interval holds the truth, on 80 groups of 4 rows that share most of their randomness."""
+    generator = np.random.default_rng(1)
+    hits = 0
+    for seed in range(repeats):
+        shared = generator.beta(5, 2, size=80).repeat(4)
+        records = pd.DataFrame({"iou": 0.9 * shared + 0.1 * generator.random(320), column: np.arange(320) // 4})
+        summary = summarise(records, "per_image", "iou", draws=500, seed=seed)
+        hits += summary.low <= 0.9 * 5 / 7 + 0.05 <= summary.high
+    return hits / repeats
+
+
+def test_bootstrap_coverage_over_clusters():
+    assert 0.93 <= coverage("cluster") <= 0.97
+    assert coverage("unnoticed", 200) < 0.8, "drawn one by one, rows that are not independent must fall short"
+
+
+def clustered(seed=0, n=24, clusters=7):
+    """Two methods' scores of the same images, which belong to clusters of different sizes."""
+    generator = np.random.default_rng(seed)
+    labels = [f"patient {i}" for i in generator.integers(clusters, size=n)]
+    return [
+        pd.DataFrame({"id": [f"i{i}" for i in range(n)], "iou": generator.random(n), "cluster": labels})
+        for _ in range(2)
+    ]
+
+
+def drawn_by_hand(column, labels, draws, seed):
+    """Means over images where whole clusters are drawn, in the clusters' sorted order."""
+    names = sorted(set(labels))
+    members = [column[[label == name for label in labels]] for name in names]
+    taken = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
+    return [np.concatenate([members[i] for i in row]).mean() for row in taken]
+
+
+def test_clusters_are_drawn_whole_in_each_interval():
+    a, b = clustered()
+    labels, difference = a["cluster"].tolist(), (a["iou"] - b["iou"]).to_numpy()
+    one = summarise(a, "per_image", "iou", draws=80, seed=4)
+    assert (one.low, one.high) == pytest.approx(
+        tuple(np.percentile(drawn_by_hand(a["iou"].to_numpy(), labels, 80, 4), [2.5, 97.5]))
+    )
+    expected = tuple(np.percentile(drawn_by_hand(difference, labels, 80, 4), [2.5, 97.5]))
+    paired = paired_difference(a, b.sample(frac=1, random_state=0), "per_image", "iou", draws=80, seed=4)
+    assert (paired.low, paired.high) == pytest.approx(expected) and paired.n == 24
+    seeded = seeded_difference([a, a], [b, b.sample(frac=1, random_state=0)], draws=80, seed=4)
+    assert (seeded.low, seeded.high) == pytest.approx(expected) and seeded.difference == pytest.approx(
+        difference.mean()
+    )
+    assert summarise(a.assign(cluster=None), "per_image", "iou", draws=80, seed=4) == summarise(
+        a.drop(columns="cluster"), "per_image", "iou", draws=80, seed=4
+    ), "nothing is known of any"
+
+
+def test_bootstrap_coverage_over_images():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for seed in range(1000):
+        summary = summarise(
+            pd.DataFrame({"iou": generator.beta(5, 2, size=100)}), "per_image", "iou", draws=500, seed=seed
+        )
+        hits += summary.low <= 5 / 7 <= summary.high
+    assert 0.93 <= hits / 1000 <= 0.97
+
+
+def test_bootstrap_coverage_of_pooled_scores_and_of_paired_differences():
+    """150 images whose lesions differ in size, segmented by two methods that find other shares of lesion and skin; the
+    truth is the score of the expected counts."""
+    generator, pixels, shares, hits = np.random.default_rng(3), 4096, ((8, 2, 30), (12, 2, 20)), np.zeros(2)
+
+    def truth(a, b, c):
+        lesion = 0.25 * pixels
+        tp, fp = lesion * a / (a + b), (pixels - lesion) / (1 + c)
+        return (tp / (lesion + fp) + (pixels - lesion - fp) / (pixels - tp)) / 2
+
+    for seed in range(600):
+        lesion = generator.integers(0, pixels // 2, size=150, endpoint=True)
+        methods = []
+        for a, b, c in shares:
+            tp = np.rint(lesion * generator.beta(a, b, size=150))
+            fp = np.rint((pixels - lesion) * generator.beta(1, c, size=150))
+            methods.append(
+                pd.DataFrame({"id": np.arange(150), "tp": tp, "fp": fp, "fn": lesion - tp, "tn": pixels - lesion - fp})
+            )
+        own = summarise(methods[0], "micro_two_class", "iou", draws=400, seed=seed)
+        lead = paired_difference(*methods, "micro_two_class", "iou", draws=400, seed=seed)
+        hits += [
+            own.low <= truth(*shares[0]) <= own.high,
+            lead.low <= truth(*shares[0]) - truth(*shares[1]) <= lead.high,
+        ]
+    assert hits.min() / 600 >= 0.93 and hits.max() / 600 <= 0.97
+
+
+def test_each_row_its_own_group_changes_nothing():
+    records, _, _ = random_records()
+    assert summarise(records, "micro_lesion", "iou", draws=50, groups="size").low == pytest.approx(
+        summarise(records, "micro_lesion", "iou", draws=50).mean
+    ), "one group only: no spread"
+    records["patient"] = np.arange(len(records))
+    assert summarise(records, "micro_lesion", "iou", draws=50, groups="patient") == summarise(
+        records, "micro_lesion", "iou", draws=50
+    )
+
+
+def test_summary_table_holds_each_group_definition_and_measure():
+    parts = [
+        random_records(seed=seed, method=method, test=test)[0]
+        for seed, (method, test) in enumerate([("unet", "b"), ("unet", "a"), ("otsu", "a")])
+    ]
+    table = summary_table(pd.concat(parts), ["method", "test"], draws=30, seed=5)
+    assert table.columns.tolist() == ["method", "test", "reduction", "measure", "n", "mean", "low", "high"]
+    assert table[["method", "test"]].drop_duplicates().to_numpy().tolist() == [
+        ["unet", "b"],
+        ["unet", "a"],
+        ["otsu", "a"],
+    ]
+    assert len(table) == 3 * len(PAIRS)
+    row = table.query("method == 'otsu' and reduction == 'micro_lesion' and measure == 'dice'").iloc[0]
+    expected = summarise(parts[2], "micro_lesion", "dice", draws=30, seed=5)
+    assert (row["mean"], row.low, row.high, row.n) == (expected.mean, expected.low, expected.high, expected.n)
+    assert set(summary_table(parts[0], [], measures=["iou"], draws=5).reduction) == set(REDUCTIONS)
+    without = parts[0].drop(columns=[measure for measure in MEASURES if measure not in ("iou", "dice")])
+    assert set(summary_table(without, [], draws=5).measure) == {"iou", "dice"}
+
+
+def test_the_largest_dice_of_an_iou():
+    assert largest_dice(np.array([0, 0.5, 1])) == pytest.approx([0, 2 / 3, 1])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 30))
+def test_dice_bound_holds_under_each_definition(seed, n):
+    records, _, _ = random_records(n, seed)
+    assert records.dice.to_numpy() == pytest.approx(largest_dice(records.iou.to_numpy()))
+    for reduction in REDUCTIONS:
+        iou, dice = (summarise(records, reduction, measure, draws=1).mean for measure in ("iou", "dice"))
+        assert dice <= largest_dice(iou) + 1e-12
+
+
+@pytest.mark.parametrize(("reduction", "measure"), PAIRS)
+def test_paired_difference(reduction, measure):
+    a, prediction, target = random_records(n=40)
+    worse = prediction ^ (np.random.default_rng(9).random(prediction.shape) < 0.05)
+    b = with_native(worse, target)
+    result = paired_difference(a, b.sample(frac=1, random_state=0), reduction, measure, draws=64, seed=2)
+    taken = np.random.default_rng(2).integers(40, size=(64, 40))
+    by_hand = [
+        resampled_by_hand(a, reduction, measure, row) - resampled_by_hand(b, reduction, measure, row) for row in taken
+    ]
+    expected = (
+        resampled_by_hand(a, reduction, measure, range(40)) - resampled_by_hand(b, reduction, measure, range(40)),
+        *np.percentile(by_hand, [2.5, 97.5]),
+    )
+    assert (result.difference, result.low, result.high) == pytest.approx(expected)
+    assert result.n == 40
+    others = list(dict.fromkeys([(reduction, measure), ("per_image", "iou"), ("micro_two_class", "dice")]))
+    assert paired_differences(a, b, others, draws=64, seed=2)[0] == result, "what else is asked for changes nothing"
+
+
+def test_paired_wilcoxon():
+    """Five images, all better, without ties: of the 2^5 sign patterns two are as extreme."""
+    a = pd.DataFrame({"id": list("abcde"), "iou": [0.9, 0.8, 0.7, 0.6, 0.5]})
+    b = pd.DataFrame({"id": list("abcde"), "iou": [0.89, 0.78, 0.67, 0.56, 0.45]})
+    assert paired_difference(a, b, "per_image", "iou", draws=9).p == pytest.approx(2 / 2**5)
+    same = paired_difference(a, a, "per_image", "iou", draws=9)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_paired_difference_needs_the_same_images():
+    a, _, _ = random_records()
+    with pytest.raises(ValueError, match="1 ids only in the first, 0 only in the second"):
+        paired_difference(a, a.iloc[1:], "per_image", "iou")
+    with pytest.raises(ValueError, match="occurs twice"):
+        paired_difference(pd.concat([a, a]), a, "per_image", "iou")
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_equals_its_definition(pvalues):
+    """Adjusted p of the i-th smallest: the largest (m − j)·p_j over the j up to it (j from 0), at most 1."""
+    m, ordered = len(pvalues), sorted(pvalues)
+    by_value = {p: min(1, max((m - j) * ordered[j] for j in range(m) if ordered[j] <= p)) for p in pvalues}
+    assert holm(pvalues) == pytest.approx([by_value[p] for p in pvalues])
+
+
+def test_holm_example():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        holm([0.5, float("nan")])
+
+
+@pytest.mark.parametrize(
+    ("reduction", "measure", "said"),
+    [
+        ("image_mean", "iou", "unknown reduction 'image_mean'"),
+        ("per_image", "jaccard", "unknown measure 'jaccard'"),
+        ("micro_lesion", "nsd", "belongs to one image"),
+    ],
+)
+def test_unknown_names(reduction, measure, said):
+    records, _, _ = random_records()
+    with pytest.raises(ValueError, match=said):
+        summarise(records, reduction, measure)
+
+
+def test_missing_records_and_columns():
+    records, _, _ = random_records()
+    with pytest.raises(ValueError, match="no records"):
+        summarise(records.iloc[:0], "per_image", "iou")
+    with pytest.raises(ValueError, match="no column 'patient'"):
+        summarise(records, "per_image", "iou", groups="patient")
+    with pytest.raises(ValueError, match="no column 'method'"):
+        summary_table(records, ["method"])
+    with pytest.raises(ValueError, match="unknown measure 'jaccard'"):
+        summary_table(records, [], measures=["jaccard"])
+    with pytest.raises(ValueError, match="scored without"):
+        summarise(records.drop(columns="nsd"), "per_image", "nsd")
+
+
+def test_one_seed_is_the_paired_difference():
+    a, b = random_records(seed=1)[0], random_records(seed=2)[0]
+    one, paired = (
+        seeded_difference([a], [b.sample(frac=1, random_state=0)], draws=500),
+        paired_difference(a, b, "per_image", "iou", draws=500),
+    )
+    for name in ("difference", "low", "high", "p", "n"):
+        assert getattr(one, name) == pytest.approx(getattr(paired, name)), name
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    reference = [random_records(seed=1)[0]] * 3
+    alike = [frame.assign(iou=frame["iou"] + 0.1) for frame in reference]
+    apart = [frame.assign(iou=frame["iou"] + step) for frame, step in zip(reference, (0.0, 0.1, 0.2), strict=True)]
+    same, different = (seeded_difference(group, reference, draws=2000) for group in (alike, apart))
+    assert same.difference == pytest.approx(0.1) and different.difference == pytest.approx(0.1)
+    assert (same.low, same.high) == (pytest.approx(0.1), pytest.approx(0.1))
+    alone = ttest_1samp([0.0, 0.1, 0.2], 0).confidence_interval(0.95)  # all images agree: only the seeds are uncertain
+    assert (different.low, different.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
+
+
+@pytest.mark.parametrize(("of_seeds", "of_images"), [(0.03, 0.1), (0.002, 0.3)])
+def test_coverage_over_images_and_seeds(of_seeds, of_images):
+    """Three seeds and eighty images, where either matters more; on the safe side where both do."""
+    generator, hits, ids = np.random.default_rng(2), 0, [f"i{i}" for i in range(80)]
+    for seed in range(400):
+        changes = (
+            0.1
+            + of_seeds * generator.standard_normal((3, 1))
+            + of_images * generator.standard_normal(80)
+            + 0.05 * generator.standard_normal((3, 80))
+        )
+        trainings = [pd.DataFrame({"id": ids, "iou": row}) for row in changes]
+        found = seeded_difference(trainings, [pd.DataFrame({"id": ids, "iou": 0.0})] * 3, draws=400, seed=seed)
+        hits += found.low <= 0.1 <= found.high
+    assert 0.93 <= hits / 400 <= 0.99
+
+
+def test_trainings_that_cannot_be_paired_are_refused():
+    records = random_records()[0]
+    with pytest.raises(ValueError, match="2 and 1 trainings"):
+        seeded_difference([records, records], [records])
+    with pytest.raises(ValueError, match="different images"):
+        seeded_difference([records], [records.assign(id=records["id"] + "x")])

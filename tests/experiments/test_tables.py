@@ -1,0 +1,315 @@
+"""The tables of notebooks 03 and 04 of one tiny study, trained once."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.images import DataError
+from tokencutseg.data.source import DataSource
+from tokencutseg.evaluation.statistics import paired_difference
+from tokencutseg.experiments import tables
+from tokencutseg.experiments.claims import PUBLISHED
+from tokencutseg.experiments.study import Study
+from tokencutseg.models.deepcut import stencil_offsets
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    short = {f"{stage}.epochs": 1 for stage in ("vqgan", "masked_gpt")} | {
+        "vqgan.perceptual": "none",
+        "vqgan.images_per_epoch": 16,
+        "masked_gpt.images_per_epoch": 16,
+        "segmentation.images_per_epoch": 16,
+    }
+    return Study.open("tiny", results=tmp_path_factory.mktemp("results"), overrides=short)
+
+
+def test_segmentation_history_holds_every_run_of_the_main_results(study):
+    table = tables.segmentation_history(study)
+    assert list(table["train"].unique()) == ["site_a", "site_b"]
+    for train, rows in table.groupby("train"):
+        run = study.segmenter(train)
+        pd.testing.assert_frame_equal(rows.drop(columns=["train", "chosen_by"]).reset_index(drop=True), run.history)
+        score = rows[rows["chosen_by"].iloc[0]]
+        assert rows.loc[score.idxmax(), "epoch"] == run.metrics["best_epoch"]
+
+
+def test_main_results_agree_with_the_records(study):
+    records, table = tables.main_records(study), tables.main_results(study)
+    assert set(map(tuple, table[["train", "test"]].to_numpy())) == set(study.source.rows)
+    for (train, test, method), rows in records.groupby(["train", "test", "method"]):
+        assert len(rows) == study.config.data.synthetic_test
+        cell = table[(table["train"] == train) & (table["test"] == test) & (table["method"] == method)]
+        one = cell.set_index(["reduction", "measure"])
+        assert one.loc[("per_image", "iou"), "mean"] == pytest.approx(rows["iou"].mean())
+        tp, fp, fn = (rows[name].sum() for name in ("tp", "fp", "fn"))
+        assert one.loc[("micro_lesion", "iou"), "mean"] == pytest.approx(tp / (tp + fp + fn))
+        assert (one["low"] <= one["mean"] + 1e-12).all() and (one["mean"] <= one["high"] + 1e-12).all()
+    assert table["published"].isna().all() and table["complete"].all() and (table["note"] == "").all()
+
+
+def test_main_results_say_how_far_ours_is_ahead_of_each_rival(study):
+    records, table = tables.main_records(study), tables.main_results(study)
+    assert table.loc[table["method"] == "tokencutseg", "diff"].isna().all()
+    rivals = table[table["method"] != "tokencutseg"]
+    assert len(rivals) and (rivals["diff_low"] <= rivals["diff"] + 1e-12).all()
+    cells = table.set_index(["train", "test", "reduction", "measure", "method"])["mean"]
+    for row in rivals.itertuples():
+        key = (row.train, row.test, row.reduction, row.measure)
+        assert row.diff == pytest.approx(cells[(*key, "tokencutseg")] - cells[(*key, row.method)])
+    row = rivals[(rivals["reduction"] == "per_image") & (rivals["measure"] == "iou")].iloc[0]
+    part = records[(records["train"] == row.train) & (records["test"] == row.test)]
+    ours, theirs = (part[part["method"] == method] for method in ("tokencutseg", row.method))
+    paired = paired_difference(ours, theirs, "per_image", "iou", study.config.evaluation.bootstrap_draws)
+    assert (row.diff_low, row.diff_high, row.p) == pytest.approx((paired.low, paired.high, paired.p))
+    assert row.p_holm >= row.p
+
+
+def test_cross_dataset_is_measured_against_the_models_own_test_set(study):
+    results = tables.main_results(study)
+    table = tables.cross_dataset(results)
+    assert set(table["method"]) == {"tokencutseg"}
+    assert (table.loc[table["train"] == table["test"], "change"] == 0).all()
+    row = table[
+        (table["train"] == "site_a")
+        & (table["test"] == "site_b")
+        & (table["reduction"] == "per_image")
+        & (table["measure"] == "iou")
+    ].iloc[0]
+    scores = {
+        test: study.records(study.segmenter("site_a"), test, "test")["iou"].mean() for test in ("site_a", "site_b")
+    }
+    assert row["own"] == pytest.approx(scores["site_a"])
+    assert row["change"] == pytest.approx(scores["site_b"] - scores["site_a"])
+
+
+def test_rivals_are_baselines_and_other_recipes_under_their_own_names(study, monkeypatch):
+    rivals = {"evaluation.rivals": ["otsu", "unet", "released", "revised"]}
+    monkeypatch.setattr(study, "config", study.config.override(rivals))
+    monkeypatch.setattr(study.source, "rows", [("site_a", "site_b")])
+    records, table = tables.main_records(study), tables.main_results(study)
+    shown = table.drop_duplicates("method").set_index("method")["recipe"].to_dict()
+    assert shown == {"tokencutseg": "revised", "otsu": "none", "unet": "none", "released": "released"}
+    theirs = study.baseline("unet", "site_a").metrics["pretrained_weights"]
+    assert table.drop_duplicates("method").set_index("method")["weights"].to_dict() == {
+        "tokencutseg": "self-supervised",
+        "otsu": "none",
+        "unet": theirs,
+        "released": "self-supervised",
+    }
+    run = study.segmenter("site_a", study.config.with_recipe("released"))
+    assert run.model().config.segmentation.loss_input == "probabilities"
+    theirs = records[records["method"] == "released"]
+    assert theirs["iou"].tolist() == study.records(run, "site_b", "test")["iou"].tolist()
+
+
+def test_budgets_are_those_of_the_runs(study):
+    table = tables.budgets(study)
+    assert list(zip(table["train"], table["method"], table["stage"], strict=True)) == [
+        ("site_a", "tokencutseg", "vqgan"),
+        ("site_a", "tokencutseg", "masked_gpt"),
+        ("site_a", "tokencutseg", "segmentation"),
+        ("site_b", "tokencutseg", "segmentation"),
+    ]
+    for row in table.itertuples():
+        metrics = json.loads((study.store.folder / row.run / "metrics.json").read_text())
+        assert row.saw == (row.train if row.stage == "segmentation" else "pool")
+        assert (row.steps, row.images_seen, row.seconds) == tuple(
+            metrics[key] for key in ("steps", "images_seen", "seconds")
+        )
+
+
+def test_a_pair_without_images_keeps_a_row_with_its_published_numbers(study, monkeypatch):
+    monkeypatch.setattr(study.source, "rows", [*study.source.rows, ("isic2018", "isic2018")])
+    table = tables.main_results(study)
+    missing = table[table["train"] == "isic2018"]
+    assert dict(zip(missing["measure"], missing["published"], strict=True)) == PUBLISHED["isic2018", "isic2018"]
+    assert (missing["note"] == "data not available").all()
+    assert missing["mean"].isna().all() and (missing["n"] == 0).all() and not missing["complete"].any()
+    assert "isic2018" not in set(tables.cross_dataset(table)["train"])
+    assert "isic2018" not in set(tables.segmentation_history(study)["train"])
+
+
+def test_without_any_scored_pair_the_error_says_what_to_add(study, monkeypatch):
+    monkeypatch.setattr(study.source, "rows", [("isic2018", "isic2018")])
+    with pytest.raises(DataError, match="test split"):
+        tables.main_results(study)
+
+
+def test_the_main_results_can_be_of_one_training_set(study, monkeypatch):
+    def about(*names):
+        monkeypatch.setattr(study, "config", study.config.override({"evaluation.train_sets": names}))
+        return study
+
+    assert tables.wanted_rows(about()) == study.source.rows
+    rows = tables.available_rows(about("site_b"))
+    assert rows == [(train, test) for train, test in study.source.rows if train == "site_b"] != []
+    assert study.source.primary == "site_a" and tables.home(study) == rows[0]
+    assert tables.home(about()) == tables.home(about("site_a", "site_b")) == ("site_a", "site_a")
+    with pytest.raises(DataError, match=r"'site_c'.*site_a, site_b"):
+        tables.available_rows(about("site_c"))
+
+
+def leaking_source(shared, dataset="skin"):
+    """One dataset whose test split repeats `shared` training images, one of them under another id."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(name, n):
+        images = torch.randint(0, 256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        masks = torch.zeros(n, 32, 32, dtype=torch.uint8)
+        masks[:, 8:20, 8:20] = 1
+        return ImageSet(dataset, name, [f"{name}{i}" for i in range(n)], images, masks, n, [(32, 32)] * n)
+
+    train, validation, test = split("train", 8), split("validation", 4), split("test", 6)
+    test.images[:shared] = train.images[:shared]
+    test.ids[: shared - 1] = train.ids[: shared - 1]
+    sets = {"train": train, "validation": validation, "test": test}
+    loaders = {dataset: {name: (lambda part=part: part) for name, part in sets.items()}}
+    return DataSource(dataset, dataset, [(dataset, dataset)], 32, loaders)
+
+
+def test_leakage_counts_shared_images_and_scores_without_them(study, tmp_path, monkeypatch):
+    leaking = Study(study.config, leaking_source(shared=3), tmp_path / "leaking")
+    trained = study.segmenter()
+    monkeypatch.setattr(leaking, "segmenter", lambda train: trained)  # which model is scored does not matter here
+    whole = tables.leakage(leaking)
+    otsu = whole[whole["method"] == "otsu"].set_index(["set_1", "set_2"])
+    table = whole[whole["method"] != "otsu"].set_index(["set_1", "set_2"])
+    assert table.index.is_unique
+    row = table.loc[("skin/train", "skin/test")]
+    assert (row["same_id"], row["same_content"], row["images"], row["n_without"]) == (2, 1, 3, 3)
+    records = leaking.records(trained, "skin", "test")
+    assert row["iou"] == pytest.approx(records["iou"].mean())
+    assert row["iou_without"] == pytest.approx(records["iou"][3:].mean())
+    assert row["low"] <= row["iou"] <= row["high"] and row["low_without"] <= row["iou_without"] <= row["high_without"]
+    theirs = leaking.otsu_records("skin", "test")["iou"]
+    assert otsu.loc[("skin/train", "skin/test"), ["iou", "iou_without"]].tolist() == pytest.approx(
+        [theirs.mean(), theirs[3:].mean()]
+    )
+    both = ("self-supervised pool or skin/train", "skin/test")
+    assert table.loc[both, ["images", "n_without", "iou_without"]].tolist() == [3, 3, row["iou_without"]]
+    others = table.drop(index=[("skin/train", "skin/test"), both])
+    assert (others["images"] == 0).all()
+    # the pool leaves the three out by itself
+    assert len(leaking.source.unlabelled()) == 5
+    pool = table.loc[("self-supervised pool", "skin/test")]
+    assert (pool["train"], pool["n_without"], pool["iou_without"]) == ("skin", 6, pool["iou"])
+    assert table["train"].notna().sum() == 3
+    assert table.loc[("self-supervised pool", "validation and test"), "images"] == 0
+
+
+@pytest.mark.parametrize(("shared", "seen"), [(1, {"test0"}), (3, {"train0", "train1", "test2"})])
+def test_test_images_seen_in_training_are_found_by_id_and_by_content(study, tmp_path, shared, seen):
+    leaking = Study(study.config, leaking_source(shared), tmp_path / "leaking")
+    assert tables.seen_in_training(leaking, "skin", "skin") == seen
+
+
+def test_leakage_of_a_test_set_that_was_trained_on_leaves_no_score(study, tmp_path, monkeypatch):
+    leaking = Study(study.config, leaking_source(shared=6, dataset="known"), tmp_path / "leaking")
+    trained = study.segmenter()
+    monkeypatch.setattr(leaking, "segmenter", lambda train: trained)
+    row = (
+        tables.leakage(leaking)
+        .set_index(["set_1", "set_2", "method"])
+        .loc[("known/train", "known/test", "tokencutseg")]
+    )
+    assert row["n_without"] == 0 and np.isnan(row["iou_without"]) and not np.isnan(row["iou"])
+
+
+def test_the_cut_of_assignments_made_by_hand_agrees_with_the_dense_formula(study):
+    table = tables.cut_examples(study).set_index("assignment")
+    config, side = study.config.segmentation, study.config.grid_size
+    offsets = set(stencil_offsets(side, side, config.graph_radius, config.radius_unit))
+    cells = [(y, x) for y in range(side) for x in range(side)]
+    A = np.array([[(b[0] - a[0], b[1] - a[1]) in offsets for b in cells] for a in cells], float)
+    normalised = A / np.sqrt(np.outer(A.sum(0), A.sum(0)))
+    half = np.array([x >= side / 2 for _, x in cells])
+    for name, lesion in (("everything is skin", np.zeros(len(cells))), ("left and right half", half)):
+        S = np.stack([1 - lesion, lesion], 1)
+        cut = -np.trace(S.T @ normalised @ S) / np.trace(S.T @ np.diag(normalised.sum(1)) @ S)
+        gram = S.T @ S
+        balance = np.linalg.norm(gram / np.linalg.norm(gram) - np.eye(2) / np.sqrt(2))
+        assert table.loc[name, "cut"] == pytest.approx(cut, abs=1e-4)
+        assert table.loc[name, "orthogonality"] == pytest.approx(balance, abs=1e-4)
+    assert table.loc["checkerboard", "cut"] > table.loc["left and right half", "cut"]
+
+
+def test_groups_are_thirds_of_each_test_set_under_one_score(study):
+    records = tables.main_records(study)
+    table = tables.score_by_group(study, records)
+    assert list(dict.fromkeys(table["grouping"])) == ["lesion size", "contrast", "site"]
+    for (train, test, method), rows in records.groupby(["train", "test", "method"]):
+        own = table[(table["train"] == train) & (table["test"] == test) & (table["method"] == method)]
+        for grouping, column, names in (
+            ("lesion size", "lesion_fraction", ["small", "medium", "large"]),
+            ("contrast", "contrast", ["low", "medium", "high"]),
+        ):
+            part = own[own["grouping"] == grouping]
+            assert part["group"].tolist() == names
+            assert part["n"].tolist() == [4, 4, 4]
+            ordered = rows.sort_values(column)["iou"].to_numpy().reshape(3, 4).mean(1)
+            np.testing.assert_allclose(part["mean"], ordered)
+        site = own[own["grouping"] == "site"].iloc[0]
+        assert (site["group"], site["n"], site["mean"]) == (test, 12, pytest.approx(rows["iou"].mean()))
+
+
+def test_failures_are_the_lowest_scores_worst_first(study):
+    images, predicted, scores = tables.worst_first(study, 5)
+    records = study.records(study.segmenter("site_a"), "site_a", "test").set_index("id")["iou"]
+    np.testing.assert_allclose(scores, records.sort_values().head(5))
+    np.testing.assert_allclose(records.loc[images.ids], scores)
+    both, either = ((predicted & images.masks).sum((1, 2)), (predicted | images.masks).sum((1, 2)))
+    np.testing.assert_allclose(both / either, scores)
+
+
+def test_gaps_are_the_official_images_that_are_missing(tmp_path):
+    own = leaking_source(shared=0)
+    parts = {split: dataclasses.replace(own.load("skin", split)) for split in ("train", "validation", "test")}
+    parts["train"].expected, parts["test"].expected = len(parts["train"]), 100
+    source = DataSource(
+        "skins",
+        "skin",
+        [("skin", "skin")],
+        32,
+        {"skin": {split: (lambda part=part: part) for split, part in parts.items()}},
+    )
+    study = Study(Study.open("tiny").config, source, tmp_path)
+    assert tables.gaps(study, ("skin", "train"), ("skin", "validation")) == ""
+    assert tables.gaps(study, ("skin", "train"), ("skin", "test")) == f"skin test partial: {len(parts['test'])} of 100"
+    assert tables.gaps(study, ("skin", "train"), ("face", "test")) is None
+
+
+def test_a_table_of_another_notebook_is_read_once_it_is_written(study):
+    assert tables.written(study, "label_efficiency") is None
+    frame = pd.DataFrame({"method": ["unet"], "fraction": [0.5]})
+    study.table("label_efficiency", frame)
+    pd.testing.assert_frame_equal(tables.written(study, "label_efficiency"), frame)
+
+
+def test_a_small_training_set_takes_as_many_steps_as_the_largest(study, tmp_path, monkeypatch):
+    large, small = leaking_source(shared=0), leaking_source(shared=0)
+    sets = {"large": large.load("skin", "train"), "small": small.load("skin", "train").subset(range(3))}
+    loaders = {
+        name: {
+            "train": (lambda part=part: part),
+            "validation": lambda: large.load("skin", "validation"),
+            "test": lambda: large.load("skin", "test"),
+        }
+        for name, part in sets.items()
+    }
+    source = DataSource("skins", "large", [("large", "large"), ("small", "small")], 32, loaders)
+    config = study.config.override({"segmentation.images_per_epoch": None, "segmentation.self_training_weight": 0.0})
+    both = Study(config, source, tmp_path)
+    monkeypatch.setattr(both, "tokenizer", lambda *_: study.tokenizer())
+    monkeypatch.setattr(both, "transformer", lambda *_: study.transformer())
+    runs = {name: both.segmenter(name) for name in sets}
+    assert {name: run.metrics["images_seen"] for name, run in runs.items()} == {
+        name: 8 * config.segmentation.epochs for name in sets
+    }
+    assert runs["small"].metrics["training_images"] == 3
+    assert runs["large"].config.segmentation.images_per_epoch is None

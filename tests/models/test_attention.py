@@ -1,0 +1,64 @@
+"""Blocked attention with dropout against the dense formula with the same mask."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tokencutseg.models import attention as module
+from tokencutseg.models.attention import attention, draw_kept
+
+
+def inputs(T=13, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, 3, T, 4, dtype=dtype, generator=generator, requires_grad=True) for _ in range(3)]
+
+
+def kept(shape, dropout, seed, block):
+    return draw_kept(torch.empty(shape, dtype=torch.float64), dropout, seed, block)
+
+
+@pytest.mark.parametrize("cells", [1, 13 * 4, 13 * 5, 13 * 13, 2 * 13 * 13 + 5, 10_000])
+def test_values_and_gradients_equal_the_dense_formula(monkeypatch, cells):
+    q, k, v = inputs()
+    monkeypatch.setattr(module, "BLOCK_CELLS", cells)
+    monkeypatch.setattr(torch, "randint", lambda *_: torch.tensor(5))
+    ours = attention(q, k, v, 0.3)
+    keep = torch.full((6, 13, 13), torch.nan, dtype=torch.float64)
+    many, rows = max(1, cells // 169), max(1, min(13, cells // 13))
+    blocks = [(n, row) for n in range(0, 6, many) for row in range(0, 13, rows)]
+    for i, (n, row) in enumerate(blocks):
+        part = keep[n : n + many, row : row + rows]
+        part.copy_(kept(part.shape, 0.3, 5, i))
+    assert set(keep.unique().tolist()) == {0, 1}
+    dense = ((q @ k.transpose(-2, -1) / 2).softmax(-1) * keep.view(2, 3, 13, 13) / 0.7) @ v
+    torch.testing.assert_close(ours, dense, atol=1e-12, rtol=1e-12)
+    target = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
+    for a, b in zip(
+        torch.autograd.grad(ours, (q, k, v), target), torch.autograd.grad(dense, (q, k, v), target), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+
+
+def test_without_dropout_it_is_torchs_own():
+    q, k, v = inputs(dtype=torch.float32)
+    assert torch.equal(attention(q, k, v, 0.0), F.scaled_dot_product_attention(q, k, v))
+
+
+def test_the_share_that_is_dropped_and_its_seed():
+    mask = kept((50, 60, 70), 0.1, 1, 0)
+    assert mask.mean().item() == pytest.approx(0.9, abs=0.003)
+    assert torch.equal(mask, kept((50, 60, 70), 0.1, 1, 0))
+    for other in (kept((50, 60, 70), 0.1, 2, 0), kept((50, 60, 70), 0.1, 1, 1)):
+        both = ((1 - mask) * (1 - other)).mean().item()
+        assert both == pytest.approx(0.01, abs=0.001), "independent of other seeds and blocks"
+
+
+def test_the_mean_over_draws_is_attention_without_dropout():
+    q, k, v = inputs(T=5)
+    torch.manual_seed(0)
+    mean = torch.stack([attention(q, k, v, 0.2).detach() for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(mean, F.scaled_dot_product_attention(q, k, v).detach(), atol=0.05, rtol=0)
+    torch.manual_seed(3)
+    a = attention(q, k, v, 0.2)
+    torch.manual_seed(3)
+    assert torch.equal(a, attention(q, k, v, 0.2))

@@ -1,0 +1,163 @@
+"""The stencil against the dense formula, in double precision."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokencutseg.config import SegmentationConfig
+from tokencutseg.models.deepcut import (
+    DeepCut,
+    GridGraph,
+    convolve_nodes,
+    node_positions,
+    normalised_cut,
+    orthogonality,
+    position_graph,
+    stencil_offsets,
+    to_grid,
+    to_nodes,
+)
+
+torch.set_default_dtype(torch.float32)
+GRIDS = [(8, 8), (5, 9), (1, 6), (12, 7)]
+
+
+def dense_adjacency(H, W, radius, unit):
+    """A (T, T) from the reduction: distance of node positions, self-loops included."""
+    y, x = np.meshgrid(np.arange(H), np.arange(W), indexing="ij")
+    scale = (max(H - 1, 1), max(W - 1, 1)) if unit == "image" else (1, 1)
+    p = np.stack([y.ravel() / scale[0], x.ravel() / scale[1]], 1)
+    distance = np.sqrt(((p[:, None] - p[None]) ** 2).sum(-1))
+    return torch.from_numpy((distance <= radius * (1 + 1e-7) + 1e-9).astype(np.float64))
+
+
+def dense_normalised(A):
+    d = A.sum(1).rsqrt()
+    return d[:, None] * A * d[None]
+
+
+def test_the_kept_graph_is_in_single_precision_whoever_asks_first():
+    where = (7, 5, 2.6, "cells", torch.device("cpu"), torch.float32)
+    position_graph.cache_clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = position_graph(*where)
+    position_graph.cache_clear()
+    single = position_graph(*where)
+    for name in ("degree", "scale", "normalised_degree"):
+        assert torch.equal(getattr(mixed, name), getattr(single, name)), name
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("radius", [0.0, 1.0, 1.5, 2.6, 5.0])
+def test_propagation_cut_and_gradients_equal_the_dense_formula(grid, radius):
+    H, W = grid
+    A = dense_normalised(dense_adjacency(H, W, radius, "cells"))
+    graph = GridGraph(H, W, radius, "cells", like=torch.zeros(1, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, H * W, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+
+    ours, dense = to_nodes(graph.propagate(to_grid(x, grid))), A @ x
+    torch.testing.assert_close(ours, dense, atol=1e-12, rtol=1e-12)
+
+    S = x.softmax(-1)
+    dense_cut = -torch.einsum("btc,ts,bsc->b", S, A, S) / (torch.einsum("btc,t,btc->b", S, A.sum(1), S) + 1e-6)
+    cut = normalised_cut(to_grid(S, grid), graph)
+    torch.testing.assert_close(cut, dense_cut, atol=1e-9, rtol=1e-9)
+    (g_ours,) = torch.autograd.grad((cut + orthogonality(S)).sum() + ours.square().sum(), x, retain_graph=True)
+    (g_dense,) = torch.autograd.grad((dense_cut + orthogonality(S)).sum() + dense.square().sum(), x)
+    torch.testing.assert_close(g_ours, g_dense, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (4, 6)])
+def test_feature_affinity_equals_the_dense_formula(grid):
+    H, W = grid
+    f = torch.randn(2, 5, H, W, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, H * W, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    unit = torch.nn.functional.normalize(to_nodes(f), dim=-1)
+    weights = torch.exp((unit @ unit.transpose(1, 2) - 1) / GridGraph.TEMPERATURE)
+    A = dense_adjacency(H, W, 1.5, "cells") * weights
+    d = A.sum(-1).rsqrt()
+    dense = (d[:, :, None] * A * d[:, None]) @ x
+    ours = GridGraph(H, W, 1.5, "cells", features=f).propagate(to_grid(x, grid))
+    torch.testing.assert_close(to_nodes(ours), dense, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("side", "neighbours"), [(56, 20), (24, 4), (12, 0)])
+def test_released_radius(side, neighbours):
+    assert len(stencil_offsets(side, side, math.sqrt(2) / 30, "image")) - 1 == neighbours
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.floats(0, 6), st.sampled_from(["image", "cells"]))
+@settings(max_examples=60, deadline=None)
+def test_offsets_and_degrees_equal_the_dense_graph(H, W, radius, unit):
+    A = dense_adjacency(H, W, radius, unit)
+    graph = GridGraph(H, W, radius, unit)
+    assert torch.equal(graph.degree.flatten().double(), A.sum(1))
+    assert {(-dy, -dx) for dy, dx in graph.offsets} == set(graph.offsets)
+
+
+def test_loss_equals_its_dense_formula():
+    torch.manual_seed(0)
+    grid, config = (6, 5), SegmentationConfig(graph_radius=1.5, radius_unit="cells")
+    head = DeepCut(config, n_features=8).double()
+    features = torch.randn(2, 30, 8, dtype=torch.float64)
+    S = head(features, grid).softmax(-1)
+    A = dense_normalised(dense_adjacency(*grid, 1.5, "cells"))
+    terms = []
+    for s, s_grid in zip(S, to_grid(S, grid), strict=True):
+        cut = -torch.trace(s.T @ A @ s) / (torch.trace(s.T @ torch.diag(A.sum(1)) @ s) + 1e-6)
+        gram, eye = s.T @ s, torch.eye(2, dtype=torch.float64)
+        orthogonal = torch.linalg.norm(gram / (torch.linalg.norm(gram) + 1e-6) - eye / (torch.linalg.norm(eye) + 1e-6))
+        smooth = torch.nn.functional.mse_loss(head.smoothness_conv(s_grid[None])[0], s_grid)
+        terms.append(cut + orthogonal + 0.01 * smooth)
+    f = to_grid(features, grid)
+    e = torch.sigmoid(head.edge_conv(f))
+    vertical = torch.mean((f[:, :, 1:] - f[:, :, :-1]) ** 2 * e[:, :, 1:]) / 8
+    horizontal = torch.mean((f[..., 1:] - f[..., :-1]) ** 2 * e[..., 1:]) / 8
+    expected = torch.stack(terms).mean() + 0.09 * (vertical + horizontal) / 2
+    torch.testing.assert_close(head.loss(S, features, grid), expected, atol=1e-9, rtol=1e-9)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_nodes_and_grid_are_inverse(H, W, C):
+    x = torch.randn(2, H * W, C)
+    assert torch.equal(to_nodes(to_grid(x, (H, W))), x)
+
+
+def test_positions_run_row_by_row():
+    positions = node_positions((2, 3))
+    assert positions.tolist() == [[0, 0], [0.5, 0], [1, 0], [0, 1], [0.5, 1], [1, 1]]
+
+
+def test_bounds_of_the_cut():
+    graph = GridGraph(6, 6, 1.5, "cells")
+    one = torch.zeros(1, 2, 6, 6)
+    one[:, 0] = 1
+    assert normalised_cut(one, graph).item() == pytest.approx(-1, abs=1e-5)
+    halves = torch.zeros(1, 36, 2)
+    halves[:, :18, 0] = halves[:, 18:, 1] = 1
+    assert orthogonality(halves).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (1, 6), (3, 3)])
+def test_convolving_nodes_is_a_convolution(grid):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, grid[0] * grid[1], 6), (4, 6, 3, 3), (4,))
+    )
+    ours = convolve_nodes(x, weight, bias, grid)
+    theirs = torch.nn.functional.conv2d(to_grid(x, grid), weight, bias, padding=1)
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    target = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad(ours, (x, weight, bias), target),
+        torch.autograd.grad(theirs, (x, weight, bias), target),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)

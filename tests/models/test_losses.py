@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.segmentation import dice_score
+
+from tokencutseg.models.losses import (
+    PerceptualLoss,
+    dice_loss,
+    discriminator_loss,
+    flatness,
+    generator_loss,
+    masked_token_loss,
+    reconstruction_loss,
+    segmentation_loss,
+)
+
+
+@given(st.integers(1, 4), st.integers(4, 9), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_dice_of_hard_masks_equals_torchmetrics(B, S, seed):
+    generator = torch.Generator().manual_seed(seed)
+    target, predicted = (torch.randint(2, (B, S, S), generator=generator) for _ in range(2))
+    target[:, 0, 0], target[:, 0, 1] = 0, 1  # both classes present, where every reduction agrees
+    onehot = F.one_hot(predicted, 2).movedim(-1, 1).float()
+    theirs = dice_score(onehot, F.one_hot(target, 2).movedim(-1, 1), 2, average="none").mean()
+    assert dice_loss(onehot, target, class_weighted=False).item() == pytest.approx(1 - theirs.item(), abs=1e-5)
+
+
+def test_class_weights_follow_the_batch_and_are_cut():
+    target = torch.zeros(1, 10, 10, dtype=torch.long)
+    target[0, 0, 0] = 1
+    probabilities = torch.full((1, 2, 10, 10), 0.5)
+    skin, lesion = (1 - 2 * 0.5 * n / (50 + n) for n in (99, 1))
+    expected = (skin * (100 / (99 * 2)) + lesion * 2.0) / 2
+    assert dice_loss(probabilities, target, class_weighted=True).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_softmax_twice_cannot_go_below_its_floor():
+    target = torch.randint(2, (1, 6, 6))
+    perfect = F.one_hot(target, 2).movedim(-1, 1).float()
+    released, dice = segmentation_loss(perfect * 100, perfect, target, "probabilities", False, 1.0)
+    corrected, _ = segmentation_loss(perfect * 100, perfect, target, "logits", False, 1.0)
+    assert released.item() == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
+    assert corrected.item() == pytest.approx(0, abs=1e-6) and dice.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_clamped_reconstruction_has_no_gradient_where_the_error_is_large():
+    x, reconstruction = torch.full((1, 3, 8, 8), 2.0), torch.zeros(1, 3, 8, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(reconstruction_loss(x, reconstruction, True, False), reconstruction)
+    assert not gradient.any()
+    (gradient,) = torch.autograd.grad(reconstruction_loss(x, reconstruction, False, False), reconstruction)
+    assert gradient.all()
+
+
+def test_flat_skin_counts_most():
+    step = torch.zeros(1, 3, 8, 8)
+    step[..., 4:] = 1
+    weight = flatness(step)
+    assert weight.shape == (1, 1, 8, 8)
+    assert torch.allclose(weight[..., :3], torch.ones(1)) and torch.allclose(weight[..., 6:], torch.ones(1))
+    assert torch.allclose(weight[..., 3:5], torch.tensor(math.exp(-5 * 0.25)))  # central difference of a unit step / 4
+    loss = reconstruction_loss(step, torch.zeros_like(step), False, True)
+    assert loss.item() == pytest.approx(((1 + math.exp(-1.25)) * 1 + 2 * 3) / 8, abs=1e-6)
+
+
+def test_the_released_discriminator_loss_starts_without_a_gradient():
+    real, fake = torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    loss = discriminator_loss(real, fake, clamped=True)
+    assert loss.item() == pytest.approx(0.01)
+    assert not any(g.any() for g in torch.autograd.grad(loss, [real, fake]))
+    loss = discriminator_loss(real, fake, clamped=False)
+    assert loss.item() == pytest.approx(1.0)
+    assert all(g.any() for g in torch.autograd.grad(loss, [real, fake]))
+    late = discriminator_loss(real + 9, fake - 9, clamped=True, steps_since_start=500_000)
+    assert late.item() == pytest.approx(2 * math.log1p(math.exp(-9)), rel=1e-4)
+
+
+def test_generator_loss():
+    fake = torch.full((3,), -4.0)
+    assert generator_loss(fake, clamped=False).item() == 4 and generator_loss(fake, clamped=True).item() == 1
+
+
+def test_masked_token_loss_counts_hidden_tokens_only():
+    logits, tokens = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
+    mask = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]], dtype=torch.bool)
+    expected = -logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0][mask].mean()
+    torch.testing.assert_close(masked_token_loss(logits, tokens, mask), expected)
+
+
+@pytest.mark.parametrize("kind", ["lpips", "vgg_l1"])
+def test_perceptual_distance(kind):
+    loss = PerceptualLoss(kind, 32).train()
+    x = torch.rand(2, 3, 48, 48) * 2 - 1
+    noisy = (x + 0.3 * torch.randn_like(x)).requires_grad_()
+    assert loss(x, x).item() == pytest.approx(0, abs=1e-6)
+    value = loss(x, noisy)
+    value.backward()
+    assert value.item() > 0 and noisy.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in loss.parameters()) and not loss.lpips.training
+    assert loss.weights_name.startswith("vgg16-")

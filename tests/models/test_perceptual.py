@@ -1,0 +1,73 @@
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+from torchvision.models import squeezenet1_1
+
+from tokencutseg.models import perceptual
+from tokencutseg.models.perceptual import load_lpips
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """No server answers and nothing has been downloaded before. Gives the list of addresses that were asked."""
+    asked = []
+
+    def refuse(request, timeout):
+        asked.append((request.full_url, timeout))
+        raise urllib.error.URLError(socket.gaierror("no network here"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    perceptual.unreachable.cache_clear()
+    perceptual._fetch.cache_clear()
+    yield asked
+    perceptual.unreachable.cache_clear()
+    perceptual._fetch.cache_clear()
+
+
+def test_without_a_network_features_are_random_under_a_fixed_seed(no_network, capsys):
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="no network here.*random features"):
+        first, name = load_lpips("squeeze")
+    second, _ = load_lpips("squeeze")
+    assert name == first.weights_name == "squeezenet1_1-random"
+    assert len(no_network) == 1 and no_network[0][1] <= 5, "the server is asked once, and not for long"
+    assert torch.equal(torch.get_rng_state(), before)
+    assert capsys.readouterr().out == ""
+    for (key, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def test_distance_is_frozen_and_differentiable_in_the_images(no_network):
+    with pytest.warns(UserWarning, match="random features"):
+        distance, _ = load_lpips("squeeze")
+    torch.nn.Sequential(distance).train()
+    assert not any(part.training for part in distance.modules())
+    assert not any(parameter.requires_grad for parameter in distance.parameters())
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(2, 3, 40, 40, generator=generator)
+    b = (a + 0.1 * torch.randn(a.shape, generator=generator)).clamp(0, 1).requires_grad_()
+    value = distance(a, b, normalize=True)
+    assert value.shape == (2, 1, 1, 1) and (value > 0).all()
+    assert distance(a, a, normalize=True).abs().max() == 0
+    torch.testing.assert_close(value, distance(b, a, normalize=True))
+    value.sum().backward()
+    assert b.grad.abs().sum() > 0
+
+
+def test_cached_weights_are_used_without_asking(no_network, tmp_path):
+    architecture, weights = perceptual.TRUNKS["squeeze"]
+    trunk = squeezenet1_1()
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(trunk.state_dict(), tmp_path / "checkpoints" / weights.url.rpartition("/")[2])
+    distance, name = load_lpips("squeeze")
+    assert name == f"{architecture}-imagenet" and no_network == []
+    assert torch.equal(distance.net.slice1[0].weight, trunk.features[0].weight)
+
+
+def test_unknown_network():
+    with pytest.raises(ValueError, match="Known: vgg, alex, squeeze"):
+        load_lpips("resnet")

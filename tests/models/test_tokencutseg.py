@@ -1,0 +1,193 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import tokencutseg
+from tokencutseg.config import configure
+from tokencutseg.data.images import DataError
+from tokencutseg.files import write_json
+from tokencutseg.models.checkpoint import CONFIG, Baseline, build, save_weights
+from tokencutseg.models.tokencutseg import TokenCutSeg, image_array, resized
+
+
+def model_of(recipe="revised", **overrides):
+    torch.manual_seed(0)
+    return TokenCutSeg(configure("tiny", recipe, overrides=overrides)).eval()
+
+
+@given(st.sampled_from(["released", "described", "revised"]), st.integers(1, 3), st.integers(2, 5))
+@settings(max_examples=12, deadline=None)
+def test_the_contract_of_forward(recipe, B, cells):
+    model = model_of(recipe)
+    S = 8 * cells
+    side = S // 2**model.config.vqgan.n_stages
+    T, E = side**2, model.config.masked_gpt.d_model
+    out = model(torch.rand(B, 3, S, S))
+    assert out.tokens.shape == (B, T) and out.tokens.dtype == torch.int64
+    assert out.features.shape == (B, T, E) and out.assignments.shape == (B, T, 2)
+    assert out.probabilities.shape == out.logits.shape == (B, 2, S, S)
+    assert out.mask.shape == (B, S, S) and out.mask.max() <= 1
+    assert out.deepcut_loss.shape == () and torch.isfinite(out.deepcut_loss)
+    for probabilities, axis in ((out.assignments, -1), (out.probabilities, 1)):
+        torch.testing.assert_close(probabilities.sum(axis), torch.ones_like(probabilities.sum(axis)))
+
+
+def test_images_in_a_batch_do_not_mix():
+    model, images = model_of(), torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(model(images).probabilities[1:2], model(images[1:2]).probabilities, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_training_mode_leaves_alone_what_is_frozen(frozen):
+    model = model_of(**{"segmentation.frozen_transformer": frozen, "masked_gpt.encoder": "frozen"}).train()
+    before = {name: value.clone() for name, value in model.vqgan.state_dict().items()}
+    model(torch.rand(2, 3, 32, 32))
+    assert not model.vqgan.training and model.masked_gpt.training == (not frozen)
+    assert all(torch.equal(value, before[name]) for name, value in model.vqgan.state_dict().items())
+
+
+def test_released_drift_is_a_switch():
+    model = model_of(**{"segmentation.frozen_codebook": False}).train()
+    before = model.vqgan.quantize.embedding.weight.clone()
+    model(torch.rand(2, 3, 32, 32))
+    assert not torch.equal(model.vqgan.quantize.embedding.weight, before)
+    assert not any(p.requires_grad for p in model.vqgan.parameters())
+
+
+def test_the_fine_tuned_encoder_starts_as_the_tokenizers_and_leaves_the_words_alone():
+    tokenizers = {"masked_gpt.encoder": "frozen"}
+    frozen = tokenizers | {"segmentation.frozen_transformer": True}
+    trained, images = model_of(**tokenizers, **{"segmentation.encoder": "frozen"}), torch.rand(2, 3, 32, 32)
+    torch.manual_seed(1)
+    weights = trained.vqgan.state_dict(), trained.masked_gpt.state_dict()
+    model = TokenCutSeg(configure("tiny", overrides=frozen)).eval().load_pretrained(*weights)
+    for part in ("head", "upsampler"):
+        getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
+    one, two = trained(images), model(images)
+    assert torch.equal(one.features, two.features) and torch.equal(one.probabilities, two.probabilities)
+    with torch.no_grad():
+        model.upsampler.out.weight.normal_()  # the correction starts at zero
+    model(images).logits[:, 1].sum().backward()
+    assert all(p.grad is None for part in (model.vqgan, model.masked_gpt) for p in part.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in model.encoder.encoder.parameters())
+    with torch.no_grad():
+        for p in model.encoder.parameters():
+            p += 0.1 * torch.randn_like(p)
+    three = model(images)
+    assert torch.equal(three.tokens, one.tokens) and not torch.equal(three.logits, one.logits)
+    assert torch.equal(three.features, one.features), "a frozen transformer reads the tokenizer's own vectors"
+    model.config = configure("tiny", overrides={"segmentation.frozen_transformer": False})
+    assert not torch.equal(model(images).features, one.features)
+
+
+def test_the_encoder_can_start_from_the_masked_pretrainings():
+    pretrained, tokenizer = model_of(), model_of().vqgan.state_dict()
+    with torch.no_grad():
+        for p in pretrained.encoder.parameters():
+            p += 1
+    model = model_of().load_pretrained(tokenizer, pretrained.masked_gpt.state_dict(), pretrained.encoder.state_dict())
+    assert all(
+        torch.equal(value, pretrained.encoder.state_dict()[name]) for name, value in model.encoder.state_dict().items()
+    )
+    model.load_pretrained(tokenizer)
+    assert all(torch.equal(value, tokenizer[name]) for name, value in model.encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("encoder", ["trained", "frozen"])
+def test_what_fills_in_hidden_words_never_sees_their_pixels(encoder):
+    """Where the encoder is trained for it; the tokenizer's own sees over a cell's border."""
+    model, images = model_of(**{"masked_gpt.encoder": encoder}), torch.rand(2, 3, 32, 32)
+    hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
+    hidden[0, 1:3, 2], hidden[1, 0] = True, True
+    tokens, logits = model.predict_masked(images, hidden.flatten(1))
+    assert torch.equal(tokens, model.encode_to_tokens(images)[0]) and logits.shape == (
+        2,
+        16,
+        model.config.vqgan.codebook_size + 1,
+    )
+    pixels = hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+    painted = torch.where(pixels, torch.rand_like(images), images)
+    words, encoding = model.encode_to_tokens(images)
+    if encoder == "trained":
+        assert torch.equal(model.predict_masked(painted, hidden.flatten(1), (words, encoding))[1], logits)
+        encoding = model.encoder(model.vqgan.normalise(images) * ~pixels)
+    features = model.transformer_features(words, encoding, hidden.flatten(1))
+    torch.testing.assert_close(logits, model.masked_gpt.lm_head(features))
+    shown = torch.where(pixels, images, torch.rand_like(images))
+    assert not torch.equal(model.predict_masked(shown, hidden.flatten(1))[1], logits)
+
+
+def test_flips_at_test_time_make_the_prediction_equivariant():
+    model, images = model_of(**{"segmentation.test_time_flips": True}), torch.rand(2, 3, 32, 32)
+    straight, flipped = model.predict_probabilities(images), model.predict_probabilities(images.flip(-1))
+    torch.testing.assert_close(straight, flipped.flip(-1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["released", "revised"])
+@pytest.mark.parametrize(
+    ("upsampling", "loss_input"),
+    [("guided", "logits"), ("guided", "probabilities"), ("bilinear", "logits"), ("bilinear", "probabilities")],
+)
+def test_what_is_learned_reaches_the_prediction(recipe, upsampling, loss_input):
+    """The up-sampler, where there is one, shapes the probabilities under either kind of loss."""
+    model = model_of(recipe, **{"segmentation.upsampling": upsampling, "segmentation.loss_input": loss_input})
+    model(torch.rand(1, 3, 32, 32)).probabilities[:, 1].sum().backward()
+    learns = [p for p in (model.upsampler or model.head).parameters() if p.grad is not None and p.grad.any()]
+    assert learns
+
+
+def test_without_the_graph_module():
+    out = model_of(**{"segmentation.use_deepcut": False})(torch.rand(1, 3, 32, 32))
+    assert out.deepcut_loss.item() == 0
+
+
+@pytest.mark.parametrize("size", [(32, 32), (50, 41), (17, 90)])
+def test_predict_takes_any_size_and_kind_alike(tmp_path, size):
+    model = model_of()
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    masks = [
+        model.predict(x) for x in (pixels, Image.fromarray(pixels), tmp_path / "image.png", str(tmp_path / "image.png"))
+    ]
+    assert masks[0].shape == size and masks[0].dtype == bool
+    assert all(np.array_equal(masks[0], mask) for mask in masks)
+
+
+def test_what_a_model_looks_at_is_the_same_from_any_kind(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    assert torch.equal(resized(pixels, 32), torch.from_numpy(pixels).permute(2, 0, 1))
+    small = [resized(x, 8) for x in (pixels, Image.fromarray(pixels), tmp_path / "image.png")]
+    assert small[0].shape == (3, 8, 8) and small[0].dtype == torch.uint8
+    assert all(torch.equal(small[0], other) for other in small)
+
+
+def test_arrays_of_another_kind_are_refused():
+    assert image_array(np.zeros((4, 5), np.uint8)).shape == (4, 5, 3)
+    for wrong in (np.zeros((4, 5, 3)), np.zeros((4, 5, 4), np.uint8)):
+        with pytest.raises(ValueError, match="uint8 of shape"):
+            image_array(wrong)
+
+
+@pytest.mark.parametrize(("stage", "name"), [("segmentation", None), ("vqgan", None), ("baseline", "unet")])
+def test_saved_models_open_as_they_were(tmp_path, tiny, stage, name):
+    model = build(stage, tiny, name).eval()
+    save_weights(model.state_dict(), tmp_path)
+    write_json({"stage": stage, "name": name, "config": tiny.to_dict()}, tmp_path / CONFIG)
+    opened = tokencutseg.load(tmp_path)
+    images = torch.rand(2, 3, 32, 32)
+    if stage == "vqgan":
+        assert torch.equal(opened.tokenize(images), model.tokenize(images))
+    else:
+        assert torch.equal(opened.predict_probabilities(images), model.predict_probabilities(images))
+        assert opened.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
+    assert isinstance(opened, Baseline) == (stage == "baseline")
+    assert not opened.training
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(DataError, match=r"holds no saved model: config\.json is missing"):
+        tokencutseg.load(tmp_path)

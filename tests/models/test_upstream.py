@@ -1,0 +1,220 @@
+"""Equality with what the released system computes, tensor by tensor."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision import models
+
+from tokencutseg.config import ConfigError, configure
+from tokencutseg.data.images import DataError
+from tokencutseg.models.losses import segmentation_loss
+from tokencutseg.models.tokencutseg import TokenCutSeg
+from tokencutseg.models.upstream import load_segmenter, load_tokenizer, save_segmenter, save_tokenizer
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return dict(np.load(FIXTURES / "tiny_expected.npz"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_segmenter(FIXTURES / "tiny_seg.ckpt")
+
+
+@pytest.fixture(scope="module")
+def images(expected):
+    return torch.from_numpy(expected["images_uint8"]).permute(0, 3, 1, 2).float() / 255
+
+
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def out(model, images):
+    return model(images)
+
+
+def close(actual, wanted, tolerance=1e-4):
+    np.testing.assert_allclose(actual.detach().numpy(), wanted, atol=tolerance, rtol=0)
+    return True
+
+
+@torch.no_grad()
+def test_tokenizer(model, images, expected):
+    x = model.vqgan.normalise(images)
+    reconstruction, quantized = model.vqgan(x)
+    assert close(x, expected["network_input"], 1e-6)
+    assert np.array_equal(quantized.tokens.flatten(1).numpy(), expected["tokens"])
+    assert close(quantized.vectors, expected["quantized"])
+    assert close(reconstruction, expected["reconstruction"])
+    assert quantized.commitment_loss.item() == pytest.approx(float(expected["commit_loss"]), rel=1e-5)
+
+
+def test_tokens_features_and_masks(out, expected):
+    assert np.array_equal(out.tokens.numpy(), expected["tokens"])
+    assert close(out.features, expected["token_features"])
+    assert close(out.assignments, expected["assignments"])
+    assert close(out.probabilities, expected["probabilities"])
+    assert (out.mask.numpy() == expected["prediction"]).mean() >= 0.999
+
+
+@torch.no_grad()
+def test_both_vocabulary_heads(model, out, expected):
+    gpt = model.masked_gpt
+    assert close(gpt.lm_head(out.features)[:, :8], expected["lm_head_logits"])
+    assert close(gpt.tied_head(out.features, gpt.token_embedding.weight)[:, :8], expected["mlm_logits_tied"])
+
+
+def test_losses(out, expected):
+    assert out.deepcut_loss.item() == pytest.approx(float(expected["deepcut_loss"]), rel=1e-5)
+    target = torch.from_numpy(expected["target"]).long()
+    cross_entropy, dice = segmentation_loss(out.logits, out.probabilities, target, "probabilities", True, 1.0)
+    assert cross_entropy.item() == pytest.approx(float(expected["cross_entropy"]), rel=1e-5)
+    assert dice.item() == pytest.approx(float(expected["dice_loss"]), rel=1e-5)
+
+
+def test_a_tokenizer_checkpoint_is_read_without_its_training_leftovers(tmp_path, model, images):
+    state = {f"vqgan.{key}": value for key, value in model.vqgan.state_dict().items()}
+    state["vqgan.loss.perceptual_loss.blocks.0.0.weight"] = torch.zeros(1)
+    state["vqgan.discriminator.main.0.weight"] = torch.zeros(1)
+    torch.save({"state_dict": state}, tmp_path / "vqgan.ckpt")
+    tokenizer = load_tokenizer(tmp_path / "vqgan.ckpt")
+    assert torch.equal(tokenizer.tokenize(images), model.vqgan.tokenize(images))
+
+
+def test_what_does_not_fit_is_listed(tmp_path, model):
+    checkpoint = torch.load(FIXTURES / "tiny_seg.ckpt", weights_only=True)
+    checkpoint["state_dict"].pop("lm_head.bias")
+    checkpoint["state_dict"]["stranger.weight"] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / "broken.ckpt")
+    with pytest.raises(DataError, match=r"missing \['lm_head.bias'\], unexpected \['stranger.weight'\]"):
+        load_segmenter(tmp_path / "broken.ckpt")
+
+
+@pytest.mark.parametrize("load", [load_segmenter, load_tokenizer])
+def test_what_is_no_checkpoint_is_refused(tmp_path, load):
+    path = tmp_path / "model.ckpt"
+    with pytest.raises(DataError, match="does not exist"):
+        load(path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match="cannot be read as a checkpoint"):
+        load(path)
+    torch.save({"state_dict": {}, "hyper_parameters": argparse.Namespace()}, path)
+    with pytest.raises(DataError, match="cannot be read as a checkpoint"):
+        load(path)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(DataError, match="not a Lightning checkpoint"):
+        load(path)
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, path)
+    with pytest.raises(DataError, match=r"not a released .* checkpoint: .* is missing"):
+        load(path)
+
+
+def test_sizes_without_hyper_parameters(tmp_path, images):
+    """Everything but the number of heads shows in the tensors; four is what the released code has."""
+    model = released(heads=4)
+    save_segmenter(model, tmp_path / "whole.ckpt")
+    checkpoint = torch.load(tmp_path / "whole.ckpt", weights_only=True)
+    torch.save({"state_dict": checkpoint["state_dict"]}, tmp_path / "bare.ckpt")
+    opened = load_segmenter(tmp_path / "bare.ckpt")
+    assert opened.config.masked_gpt.n_head == 4
+    small = images[..., :32, :32]
+    assert torch.equal(opened(small).probabilities, model(small).probabilities)
+
+
+def released(heads=2, size=32, **overrides):
+    """An untrained model of the released recipe, of other sizes than the fixture's."""
+    torch.manual_seed(1)
+    return TokenCutSeg(
+        configure(
+            "full",
+            "released",
+            overrides={
+                "data.image_size": size,
+                "vqgan.hidden_channels": 32,
+                "vqgan.n_res_blocks": 3,
+                "vqgan.codebook_size": 11,
+                "vqgan.code_dim": 6,
+                "masked_gpt.n_layer": 3,
+                "masked_gpt.n_head": heads,
+                "masked_gpt.d_model": 24,
+            }
+            | overrides,
+        )
+    ).eval()
+
+
+def test_export_is_the_inverse_of_load(tmp_path, model, images):
+    """Both ways round: their file → ours → their file, and our model → their file → our model."""
+    save_segmenter(model, tmp_path / "back.ckpt")
+    theirs, back = (
+        torch.load(path, weights_only=True) for path in (FIXTURES / "tiny_seg.ckpt", tmp_path / "back.ckpt")
+    )
+    assert back["state_dict"].keys() >= theirs["state_dict"].keys()
+    for key, value in theirs["state_dict"].items():
+        assert torch.equal(value, back["state_dict"][key]), key
+    assert back["hyper_parameters"] == theirs["hyper_parameters"]
+    ours = released()
+    save_segmenter(ours, tmp_path / "ours.ckpt")
+    opened = load_segmenter(tmp_path / "ours.ckpt")
+    assert opened.config.data.image_size == 32
+    state = opened.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in ours.state_dict().items())
+    inside = load_tokenizer(tmp_path / "ours.ckpt")
+    small = images[..., :32, :32]
+    assert torch.equal(inside.tokenize(small), ours.vqgan.tokenize(small))
+
+
+def test_an_exported_file_has_what_a_strict_module_asks_for(tmp_path, model):
+    """The PatchGAN and VGG16's 13 convolutions, under the slices [:4] [4:9] [9:16] [16:23] [23:30]."""
+    config = model.config
+    save_tokenizer(model.vqgan, config, tmp_path / "vqgan.ckpt")
+    state = torch.load(tmp_path / "vqgan.ckpt", weights_only=True)["state_dict"]
+    vgg = {
+        key.removeprefix("vqgan.loss.perceptual_loss.blocks."): tuple(value.shape)
+        for key, value in state.items()
+        if ".blocks." in key
+    }
+    reference = models.vgg16().features
+    wanted = {
+        f"{block}.{name}": tuple(value.shape)
+        for block, part in enumerate((slice(4), slice(4, 9), slice(9, 16), slice(16, 23), slice(23, 30)))
+        for name, value in reference[part].state_dict().items()
+    }
+    assert vgg == wanted and len(vgg) == 26
+    assert state["vqgan.loss.perceptual_loss.mean"].shape == (1, 3, 1, 1)
+    assert state["vqgan.discriminator.main.0.weight"].shape == (64, 3, 4, 4)
+    assert state["vqgan.discriminator.main.11.weight"].shape == (1, 512, 4, 4)
+    again = load_tokenizer(tmp_path / "vqgan.ckpt").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in model.vqgan.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("vqgan.input_normalisation", "symmetric"),
+        ("segmentation.use_deepcut", False),
+        ("segmentation.graph_radius", 0.1),
+        ("segmentation.loss_input", "logits"),
+        ("vqgan.norm_groups", 16),
+    ],
+)
+def test_what_the_released_code_cannot_hold_is_refused(tmp_path, setting, value):
+    with pytest.raises(ConfigError, match=r"the released code cannot hold this model: .* is .*, not "):
+        save_segmenter(released(**{setting: value}), tmp_path / "no.ckpt")
+    assert not (tmp_path / "no.ckpt").exists()
+
+
+def test_fewer_tokens_than_positions_take_the_first(images):
+    model = released(size=32)
+    small = images[..., :24, :24]  # 36 tokens, 64 positions
+    tokens, _ = model.encode_to_tokens(small)
+    x = model.masked_gpt.embed(tokens.flatten(1))
+    table = model.masked_gpt
+    wanted = table.embedding_norm(table.token_embedding(tokens.flatten(1)) + table.position_embedding.weight[:36])
+    assert torch.equal(x, wanted)
+    assert model(images[..., :36, :36]).features.shape == (len(images), 81, 24)  # more tokens: interpolated

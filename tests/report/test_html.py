@@ -1,0 +1,49 @@
+"""The HTML of an executed notebook: formulas as MathML, nothing to fetch."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from tokencutseg.report.html import write_html
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+MATHML = "{http://www.w3.org/1998/Math/MathML}"
+
+
+def written(path, *cells):
+    nbformat.write(new_notebook(cells=list(cells)), path / "own.ipynb")
+    write_html(path / "own.ipynb")
+    return (path / "own.html").read_text()
+
+
+def formulas(page):
+    return [ElementTree.fromstring(found) for found in re.findall(r"<math.*?</math>", page, re.DOTALL)]
+
+
+def test_formulas_are_mathml_within_a_line_and_on_their_own(tmp_path):
+    text = "With $d_i$ neighbours, and `a $literal$` one:\n\n$$\\frac{a}{b}$$\n\n| symbol |\n|---|\n| $x$ |\n\nthe end."
+    page = written(tmp_path, new_markdown_cell(text))
+    inline, block, in_table = formulas(page)
+    assert inline.get("display") == "inline" and [part.text for part in inline.iter(MATHML + "mi")] == ["d", "i"]
+    assert block.get("display") == "block" and len(block.findall(f".//{MATHML}mfrac")) == 1
+    assert [part.text for part in in_table.iter(MATHML + "mi")] == ["x"]
+    assert "<code>a $literal$</code>" in page
+
+
+def test_code_keeps_its_dollars(tmp_path):
+    page = written(tmp_path, new_code_cell("'$x$'"), new_markdown_cell("```\n$y$ $$z$$\n```"))
+    assert formulas(page) == [] and "$x$" in page and "$y$ $$z$$" in page
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_formula_of_the_notebooks_is_drawn_and_nothing_fetched(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    page = written(tmp_path, *notebook.cells)
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=[\"']?https?:|from ['\"]https?:", page)
+    words = " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert len(formulas(page)) == len(re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", words, re.DOTALL))
+    assert not re.search(r"<merror|\\[a-z]+", " ".join(re.findall(r"<math.*?</math>", page, re.DOTALL)))

@@ -1,0 +1,133 @@
+"""What a method costs: parameters, floating-point operations, time and memory of one prediction."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters, trained or frozen, each counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def flops(module: nn.Module, *inputs: torch.Tensor) -> int:
+    """Floating-point operations of one forward pass in eval mode, by torch's own counter.
+
+    A multiply-add counts as two operations. Matrix products, convolutions and attention are counted; element-wise
+    operations, normalisation and interpolation are not, as in nearly all published numbers (which often give
+    multiply-adds: half of this).
+    """
+    with _inference(module), _plain_attention(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return counter.get_total_flops()
+
+
+def latency(fn: Callable[[], Any], repeats: int = 10) -> float:
+    """Median seconds of a call to `fn`, over `repeats` calls after two that warm it up; waits for the GPU, if any."""
+    seconds = []
+    for call in range(repeats + 2):
+        synchronize()
+        start = time.perf_counter()
+        fn()
+        synchronize()
+        if call >= 2:
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def peak_memory(fn: Callable[[], Any]) -> int:
+    """Largest number of bytes that tensors made by `fn` hold at one moment of a call.
+
+    It counts the storage of every tensor an operator returns, from then until it is freed: activations, but neither
+    weights and inputs, which were there before, nor a kernel's internal scratch space. So it hardly depends on the
+    machine, and is below what an allocator reserves. (The resident size of a process is of no use: it rarely shrinks.)
+    """
+    with _LiveStorage() as live:
+        fn()
+    return live.peak
+
+
+def cost_row(name: str, module: nn.Module, image_size: int) -> dict[str, str | int | float]:
+    """Cost of predicting one image of side `image_size` (pixels), in eval mode, where `module` is.
+
+    Returns:
+        `method` (the name), `parameters`, `flops`, `latency_seconds`, `peak_memory_bytes`.
+    """
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
+    with _inference(module):
+        return {
+            "method": name,
+            "parameters": parameters(module),
+            "flops": flops(module, image),
+            "latency_seconds": latency(lambda: module(image)),
+            "peak_memory_bytes": peak_memory(lambda: module(image)),
+        }
+
+
+class _LiveStorage(TorchDispatchMode):
+    """Sums the bytes of the storages that operators make and that are still referenced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._bytes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            # a result that shares its storage with an argument (a view, an in-place operation) is nothing new
+            if storage._cdata not in given and storage._cdata not in self._bytes:
+                self._bytes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._bytes.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self._bytes.values()))
+        return result
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+@contextlib.contextmanager
+def _inference(module: nn.Module) -> Iterator[None]:
+    """Without gradients and in eval mode; every submodule gets its own mode back."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as ordinary matrix products: torch's fused inference path for transformer layers is one opaque
+    operator, for which the counter finds no operations at all."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def synchronize() -> None:
+    """Wait until the GPU, if there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,378 @@
+"""From per-image records to one number with its interval, under each reduction that the literature calls "mIoU".
+
+Every reduction is a function of *sums* over images (of pixel counts, or of per-image scores). That makes the bootstrap
+one matrix product: draw how often each image is taken, (draws, images), times the columns to be summed, (images,
+columns). The point estimate is the same function of the plain sums.
+
+Images of one patient or lesion are not independent. Where the records say so in a column `cluster`, whole clusters are
+drawn, in every interval of this module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import sem, t, wilcoxon
+
+from tokencutseg.evaluation.per_image import overlap
+
+REDUCTIONS = {
+    "micro_two_class": "mean of lesion and background, each over all pixels of the set (printed by the released code)",
+    "micro_lesion": "lesion only, over all pixels of the set",
+    "per_image": "lesion only, per image, then the mean (the ISIC challenges' own)",
+    "per_image_thr65": "as per_image, but an image whose IoU is below 0.65 counts 0 (ISIC 2018 challenge)",
+}
+MEASURES = {
+    "iou": tuple(REDUCTIONS),
+    "dice": tuple(REDUCTIONS),
+    "nsd": ("per_image",),
+    "hd95": ("per_image",),
+    "iou_native": ("per_image", "per_image_thr65"),
+    "dice_native": ("per_image", "per_image_thr65"),
+    "nsd_native": ("per_image",),
+    "hd95_native": ("per_image",),
+}
+"""The measures, each with the reductions that it exists under: a boundary cannot be pooled over images, nor can pixels
+of images of different sizes. `_native`: at the size of each image's file, as the ISIC challenges score."""
+LESS_IS_BETTER = ("hd95", "hd95_native")
+"""The measures that are distances."""
+
+IOU_THRESHOLD = 0.65
+"""Below it the ISIC 2018 challenge counts a segmentation as failed (Codella et al. 2019, arXiv 1902.03368)."""
+CHUNK_CELLS = 4_000_000
+"""Largest number of cells (draws × images) of a weight matrix held at once, 32 MB."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean over `n` images with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Score of a minus score of b over the same `n` images, its 95 % interval and the Wilcoxon signed-rank p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def summarise(
+    records: pd.DataFrame, reduction: str, measure: str, draws: int = 10_000, seed: int = 0, groups: str | None = None
+) -> Summary:
+    """The mean of `measure` under `reduction` with a 95 % percentile bootstrap interval over images.
+
+    Args:
+        records: rows of `records.score`.
+        reduction: a key of `REDUCTIONS`.
+        measure: a key of `MEASURES`.
+        draws: bootstrap resamples.
+        seed: the same records, draws and seed give the same interval.
+        groups: a column whose equal values belong together (such as `id`, for the same image under several seeds):
+            whole groups are drawn then. By default `cluster`, where there is such a column.
+
+    Raises:
+        ValueError: for an unknown or impossible pair of reduction and measure, no records, or no such column.
+    """
+    _check(reduction, measure)
+    row = _summaries(records, [(reduction, measure)], draws, seed, groups)[0]
+    return Summary(row["mean"], row["low"], row["high"], row["n"])
+
+
+def summary_table(
+    records: pd.DataFrame,
+    by: Sequence[str],
+    reductions: Sequence[str] = tuple(REDUCTIONS),
+    measures: Sequence[str] = tuple(MEASURES),
+    draws: int = 10_000,
+    seed: int = 0,
+    groups: str | None = None,
+) -> pd.DataFrame:
+    """`summarise` for every group of rows that agree in the columns `by`, and every reduction and measure.
+
+    A pair that does not exist (see `MEASURES`) has no row, nor does a boundary measure where none was scored. Groups
+    keep the order in which they occur.
+
+    Returns:
+        A frame with the columns `by`, then `reduction`, `measure`, `n`, `mean`, `low`, `high`.
+
+    Raises:
+        ValueError: as `summarise`.
+    """
+    for name, given, known in (("reduction", reductions, REDUCTIONS), ("measure", measures, MEASURES)):
+        for unknown in set(given) - set(known):
+            raise ValueError(f"unknown {name} {unknown!r}. Known: {', '.join(known)}")
+    by = list(by)
+    if missing := [column for column in by if column not in records]:
+        raise ValueError(f"the records have no column {missing[0]!r}; they have: {', '.join(records.columns)}")
+    pairs = [
+        (reduction, measure)
+        for reduction in reductions
+        for measure in measures
+        if reduction in MEASURES[measure] and measure in records
+    ]
+    parts = records.groupby(by, sort=False, dropna=False) if by else [((), records)]
+    rows = [
+        dict(zip(by, key, strict=True)) | summary
+        for key, part in parts
+        for summary in _summaries(part, pairs, draws, seed, groups)
+    ]
+    return pd.DataFrame(rows, columns=[*by, "reduction", "measure", "n", "mean", "low", "high"])
+
+
+def paired_difference(
+    records_a: pd.DataFrame, records_b: pd.DataFrame, reduction: str, measure: str, draws: int = 10_000, seed: int = 0
+) -> PairedDifference:
+    """Compare two methods on the same images: `paired_differences` for one reduction and measure."""
+    return paired_differences(records_a, records_b, [(reduction, measure)], draws, seed)[0]
+
+
+def paired_differences(
+    records_a: pd.DataFrame,
+    records_b: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    draws: int = 10_000,
+    seed: int = 0,
+) -> list[PairedDifference]:
+    """Compare two methods on the same images, matched by `id`, for each (reduction, measure) of `pairs`: both methods
+    are resampled with the same draws.
+
+    The p-value is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs, and NaN for a pooled
+    reduction, which has no score per image.
+
+    Raises:
+        ValueError: if the ids differ or repeat, or as `summarise`.
+    """
+    for pair in pairs:
+        _check(*pair)
+    a, b = records_a.set_index("id"), records_b.set_index("id")
+    if not (a.index.is_unique and b.index.is_unique):
+        raise ValueError("an image id occurs twice; compare one method with one other, one row per image each")
+    if len(a) != len(b) or not a.index.isin(b.index).all():
+        raise ValueError(
+            f"the two methods were scored on different images: {len(a.index.difference(b.index))} ids "
+            f"only in the first, {len(b.index.difference(a.index))} only in the second"
+        )
+    both = a.reset_index(), b.loc[a.index].reset_index()
+    labels = _labels(both[0])
+    columns = {pair: [_by_group(_columns(part, *pair), labels) for part in both] for pair in pairs}
+    resampled: dict[tuple[str, str], list[np.ndarray]] = {pair: [] for pair in pairs}
+    units = len(a) if labels is None else len(pd.unique(labels))
+    for weights in _weights(units, draws, seed):
+        for pair in pairs:
+            resampled[pair].append(np.subtract(*(_statistic(weights @ c, *pair) for c in columns[pair])))
+    results = []
+    for reduction, measure in pairs:
+        one = columns[reduction, measure]
+        estimate = np.subtract(*(_statistic(c.sum(axis=0), reduction, measure) for c in one))
+        low, high = np.percentile(np.concatenate(resampled[reduction, measure]), [2.5, 97.5])
+        p = math.nan
+        if reduction.startswith("image"):
+            p = _signed_rank(np.subtract(*(_columns(part, reduction, measure)[:, 0] for part in both)))
+        results.append(PairedDifference(float(estimate), float(low), float(high), p, len(a)))
+    return results
+
+
+def _signed_rank(changes: np.ndarray) -> float:
+    """Wilcoxon's p for changes (N,): exact for few images without ties, else by the normal approximation.
+
+    SciPy by itself permutes the signs of few images with ties, which takes it seconds.
+    """
+    sizes = np.abs(changes)
+    if not sizes.any():
+        return 1.0
+    exact = len(sizes) <= 50 and sizes.all() and len(np.unique(sizes)) == len(sizes)
+    return float(wilcoxon(changes, method="exact" if exact else "asymptotic").pvalue)
+
+
+def seeded_difference(
+    changed: Sequence[pd.DataFrame],
+    reference: Sequence[pd.DataFrame],
+    measure: str = "iou",
+    draws: int = 10_000,
+    seed: int = 0,
+) -> PairedDifference:
+    """Compare two ways of training under `per_image`, each with the same seeds and scored on the same images.
+
+    Each side of the interval adds, as independent errors are added, what the bootstrap over images (or their clusters)
+    says of the seeds' mean and what Student's t says of a mean over seeds, which are too few to be drawn from again.
+    One seed shows nothing of another: the interval is then that of `paired_difference`. Wilcoxon's test is on the
+    images' changes, averaged over the seeds, and takes these as given.
+
+    Args:
+        changed, reference: the records of one training per seed, seeds in the same order.
+
+    Raises:
+        ValueError: for different numbers of seeds, or images that are not the same for all.
+    """
+    if len(changed) != len(reference) or not changed:
+        raise ValueError(f"{len(changed)} and {len(reference)} trainings cannot be paired by seed")
+    scores = [[records.set_index("id")[measure] for records in group] for group in (changed, reference)]
+    ids = scores[0][0].index
+    for one in (*scores[0], *scores[1]):
+        if len(one) != len(ids) or not one.index.is_unique or not ids.isin(one.index).all():
+            raise ValueError("the trainings were scored on different images, or an image id occurs twice")
+    changes = np.subtract(*(np.stack([one.loc[ids].to_numpy(float) for one in group]) for group in scores))
+    seeds, n = changes.shape
+    per_image, difference = changes.mean(0), changes.mean()
+    low, high = mean_interval(per_image, draws, seed, _labels(changed[0].set_index("id").loc[ids]))
+    if seeds > 1:
+        side = sem(changes.mean(1)) * t.ppf(0.975, seeds - 1)
+        low, high = difference - np.hypot(difference - low, side), difference + np.hypot(high - difference, side)
+    return PairedDifference(float(difference), float(low), float(high), _signed_rank(per_image), n)
+
+
+def mean_interval(
+    values: np.ndarray, draws: int = 10_000, seed: int = 0, labels: Sequence | None = None
+) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the mean of `values` (N,), one per image; images of one label are drawn
+    together."""
+    sums = np.column_stack([values, np.ones(len(values))])
+    return interval(sums, lambda drawn: drawn[..., 0] / drawn[..., 1], draws, seed, labels)
+
+
+def interval(
+    columns: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    draws: int = 10_000,
+    seed: int = 0,
+    labels: Sequence | None = None,
+) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval over images of a function of sums.
+
+    Args:
+        columns: what is summed, (N, C), one row per image.
+        statistic: sums (..., C) → the score (...).
+        labels: images of one label, (N,), are drawn together.
+    """
+    groups = _by_group(columns, None if labels is None else np.asarray(labels))
+    found = np.concatenate([statistic(weights @ groups) for weights in _weights(len(groups), draws, seed)])
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def holm(pvalues: Sequence[float]) -> np.ndarray:
+    """Holm's step-down adjustment of a family of p-values, in the order given (Holm 1979).
+
+    Raises ValueError for a value outside [0, 1].
+    """
+    p = np.asarray(pvalues, dtype=float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values must lie in [0, 1], not {p.tolist()}")
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted
+
+
+def largest_dice(iou: float | np.ndarray) -> float | np.ndarray:
+    """The largest mean Dice that a mean IoU of J (in [0, 1]) allows, 2J/(1+J).
+
+    Per image Dice = 2J/(1+J), which is concave, so that by Jensen's inequality a mean over the same units lies below.
+    """
+    return 2 * iou / (1 + iou)
+
+
+def _summaries(
+    records: pd.DataFrame, pairs: list[tuple[str, str]], draws: int, seed: int, groups: str | None
+) -> list[dict[str, str | int | float]]:
+    """One row per (reduction, measure), all from the same draws."""
+    if len(records) == 0:
+        raise ValueError("there are no records to summarise")
+    if groups is not None and groups not in records:
+        raise ValueError(f"the records have no column {groups!r} to group by; they have: {', '.join(records.columns)}")
+    labels = _labels(records) if groups is None else records[groups].to_numpy()
+    columns = {pair: _by_group(_columns(records, *pair), labels) for pair in pairs}
+    units = len(records) if labels is None else len(pd.unique(labels))
+    resampled: dict[tuple[str, str], list[np.ndarray]] = {pair: [] for pair in pairs}
+    for weights in _weights(units, draws, seed):
+        for pair in pairs:
+            resampled[pair].append(_statistic(weights @ columns[pair], *pair))
+    rows = []
+    for reduction, measure in pairs:
+        mean = _statistic(columns[reduction, measure].sum(axis=0), reduction, measure)
+        low, high = np.percentile(np.concatenate(resampled[reduction, measure]), [2.5, 97.5])
+        rows.append(
+            {
+                "reduction": reduction,
+                "measure": measure,
+                "n": len(records),
+                "mean": float(mean),
+                "low": float(low),
+                "high": float(high),
+            }
+        )
+    return rows
+
+
+def _labels(records: pd.DataFrame) -> np.ndarray | None:
+    """The cluster of each image (N,), or None where nothing is known."""
+    known = "cluster" in records and records["cluster"].notna().any()
+    return records["cluster"].to_numpy() if known else None
+
+
+def _by_group(columns: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """The sums of (N, columns) over equal labels: (units, columns); every row a unit of its own where there are none.
+    The units stand in the same order for the same labels."""
+    return columns if labels is None else pd.DataFrame(columns).groupby(labels, dropna=False).sum().to_numpy()
+
+
+def _weights(units: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each unit is taken in each resample: (draws, units) float64, in chunks of rows, each row summing to
+    `units`. The chunks are those of one stream of random numbers: their size changes nothing."""
+    generator = np.random.default_rng(seed)
+    step = max(1, CHUNK_CELLS // units)
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        taken = generator.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]
+        yield np.bincount(taken.ravel(), minlength=rows * units).reshape(rows, units).astype(float)
+
+
+def _columns(records: pd.DataFrame, reduction: str, measure: str) -> np.ndarray:
+    """What is summed over images: (images, 4) tp, fp, fn, tn if pooled; (images, 2) score and 1 if per image."""
+    if reduction.startswith("pooled"):
+        return records[["tp", "fp", "fn", "tn"]].to_numpy(dtype=float)
+    if measure not in records:
+        raise ValueError(f"the records hold no {measure!r}: they were scored without it")
+    scores = records[measure].to_numpy(dtype=float)
+    if reduction == "per_image_thr65":
+        iou = records["iou_native" if measure.endswith("_native") else "iou"]
+        scores = np.where(iou < IOU_THRESHOLD, 0.0, scores)
+    return np.column_stack([scores, np.ones(len(records))])
+
+
+def _statistic(sums: np.ndarray, reduction: str, measure: str) -> np.ndarray:
+    """The score that sums (..., columns) of `_columns` amount to: (...)."""
+    if reduction.startswith("image"):
+        return sums[..., 0] / sums[..., 1]
+    tp, fp, fn, tn = np.moveaxis(sums, -1, 0)
+    lesion = overlap(tp, fp, fn, measure)
+    if reduction == "micro_lesion":
+        return lesion
+    background = overlap(tn, fn, fp, measure)
+    # like torchmetrics' macro average: a class that neither prediction nor target holds is left out of the mean
+    has_lesion, has_background = tp + fp + fn > 0, tn + fp + fn > 0
+    return (lesion * has_lesion + background * has_background) / (1.0 * has_lesion + has_background)
+
+
+def _check(reduction: str, measure: str) -> None:
+    if measure not in MEASURES:
+        raise ValueError(f"unknown measure {measure!r}. Known: {', '.join(MEASURES)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"unknown reduction {reduction!r}. Known: {', '.join(REDUCTIONS)}")
+    if reduction not in MEASURES[measure]:
+        raise ValueError(
+            f"{measure!r} has no reduction {reduction!r}, only {', '.join(MEASURES[measure])}: a "
+            f"boundary, or a size of its own, belongs to one image"
+        )

@@ -1,0 +1,281 @@
+"""Stage 1, the tokenizer: a convolutional encoder, a quantizer with an EMA codebook, a decoder, a PatchGAN.
+
+Esser, Rombach, Ommer, "Taming Transformers for High-Resolution Image Synthesis", CVPR 2021 (VQGAN); van den Oord,
+Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", NeurIPS 2017 (codebook, EMA in its appendix A.1).
+Module names follow the released checkpoints, so that their state dicts load as they are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tokencutseg.config import VQGANConfig
+from tokencutseg.models.parallel import BatchNorm2d, all_rows, batch_mean, batch_rows, batch_sum, take_rows
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Quantized(NamedTuple):
+    """What the quantizer returns: `vectors` (B, D, H, W), `tokens` (B, H, W) int64, `commitment_loss` scalar."""
+
+    vectors: Tensor
+    tokens: Tensor
+    commitment_loss: Tensor
+
+
+class Encoding(NamedTuple):
+    """An encoded image: `latents` (B, D, H, W) before quantization, and the feature maps of each
+    down-sampling stage, finest first, (B, h·2^i, S/2^i, S/2^i)."""
+
+    latents: Tensor
+    stages: list[Tensor]
+
+
+class ResidualBlock(nn.Module):
+    """x + [norm, SiLU, 3×3 convolution, norm, SiLU, 1×1 convolution](x)."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            _norm(channels, groups),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            _norm(channels, groups),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x)
+
+
+class Encoder(nn.Module):
+    """(B, 3, S, S) → one feature map per stage; stage i halves the side and doubles the channels."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        h, g = config.hidden_channels, config.norm_groups
+        self.conv_in = nn.Conv2d(3, h, 3, padding=1)
+        self.down = nn.ModuleList()
+        for i in range(config.n_stages):
+            c = h * 2 ** (i + 1)
+            self.down.append(
+                nn.Sequential(
+                    nn.Conv2d(c // 2, c, 4, stride=2, padding=1),
+                    _norm(c, g),
+                    nn.SiLU(),
+                    *[ResidualBlock(c, g) for _ in range(config.n_res_blocks)],
+                )
+            )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x, stages = self.conv_in(x), []
+        for stage in self.down:
+            x = stage(x)
+            stages.append(x)
+        return stages
+
+
+class Decoder(nn.Module):
+    """(B, h·2^n, H, W) → (B, 3, S, S) in (−1, 1): the encoder's mirror image, with a tanh."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        h, g = config.hidden_channels, config.norm_groups
+        self.up = nn.ModuleList()
+        for i in reversed(range(config.n_stages)):
+            c = h * 2 ** (i + 1)
+            self.up.append(
+                nn.Sequential(
+                    *[ResidualBlock(c, g) for _ in range(config.n_res_blocks)],
+                    nn.Upsample(scale_factor=2, mode="nearest"),
+                    nn.Conv2d(c, c // 2, 3, padding=1),
+                    _norm(c // 2, g),
+                    nn.SiLU(),
+                )
+            )
+        self.final_conv = nn.Conv2d(h, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.up:
+            x = stage(x)
+        return torch.tanh(self.final_conv(x))
+
+
+class EMAQuantizer(nn.Module):
+    """Nearest code by squared Euclidean distance; codes follow their vectors by an exponential moving average.
+
+    No gradient ever reaches the codes: in training mode each forward pass updates them (decay 0.99, Laplace
+    smoothing), in evaluation mode nothing changes. `init` and `restart_dead` are the recipe's switches.
+    """
+
+    DECAY, EPS = 0.99, 1e-5
+    DEAD = 0.1
+    """A code is dead when its EMA count falls under this share of the mean count; it starts anew with twice that much,
+    so that it has some 70 updates to prove itself."""
+
+    def __init__(
+        self,
+        codebook_size: int,
+        code_dim: int,
+        commitment: float = 0.25,
+        init: str = "kmeans",
+        restart_dead: bool = True,
+    ) -> None:
+        super().__init__()
+        self.codebook_size, self.commitment, self.init, self.restart_dead = (
+            codebook_size,
+            commitment,
+            init,
+            restart_dead,
+        )
+        self.embedding = nn.Embedding(codebook_size, code_dim)
+        self.embedding.weight.requires_grad_(False).uniform_(-1 / codebook_size, 1 / codebook_size)
+        self.register_buffer("cluster_size", torch.zeros(codebook_size))
+        self.register_buffer("embedding_avg", self.embedding.weight.clone())
+
+    def forward(self, z: Tensor) -> Quantized:
+        """`z` (B, D, H, W) → its nearest codes. Gradients pass straight through to `z`."""
+        B, D, H, W = z.shape
+        z = z.to(self.embedding.weight.dtype)  # which code is nearest is decided in its precision, not the encoder's
+        flat = z.permute(0, 2, 3, 1).reshape(-1, D)  # (BHW, D)
+        if self.training and self.init == "kmeans" and not self.cluster_size.any():
+            self._kmeans_init(flat.detach())
+        tokens = self.nearest(flat)
+        vectors = self.lookup(tokens.view(B, H, W))
+        if self.training:
+            self._update(flat.detach(), tokens)
+        commitment_loss = self.commitment * batch_mean((vectors - z).square())
+        return Quantized(z + (vectors - z).detach(), tokens.view(B, H, W), commitment_loss)
+
+    def nearest(self, flat: Tensor) -> Tensor:
+        """(N, D) → (N,) index of the nearest code. |z|² is the same for every code and left out."""
+        codes = self.embedding.weight
+        with torch.autocast(flat.device.type, enabled=False):
+            return torch.addmm(codes.square().sum(1), flat.to(codes.dtype), codes.T, alpha=-2).argmin(1)
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, H, W) → their codes (B, D, H, W)."""
+        return self.embedding(tokens).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def _kmeans_init(self, flat: Tensor, iterations: int = 10) -> None:
+        """k-means on the first batch (Łańcucki et al. 2020)."""
+        codes, flat = self.embedding.weight, all_rows(flat)
+        codes.copy_(flat[_draw(len(flat), self.codebook_size, flat.device)])
+        for _ in range(iterations):
+            tokens = self.nearest(flat)
+            counts, sums = _count_and_sum(flat, tokens, self.codebook_size)
+            codes.copy_(torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), codes))
+        counts, _ = _count_and_sum(flat, self.nearest(flat), self.codebook_size)
+        self.cluster_size.copy_(counts.clamp(min=1))
+        self.embedding_avg.copy_(codes * self.cluster_size[:, None])
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, tokens: Tensor) -> None:
+        counts, sums = (batch_sum(x) for x in _count_and_sum(flat, tokens, self.codebook_size))
+        self.cluster_size.lerp_(counts, 1 - self.DECAY)
+        self.embedding_avg.lerp_(sums, 1 - self.DECAY)
+        if self.restart_dead:
+            mean = self.cluster_size.mean()
+            dead = (self.cluster_size < self.DEAD * mean)[:, None]  # (K, 1)
+            fresh = take_rows(flat, _draw(batch_rows(flat)[1], self.codebook_size, flat.device))
+            count = 2 * self.DEAD * mean
+            self.cluster_size.copy_(torch.where(dead[:, 0], count, self.cluster_size))
+            self.embedding_avg.copy_(torch.where(dead, fresh * count, self.embedding_avg))
+        n = self.cluster_size.sum()
+        smoothed = (self.cluster_size + self.EPS) / (n + self.codebook_size * self.EPS) * n
+        self.embedding.weight.copy_(self.embedding_avg / smoothed[:, None])
+
+
+class VQGAN(nn.Module):
+    """Image ↔ visual words. `forward` takes and returns network values; see `normalise` for what they are."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_channels * 2**config.n_stages
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = EMAQuantizer(
+            config.codebook_size, config.code_dim, config.commitment, config.codebook_init, config.restart_dead_codes
+        )
+        self.quant_conv = nn.Conv2d(width, config.code_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.code_dim, width, 1)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1] → network input. `denormalise` is its inverse."""
+        if self.config.input_normalisation == "imagenet_then_symmetric":
+            images = (images - self.mean) / self.std
+        return 2 * images - 1
+
+    def denormalise(self, values: Tensor) -> Tensor:
+        """Network values → RGB, not clamped."""
+        images = (values + 1) / 2
+        if self.config.input_normalisation == "imagenet_then_symmetric":
+            images = images * self.std + self.mean
+        return images
+
+    def encode(self, x: Tensor) -> Encoding:
+        """Network input (B, 3, S, S) → latents before quantization, with the feature maps of each stage."""
+        stages = self.encoder(x)
+        return Encoding(self.quant_conv(stages[-1]), stages)
+
+    def decode(self, vectors: Tensor) -> Tensor:
+        """Codes (B, D, H, W) → network values (B, 3, S, S) in (−1, 1)."""
+        return self.decoder(self.post_quant_conv(vectors))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
+        """Network input → its reconstruction, and what the quantizer said."""
+        quantized = self.quantize(self.encode(x).latents)
+        return self.decode(quantized.vectors), quantized
+
+    @torch.no_grad()
+    def tokenize(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1] (B, 3, S, S) → tokens (B, H, W) int64. Leaves the codebook alone."""
+        latents = self.encode(self.normalise(images)).latents
+        B, D, H, W = latents.shape
+        return self.quantize.nearest(latents.permute(0, 2, 3, 1).reshape(-1, D)).view(B, H, W)
+
+    @torch.no_grad()
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, H, W) → RGB in [0, 1] (B, 3, S, S)."""
+        return self.denormalise(self.decode(self.quantize.lookup(tokens))).clamp(0, 1)
+
+
+class Discriminator(nn.Module):
+    """PatchGAN with three layers and BatchNorm (Isola et al. 2017): (B, 3, S, S) → a map of logits."""
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        c = channels
+        layers: list[nn.Module] = [nn.Conv2d(3, c, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for i, stride in ((1, 2), (2, 2), (3, 1)):
+            a, b = c * 2 ** (i - 1), c * 2**i
+            layers += [nn.Conv2d(a, b, 4, stride, 1, bias=False), BatchNorm2d(b), nn.LeakyReLU(0.2)]
+        self.main = nn.Sequential(*layers, nn.Conv2d(c * 8, 1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x)
+
+
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(groups, channels), channels)
+
+
+def _draw(n: int, k: int, device: torch.device) -> Tensor:
+    """k indices below n, without repetition where n allows."""
+    return torch.randperm(n, device=device)[:k] if n >= k else torch.randint(n, (k,), device=device)
+
+
+def _count_and_sum(flat: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Vectors (N, D) and their codes (N,) → how many fell on each code (n,), and their sum (n, D)."""
+    counts = torch.bincount(tokens, minlength=n).to(flat.dtype)
+    sums = flat.new_zeros(n, flat.shape[1]).index_add_(0, tokens, flat)
+    return counts, sums
