@@ -38,6 +38,7 @@ from tokencutseg.evaluation.probes import (
 )
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import (
+    UNSCORED,
     holm,
     mean_interval,
     paired_difference,
@@ -50,12 +51,9 @@ from tokencutseg.experiments.claims import claims as judged
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
 from tokencutseg.experiments.tables import (
-    UNSCORED,
     budgets,
     gaps,
-    holm_over,
     initialisation,
-    lead,
     leakage,
     main_results,
     score_by_group,
@@ -344,13 +342,10 @@ def label_efficiency(study: Study) -> pd.DataFrame:
             runs = [cell() for cell in seeds]
             scored = [study.records(run, primary, "test") for run in runs]
             ours = ours or scored
-            diff = {} if method == "tokencutseg" else lead(seeded_difference(ours, scored, "iou", draws, first))
-            known = "cluster" in scored[0] and scored[0]["cluster"].notna().any()
+            diff = {} if method == "tokencutseg" else seeded_difference(ours, scored, "iou", draws, first).columns()
             every = pd.concat(scored)
             result, without = (
-                summarise(part, "per_image", "iou", draws, first, groups="cluster" if known else "id")
-                if len(part)
-                else UNSCORED
+                summarise(part, "per_image", "iou", draws, first) if len(part) else UNSCORED
                 for part in (every, every[~every["id"].isin(seen)])
             )
             means, labels = [records["iou"].mean() for records in scored], runs[0].metrics["training_images"]
@@ -378,7 +373,7 @@ def label_efficiency(study: Study) -> pd.DataFrame:
                 }
             )
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm_over(table["p"]))
+    return table.assign(p_holm=holm(table["p"]))
 
 
 def segment_with(study: Study, method: str, config: Config, seed: int) -> Run:
