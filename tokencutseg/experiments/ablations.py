@@ -6,9 +6,7 @@ cells of one table have the same budget, and the cell without a change is among 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -19,8 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tokencutseg import config as config_module
-from tokencutseg.config import RECIPES, STAGES, TRAINED_ENCODER_NEEDS, Config, ConfigError
+from tokencutseg.config import RECIPES, TRAINED_ENCODER_NEEDS, Config, ConfigError, option_reasons
 from tokencutseg.data.audit import seen_in_training
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.cost import cost_row
@@ -39,6 +36,7 @@ from tokencutseg.evaluation.probes import (
 )
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import (
+    UNSCORED,
     holm,
     mean_interval,
     paired_difference,
@@ -51,12 +49,9 @@ from tokencutseg.experiments.claims import claims as judged
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
 from tokencutseg.experiments.tables import (
-    UNSCORED,
     budgets,
     gaps,
-    holm_over,
     initialisation,
-    lead,
     leakage,
     main_results,
     score_by_group,
@@ -344,13 +339,10 @@ def label_efficiency(study: Study) -> pd.DataFrame:
             runs = [cell() for cell in seeds]
             scored = [study.records(run, primary, "test") for run in runs]
             ours = ours or scored
-            diff = {} if method == "tokencutseg" else lead(seeded_difference(ours, scored, "iou", draws, first))
-            known = "cluster" in scored[0] and scored[0]["cluster"].notna().any()
+            diff = {} if method == "tokencutseg" else seeded_difference(ours, scored, "iou", draws, first).columns()
             every = pd.concat(scored)
             result, without = (
-                summarise(part, "per_image", "iou", draws, first, groups="cluster" if known else "id")
-                if len(part)
-                else UNSCORED
+                summarise(part, "per_image", "iou", draws, first) if len(part) else UNSCORED
                 for part in (every, every[~every["id"].isin(seen)])
             )
             means, labels = [records["iou"].mean() for records in scored], runs[0].metrics["training_images"]
@@ -378,7 +370,7 @@ def label_efficiency(study: Study) -> pd.DataFrame:
                 }
             )
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm_over(table["p"]))
+    return table.assign(p_holm=holm(table["p"]))
 
 
 def segment_with(study: Study, method: str, config: Config, seed: int) -> Run:
@@ -630,34 +622,9 @@ SHARED = ("codebook_size", "stages", "graph_radius", "label_efficiency", "deviat
 
 
 def recipe_table() -> pd.DataFrame:
-    """Every switch with its value under each recipe: columns switch, released, described, revised, reason.
-
-    `reason` is the docstring under the switch's field in `tokencutseg.config`, empty where the name says it all.
-    """
-    reasons = _field_docstrings()
+    """Every option of a recipe with its value under each: columns switch, released, described, revised, reason."""
+    reasons = option_reasons()
     return pd.DataFrame(
-        [
-            {
-                "switch": switch,
-                **{recipe: values[switch] for recipe, values in RECIPES.items()},
-                "reason": reasons.get(switch, ""),
-            }
-            for switch in RECIPES["released"]
-        ]
+        {"switch": name, **{recipe: values[name] for recipe, values in RECIPES.items()}, "reason": reasons[name]}
+        for name in RECIPES["released"]
     )
-
-
-def _field_docstrings() -> dict[str, str]:
-    """``stage.field`` → the string literal under the field; Python itself forgets it."""
-    stage_of = {cls.__name__: stage for stage, cls in STAGES.items()}
-    found = {}
-    for node in ast.parse(inspect.getsource(config_module)).body:
-        if isinstance(node, ast.ClassDef) and node.name in stage_of:
-            for line, below in zip(node.body, node.body[1:], strict=False):
-                if (
-                    isinstance(line, ast.AnnAssign)
-                    and isinstance(below, ast.Expr)
-                    and isinstance(below.value, ast.Constant)
-                ):
-                    found[f"{stage_of[node.name]}.{line.target.id}"] = inspect.cleandoc(below.value.value)
-    return found

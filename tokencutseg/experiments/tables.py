@@ -21,8 +21,7 @@ from tokencutseg.evaluation.inference import downsample_mask, map_batches, predi
 from tokencutseg.evaluation.probes import layer_names, layers_in_turn, linear_probe, probe_scores, token_labels
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import (
-    PairedDifference,
-    Summary,
+    UNSCORED,
     holm,
     interval,
     mean_interval,
@@ -396,30 +395,20 @@ def with_differences(
         found = (
             [none] * len(rows)
             if method == "tokencutseg"
-            else map(
-                lead,
-                paired_differences(
+            else [
+                result.columns()
+                for result in paired_differences(
                     scored[*place, "tokencutseg"],
                     scored[*place, method],
                     shown,
                     config.evaluation.bootstrap_draws,
                     config.seed,
-                ),
-            )
+                )
+            ]
         )
         leads.append(pd.DataFrame(found, rows.index))
     table = table.join(pd.concat(leads))
-    return table.assign(p_holm=table.groupby([*pair, "reduction", "measure"])["p"].transform(holm_over))
-
-
-def lead(result: PairedDifference) -> dict[str, float]:
-    """The columns that say how far one method is diff of another."""
-    return {"diff": result.difference, "diff_low": result.low, "diff_high": result.high, "p": result.p}
-
-
-def holm_over(p: pd.Series) -> pd.Series:
-    """Holm's adjustment over the rows that hold a p-value."""
-    return pd.Series(holm(p.dropna()), p.dropna().index).reindex(p.index)
+    return table.assign(p_holm=table.groupby([*pair, "reduction", "measure"])["p"].transform(holm))
 
 
 def _published(row: Any) -> float:
@@ -499,10 +488,6 @@ def worst_first(study: Study, count: int = 12) -> tuple[ImageSet, Tensor, np.nda
     order = np.argsort(scores, kind="stable")[:count]
     chosen = images.subset(order)
     return chosen, predict_masks(run.model(), chosen), scores[order]
-
-
-UNSCORED = Summary(math.nan, math.nan, math.nan, 0)
-"""Of no images."""
 
 
 def leakage(study: Study) -> pd.DataFrame:
