@@ -45,14 +45,11 @@ class View:
         self.set = queries.tokenize_set(self.vqgan, images)
         self.table = None if images.masks is None else queries.code_region_table(self.set, self.codebook_size)
         self.grid = H, W = tuple(self.set.tokens.shape[1:])
-        self.index = self.slider(w.IntSlider, 0, 0, len(images) - 1, description="image")
-        self.row = self.slider(w.IntSlider, H // 2, 0, H - 1, description="row")
-        self.column = self.slider(w.IntSlider, W // 2, 0, W - 1, description="column")
+        self.index = self.slider(w.IntSlider, 0, 0, len(images) - 1, self.open, description="image")
+        self.row = self.slider(w.IntSlider, H // 2, 0, H - 1, self._follow, description="row")
+        self.column = self.slider(w.IntSlider, W // 2, 0, W - 1, self._follow, description="column")
         self.code = self.slider(w.IntSlider, 0, 0, self.codebook_size - 1, description="code")
         self.name = w.HTML()
-        self.index.observe(lambda _: self.open(), "value")
-        for slider in (self.row, self.column):
-            slider.observe(self._follow, "value")
         self.open()
 
     @contextmanager
@@ -64,14 +61,19 @@ class View:
         if not outer:
             self.draw()
 
-    def watch(self, control: Any) -> Any:
-        """A control that draws anew when it moves."""
-        control.observe(lambda _: self._changing or self.draw(), "value")
+    def watch(self, control: Any, act: Callable[[], None] = lambda: None) -> Any:
+        """A control that acts and draws when it moves."""
+
+        def moved(_: Any) -> None:
+            with self.once():
+                act()
+
+        control.observe(moved, "value")
         return control
 
-    def slider(self, kind: type, value: Any, low: float, high: float, **options: Any) -> Any:
+    def slider(self, kind: type, value: Any, low: float, high: float, act: Any = lambda: None, **options: Any) -> Any:
         """A slider that reports when it is let go."""
-        return self.watch(kind(value=value, min=low, max=high, continuous_update=False, **options))
+        return self.watch(kind(value=value, min=low, max=high, continuous_update=False, **options), act)
 
     def open(self) -> None:
         """Look at the image of the set that the slider names."""
@@ -87,12 +89,12 @@ class View:
         self.show(torch.from_numpy(square).permute(2, 0, 1).float() / 255, None, name)
 
     def show(self, image: Tensor, mask: Tensor | None, name: str) -> None:
+        self.image, self.mask, self.tokens = image, mask, self.vqgan.tokenize(image[None])[0]
+        self.name.value = escape(name)
         with self.once():
-            self.image, self.mask, self.tokens = image, mask, self.vqgan.tokenize(image[None])[0]
-            self.name.value = escape(name)
             self._follow()
 
-    def _follow(self, _: Any = None) -> None:
+    def _follow(self) -> None:
         self.code.value = int(self.tokens[self.row.value, self.column.value])
 
     def framed(self, image: Tensor, cells: Tensor) -> Tensor:
@@ -229,7 +231,7 @@ def _codes(view: View) -> Panel:
             *(_figure("the set's cells nearest to the code, with their neighbours", row, 2 * SIDE) for row in sheet),
         ]
 
-    return [region, ranking][: 2 * (view.table is not None)] + [view.code, scope, other], draw
+    return [*[region, ranking][: 2 * (view.table is not None)], view.code, scope, other], draw
 
 
 def _prediction(view: View) -> Panel:

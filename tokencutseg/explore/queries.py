@@ -1,4 +1,4 @@
-"""Questions to a model: which codes lie where, what they decode to, what changes with them, and where attention goes."""
+"""Questions to a model: where its codes lie, what they decode to, what changes with them, and what attends to what."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
 from tokencutseg.evaluation.inference import downsample_mask
 from tokencutseg.evaluation.inspection import attention
@@ -171,34 +172,29 @@ def radius_in_cells(model: TokenCutSeg) -> float:
 def find_model(path: str | Path = "") -> Path:
     """The folder of the model to explore: the packaged one by default, a study's main run for a study's folder.
 
-    Raises FileNotFoundError for a study that has no main results yet.
+    Raises DataError for a study without main results.
     """
     folder = Path(path) if path else PRETRAINED
-    if (folder / "model.safetensors").exists() or not (folder / "tables").is_dir():
+    if not (folder / "tables").is_dir():
         return folder
-    table = folder / "tables" / "main_results.csv"
-    if not table.exists():
-        raise FileNotFoundError(f"{folder} has no {table.name} yet: run notebook 04, or name a run's folder")
-    results = pd.read_csv(table)
+    try:
+        results = pd.read_csv(folder / "tables" / "main_results.csv")
+    except FileNotFoundError:
+        raise DataError(f"{folder} has no main results yet: run notebook 04, or name the folder of a run") from None
     runs = results.loc[results["method"] == "tokencutseg", "runs"].dropna().str.split().explode()
     return folder.parent / "runs" / runs[runs.str.startswith("segmentation")].iloc[0]
 
 
 def describe(path: Path) -> str:
-    """Which model lies at `path`, how it was trained, its validation score, and what it cannot do, in a few sentences."""
-    config, stage = saved_config(path), saved_stage(path)
-    text = (
-        f"The model is {'the packaged one' if path == PRETRAINED else path}: {stage}, recipe {config.recipe}, preset "
-        f"{config.preset}, {config.data.image_size} pixels."
-    )
-    metrics = path / "metrics.json"
-    if metrics.exists() and "best_score" in (found := json.loads(metrics.read_text())):
-        text += f" Validation score {found['best_score']:.3f}."
-    seg = config.segmentation
-    if stage == "segmentation" and not seg.frozen_transformer and seg.mlm_weight == 0:
+    """Which model lies at `path`, its validation score where that is known, and what it cannot do."""
+    config, stage, metrics = saved_config(path), saved_stage(path), path / "metrics.json"
+    text = f"The model is {'the packaged one' if path == PRETRAINED else path}: {stage}, recipe {config.recipe}, "
+    text += f"preset {config.preset}, {config.data.image_size} pixels."
+    if metrics.exists() and (score := json.loads(metrics.read_text()).get("best_score")):
+        text += f" Validation score {score:.3f}."
+    if stage == "segmentation" and not config.segmentation.frozen_transformer and config.segmentation.mlm_weight == 0:
         text += (
-            " Its transformer was fine-tuned for masks and has mostly lost masked-token prediction: for that panel, open "
-            "a masked_gpt run with --model."
+            " Fine-tuned for masks, it has mostly lost masked-token prediction: open a masked_gpt run for that panel."
         )
     return text
 
