@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from tokencutseg.config import RECIPES, TRAINED_ENCODER_NEEDS, Config, ConfigError, option_reasons
+from tokencutseg.data.audit import seen_in_training
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.cost import cost_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
@@ -53,7 +54,6 @@ from tokencutseg.experiments.tables import (
     leakage,
     main_results,
     score_by_group,
-    seen_in_training,
     with_differences,
     written,
 )
@@ -332,7 +332,7 @@ def label_efficiency(study: Study) -> pd.DataFrame:
         for fraction in ablation.label_fractions
     }
     study.train_missing([cell for share in cells.values() for seeds in share.values() for cell in seeds], "test")
-    seen = seen_in_training(study, primary, primary)
+    seen = seen_in_training(study.source, primary, primary)
     for fraction, share in cells.items():
         ours: list[pd.DataFrame] = []
         for method, seeds in share.items():
