@@ -67,7 +67,9 @@ def _missing(study: Study, trainings: Iterable[Training]) -> dict[str, Training]
     for training in trainings:
         id = study.spec(training).id
         if not _done(study, id, training):
-            found |= {key: one for key, one in _missing(study, study.parents(training).values()).items() if key not in found}
+            found |= {
+                key: one for key, one in _missing(study, study.parents(training).values()).items() if key not in found
+            }
             pairs = (*(found[id].score_on if id in found else ()), *training.score_on)
             found[id] = dataclasses.replace(training, score_on=tuple(dict.fromkeys(pairs)))
     return found
@@ -105,7 +107,9 @@ def _train_wave(study: Study, wave: dict[str, Training]) -> None:
             f"jobs: what they have trained is kept"
         ) from died
     if lost := [id for id, training in wave.items() if not _done(study, id, training)]:
-        raise ConfigError(f"the workers have trained {lost[0]} elsewhere: they must share the folder {study.store.folder}")
+        raise ConfigError(
+            f"the workers have trained {lost[0]} elsewhere: they must share the folder {study.store.folder}"
+        )
 
 
 def _train(opened: Study | Opening, training: Training) -> None:

@@ -213,9 +213,7 @@ def one_sentence_when_full(folder: Path) -> Iterator[None]:
 
 def environment() -> dict[str, Any]:
     """The machine and the versions that a result was obtained with."""
-    packages = (
-        "tokencutseg torch torchvision pytorch-lightning lpips numpy scikit-image segmentation-models-pytorch torchmetrics"
-    )
+    packages = "tokencutseg torch torchvision pytorch-lightning lpips numpy scikit-image segmentation-models-pytorch torchmetrics"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
