@@ -11,7 +11,6 @@ import errno
 import functools
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import time
@@ -221,7 +220,7 @@ def environment() -> dict[str, Any]:
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: version(name) for name in packages.split()},
+        "packages": {name: version(name) for name in [*packages, "segmentation-models-pytorch"]},
         "commit": _own_commit(),
     }
 
