@@ -8,14 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from tokencutseg.config import RECIPES, Config
+from tokencutseg.config import Config
 from tokencutseg.data.audit import between, both_ways, learnt_pairs, overlaps, pool_pairs
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
@@ -24,7 +23,9 @@ from tokencutseg.evaluation.inference import downsample_mask, map_batches, predi
 from tokencutseg.evaluation.probes import layer_features, probe_scores, token_labels, train_linear_probe
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import holm, interval, mean_interval, paired_differences, summary_table
-from tokencutseg.experiments.claims import PUBLISHED
+from tokencutseg.experiments.claims import PUBLISHED, missing_images
+from tokencutseg.experiments.engine import train_missing
+from tokencutseg.experiments.pipeline import OURS, Training
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
 from tokencutseg.models.losses import masked_token_loss
@@ -175,35 +176,35 @@ def segmentation_history(study: Study) -> pd.DataFrame:
 # ---- notebook 04 ----------------------------------------
 
 
-def methods(study: Study, train: str) -> dict[str, tuple[str, Run | None]]:
-    """The methods of the main results by name, each with its recipe (`none` for baselines) and its run on a training
-    set: `tokencutseg`, under the study's own recipe, and `evaluation.rivals`, where another recipe is a method of its
-    name and Otsu has no run."""
-    found: dict[str, tuple[str, Run | None]] = {"tokencutseg": (study.config.recipe, study.segmenter(train))}
-    for name in study.config.evaluation.rivals:
-        if name in RECIPES and name != study.config.recipe:
-            found[name] = (name, study.segmenter(train, study.config.with_recipe(name)))
-        elif name not in RECIPES:
-            found[name] = ("none", None if name == "otsu" else study.baseline(name, train))
+def main_trainings(study: Study) -> dict[tuple[str, str], Training]:
+    """The trainings of the main results by (train, method): `tokencutseg` under the study's own recipe, and
+    `evaluation.rivals`, where another recipe is a method of its name."""
+    rows, found = available_rows(study), {}
+    for train in train_sets(study):
+        tests = tuple((test, "test") for other, test in rows if other == train)
+        for method in (OURS, *study.config.evaluation.rivals):
+            if method != study.config.recipe:
+                found[train, method] = study.method(method, train, score_on=tests)
     return found
 
 
-def initialisation(run: Run | None) -> str:
+def initialisation(run: Run) -> str:
     """What a method's supervised training starts from: `imagenet` weights or from `scratch` (baselines),
-    `self-supervised` stages (every recipe), or `none` (Otsu, which has no run)."""
-    return "none" if run is None else run.metrics.get("pretrained_weights", "self-supervised")
+    `self-supervised` stages (every recipe), or `none` (Otsu, which learns nothing)."""
+    return run.metrics.get("pretrained_weights", "self-supervised")
 
 
 def main_records(study: Study) -> pd.DataFrame:
-    """Per-image records of every available (train, test) pair under all `methods`, with the columns train, test,
-    method, recipe, initialisation and runs."""
-    parts = []
+    """Per-image records of the test images behind the main results, with the columns train, test, method, recipe
+    (`none` for baselines), initialisation and runs."""
+    trainings, parts = main_trainings(study), []
+    train_missing(study, trainings.values())
     for train, test in available_rows(study):
-        for method, (recipe, run) in methods(study, train).items():
-            records = study.otsu_records(test, "test") if run is None else study.records(run, test, "test")
-            labels = {"train": train, "test": test, "method": method, "recipe": recipe}
-            runs = "otsu" if run is None else run.id
-            parts.append(records.assign(**labels, initialisation=initialisation(run), runs=runs))
+        for (_, method), training in trainings.items():
+            if training.train_set == train:
+                run = study.run(training)
+                labels = {"method": method, "recipe": _recipe(training), "initialisation": initialisation(run)}
+                parts.append(study.records(run, test, "test").assign(train=train, test=test, **labels, runs=run.id))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -214,21 +215,19 @@ def budgets(study: Study) -> pd.DataFrame:
     images_seen, unlabelled_seen (in self-training), steps (of the optimizer), seconds, device, runs. A stage that
     serves several training sets stands beside the first.
     """
-    rows = []
-    for train in train_sets(study):
-        for method, (recipe, last) in methods(study, train).items():
-            runs = [] if last is None else [last]
-            if recipe != "none":
-                config = study.config if method == "tokencutseg" else study.config.with_recipe(method)
-                runs = [study.tokenizer(config, train), study.transformer(config, train), last]
-            for run in runs:
-                stage = run.about["stage"]
-                unlabelled = run.about["config"].get(stage, {}).get("images") == "unlabelled"
-                row = {"train": train, "method": method, "recipe": recipe, "stage": stage}
-                row["data"] = "unlabelled" if unlabelled else train
-                costs = ("training_images", "images_seen", "unlabelled_seen", "steps", "seconds", "device")
-                rows.append(row | {name: run.metrics.get(name) for name in costs} | {"runs": run.id})
+    rows, costs = [], ("training_images", "images_seen", "unlabelled_seen", "steps", "seconds", "device")
+    for (train, method), last in main_trainings(study).items():
+        for training in (*study.parents(last).values(), last) if last.baseline != "otsu" else ():
+            run = study.run(training)
+            unlabelled = not training.supervised and getattr(training.config, training.stage).images == "unlabelled"
+            row = {"train": train, "method": method, "recipe": _recipe(last), "stage": training.stage}
+            row |= {"data": "unlabelled" if unlabelled else train} | {name: run.metrics.get(name) for name in costs}
+            rows.append(row | {"runs": run.id})
     return pd.DataFrame(rows).drop_duplicates(["method", "runs"], ignore_index=True)
+
+
+def _recipe(training: Training) -> str:
+    return "none" if training.baseline else training.config.recipe
 
 
 def main_results(study: Study) -> pd.DataFrame:
@@ -245,10 +244,10 @@ def main_results(study: Study) -> pd.DataFrame:
     comparable = (table["recipe"] != "none") & (table["reduction"] == "micro_two_class")
     published = [PUBLISHED.get((row.train, row.test), {}).get(row.measure) for row in table.itertuples()]
     table["published"] = pd.Series(published, dtype=float).where(comparable)
-    table["note"] = [gaps(study, (row.train, "train"), (row.test, "test")) for row in table.itertuples()]
+    table["note"] = [missing_images(study, (row.train, "train"), (row.test, "test")) for row in table.itertuples()]
     table.insert(table.columns.get_loc("note"), "complete", table["note"] == "")
     table = with_differences(table, records, study.config, ["train", "test"])
-    none = {"method": "tokencutseg", "recipe": study.config.recipe, "reduction": "micro_two_class", "n": 0}
+    none = {"method": OURS, "recipe": study.config.recipe, "reduction": "micro_two_class", "n": 0}
     none |= {"complete": False, "note": "data not available"}
     missing = [
         {"train": train, "test": test, **none, "measure": measure, "published": published}
@@ -270,27 +269,14 @@ def with_differences(
     """
     scored, found = dict(iter(records.groupby([*pair, "method"], sort=False))), []
     for (*key, method), rows in table.groupby([*pair, "method"], sort=False):
-        if method != "tokencutseg":
+        if method != OURS:
             shown = list(zip(rows["reduction"], rows["measure"], strict=True))
-            both = scored[*key, "tokencutseg"], scored[*key, method]
+            both = scored[*key, OURS], scored[*key, method]
             results = paired_differences(*both, shown, config.evaluation.bootstrap_draws, config.seed)
             found.append(pd.DataFrame([result.columns() for result in results], rows.index))
     columns = ["diff", "diff_low", "diff_high", "p"]
     table = table.join(pd.concat(found)) if found else table.assign(**dict.fromkeys(columns, math.nan))
     return table.assign(p_holm=table.groupby([*pair, "reduction", "measure"])["p"].transform(holm))
-
-
-def gaps(study: Study, *splits: tuple[str, str]) -> str | None:
-    """What of the official images is not there, by (dataset, split): empty where nothing is missing, None where a whole
-    split is."""
-    if not all(study.source.has(*split) for split in splits):
-        return None
-    sets = [study.source.load(*split) for split in splits]
-    return "; ".join(
-        f"{images.dataset} {images.split} partial: {len(images)} of {images.expected}"
-        for images in sets
-        if not images.complete
-    )
 
 
 def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
@@ -300,7 +286,7 @@ def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
     Columns train, test, method, runs, reduction, measure, n, mean, low, high, published, in_domain (that score),
     change.
     """
-    ours = results[(results["method"] == "tokencutseg") & (results["n"] > 0)]
+    ours = results[(results["method"] == OURS) & (results["n"] > 0)]
     columns = ["train", "test", "method", "runs", "reduction", "measure", "n", "mean", "low", "high", "published"]
     own = ours.loc[ours["train"] == ours["test"], ["train", "reduction", "measure", "mean"]]
     table = ours[columns].merge(own.rename(columns={"mean": "in_domain"}), "left", ["train", "reduction", "measure"])
