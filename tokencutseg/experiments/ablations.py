@@ -24,15 +24,14 @@ from tokencutseg.evaluation.cost import cost_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
 from tokencutseg.evaluation.probes import (
     decoder_features,
-    graph_probe,
     iou_difference,
     layer_features,
     layer_names,
-    layers_in_turn,
-    linear_probe,
     probe_scores,
-    token_counts,
     token_labels,
+    token_records,
+    train_graph_probe,
+    train_linear_probe,
 )
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import (
@@ -264,23 +263,24 @@ def feature_quality(study: Study) -> pd.DataFrame:
         "transformer": ["output"],
         "supervised U-Net": ["supervised U-Net"],
     }
-    heads = {"linear probe": linear_probe, "graph": lambda *known: graph_probe(*known, grid, study.config.segmentation)}
+    heads = {
+        "linear probe": train_linear_probe,
+        "graph": lambda *known: train_graph_probe(*known, grid, study.config.segmentation),
+    }
     found: dict[tuple[str, str], np.ndarray] = {}
-    for key, (features, test_features) in itertools.chain(
-        layers_in_turn(model, ["colour", "tokenizer", *blocks, "output"], train, test),
-        (
-            (f"untrained {i}", [layer_features(one, images, ["tokenizer"])["tokenizer"] for images in (train, test)])
-            for i, one in enumerate(untrained)
-        ),
-        [("supervised U-Net", [decoder_features(unet, images, grid) for images in (train, test)])],
-    ):
+    layers = [layer_features(model, images, ["colour", "tokenizer", *blocks, "output"]) for images in (train, test)]
+    for i, one in enumerate(untrained):
+        for known, images in zip(layers, (train, test), strict=True):
+            known[f"untrained {i}"] = layer_features(one, images, ["tokenizer"])["tokenizer"]
+    for known, images in zip(layers, (train, test), strict=True):
+        known["supervised U-Net"] = decoder_features(unet, images, grid)
+    for key in layers[0]:
+        features, test_features = (known[key] for known in layers)
         for head, probe in heads.items():
             found[head, key] = probe(features, labels, test_features)
     drawn = study.config.evaluation.bootstrap_draws, test.units
     counts = [
-        pd.DataFrame(token_counts(found[head, key], test_labels), columns=["tp", "fp", "fn", "tn"]).assign(
-            features=name, head=head, draw=draw, id=test.ids
-        )
+        token_records(found[head, key], test_labels).assign(features=name, head=head, draw=draw, id=test.ids)
         for head in heads
         for name, keys in shown.items()
         for draw, key in enumerate(keys)

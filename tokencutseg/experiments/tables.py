@@ -18,7 +18,7 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.evaluation.codebook import codebook_table
 from tokencutseg.evaluation.inference import downsample_mask, map_batches, predict_masks, tokenize
-from tokencutseg.evaluation.probes import layer_names, layers_in_turn, linear_probe, probe_scores, token_labels
+from tokencutseg.evaluation.probes import layer_features, probe_scores, token_labels, train_linear_probe
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import (
     UNSCORED,
@@ -162,13 +162,13 @@ def linear_probes(study: Study) -> pd.DataFrame:
     train = train.subset(range(min(len(train), 300)))
     grid = (study.config.grid_size,) * 2
     labels, test_labels = token_labels(train, grid), token_labels(test, grid)
-    drawn = study.config.evaluation.bootstrap_draws, test.units
-    return pd.DataFrame(
-        [
-            {"features": name, **probe_scores(linear_probe(features, labels, test_features), test_labels, *drawn)}
-            for name, (features, test_features) in layers_in_turn(model, layer_names(model), train, test)
-        ]
-    )
+    features, test_features = (layer_features(model, images) for images in (train, test))
+    rows = []
+    for name in features:
+        lesion_scores = train_linear_probe(features[name], labels, test_features[name])
+        scores = probe_scores(lesion_scores, test_labels, study.config.evaluation.bootstrap_draws, test.units)
+        rows.append({"features": name, **scores})
+    return pd.DataFrame(rows)
 
 
 # ---- notebook 03 ----------------------------------------
@@ -321,7 +321,7 @@ def budgets(study: Study) -> pd.DataFrame:
                     "train": train,
                     "method": method,
                     "recipe": recipe,
-                    "stage": run.about["stage"],
+                    "stage": run.metadata["stage"],
                     "saw": "pool" if _saw_pool(run) else train,
                     **{
                         key: run.metrics.get(key)
@@ -336,7 +336,7 @@ def budgets(study: Study) -> pd.DataFrame:
 
 def _saw_pool(run: Run) -> bool:
     """Whether a training read the whole self-supervised pool."""
-    about = run.about
+    about = run.metadata
     return about["config"].get(about["stage"], {}).get("images") == "unlabelled"
 
 
