@@ -28,6 +28,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from tokencutseg.data.datasets import DATASETS, Split
 from tokencutseg.data.images import DataError, some, summed_up
 from tokencutseg.data.manifest import TABLES, describe_tables, fields_of, read_table
@@ -170,23 +172,25 @@ def _with_all_splits(splits: dict[str, Split], root: Path, found: Found) -> dict
 def _drawn(whole: Split, shares: dict[str, float], root: Path) -> dict[str, Split]:
     """Shares by a hash of the id, or of the patient or lesion. Where the official split is incomplete, so are its
     parts: the official count is shared among them in proportion."""
-    parts, low, left = {}, 0.0, whole.expected
-    for name, share in shares.items():
-        high = low + share if len(parts) + 1 < len(shares) else 1.0
-        samples = tuple(s for s in whole.samples if low <= id_fraction(s.cluster or s.id) < high)
-        low = high
+    units = {s: s.cluster or s.id for s in whole.samples}
+    place = {unit: id_fraction(unit) for unit in units.values()}
+    edges = np.cumsum([0, *shares.values()])
+    drawn = {unit: np.searchsorted(edges, at, side="right") - 1 for unit, at in place.items()}
+    if len(set(drawn.values())) < len(shares) <= len(place):  # too few for the hash to fall into each share
+        for rank, unit in enumerate(sorted(place, key=place.get)):
+            drawn[unit] = min(rank, len(shares) - 1)
+    parts, left = {}, whole.expected
+    for k, name in enumerate(shares):
+        samples = tuple(s for s in whole.samples if drawn[units[s]] == k)
         if not samples:
             raise DataError(
                 f"{root} holds too few images of {whole.dataset} ({len(whole.samples)}) to draw a {name} split from; "
                 f"add more, or put them into train/, validation/ and test/ yourself"
             )
-        expected = None
-        if whole.expected is not None:
-            last = len(parts) + 1 == len(shares)
-            expected = left if last else round(whole.expected * len(samples) / len(whole.samples))
-            left -= expected
-        parts[name] = Split(whole.dataset, name, samples, expected)
-    return {name: parts[name] for name in ("train", "validation", "test") if name in parts}
+        share = left and (left if k + 1 == len(shares) else round(whole.expected * len(samples) / len(whole.samples)))
+        parts[name] = Split(whole.dataset, name, samples, share)
+        left = left and left - share
+    return {name: parts[name] for name in SPLITS if name in parts}
 
 
 def _shares_in_words(parts: dict[str, Split]) -> str:

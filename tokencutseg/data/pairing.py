@@ -66,15 +66,15 @@ def paired(
     notes.
     """
     patterns = (official.image_pattern, official.mask_pattern) if official else ("*", "*")
-    folders = [*image_folders, mask_folder] if mask_folder else image_folders
-    others = {folder: _others(folder) for folder in dict.fromkeys(folders)}
+    files = {folder: list(visible_files(folder)) for folder in dict.fromkeys([*image_folders, mask_folder]) if folder}
+    others = {folder: _others(paths) for folder, paths in files.items()}
     found.notes += [f"{folder} also holds {listed}, which are not read" for folder, listed in others.items() if listed]
-    images = _by_id(image_folders, patterns[0], found)
+    images = _by_id({folder: files[folder] for folder in image_folders}, patterns[0], found)
     if not images:
         found.problems.append(_none(image_folders[0], "image", others[image_folders[0]]))
     if mask_folder is None or not images:
         return tuple(Sample(own, images[own], None) for own in sorted(images))
-    masks = _by_id([mask_folder], patterns[1], found)
+    masks = _by_id({mask_folder: files[mask_folder]}, patterns[1], found)
     if not masks:
         found.problems.append(_none(mask_folder, "mask", others[mask_folder]))
         return ()
@@ -99,23 +99,24 @@ def _none(folder: Path, what: str, others: str) -> str:
     return f"{folder} holds no {what}" + (f", but {others}" if others else "") + "; save them as JPEG or PNG"
 
 
-def _by_id(folders: Iterable[Path], pattern: str, found: Found) -> dict[str, Path]:
-    """Image files below the folders by the stem of their name, or by their path where stems repeat in sub-folders."""
-    files = [(path, folder) for folder in folders for path in visible_files(folder) if path.match(pattern)]
-    files = [(path, folder) for path, folder in files if is_image(path)]
-    stems = Counter((path.stem, path.parent) for path, _ in files)
-    stems = Counter(stem for stem, _ in stems)
+def _by_id(files: dict[Path, list[Path]], pattern: str, found: Found) -> dict[str, Path]:
+    """Image files by the stem of their name, or by their path in the folder where stems repeat in its sub-folders."""
+    stems: dict[str, list[tuple[Path, Path]]] = defaultdict(list)
+    for folder, paths in files.items():
+        for path in paths:
+            if is_image(path) and (pattern == "*" or path.match(pattern)):
+                stems[path.stem].append((path, folder))
     by_id: dict[str, Path] = {}
-    for path, folder in files:
-        parts = path.relative_to(folder).with_suffix("").parts
-        own = unicodedata.normalize("NFC", path.stem if stems[path.stem] == 1 else "_".join(parts))
-        if own in by_id:
-            found.problems.append(
-                f"two files have the id {own}, {by_id[own]} and {path}; keep one of them in the folder"
-            )
-        elif not path.exists():
-            found.problems.append(f"{path} is a link to a file that is not there")
-        by_id[own] = path
+    for stem, places in stems.items():
+        alone = len({path.parent for path, _ in places}) == 1
+        for path, folder in places:
+            own = stem if alone else "_".join(path.relative_to(folder).with_suffix("").parts)
+            own = unicodedata.normalize("NFC", own)
+            if own in by_id:
+                found.problems.append(f"two files have the id {own}, {by_id[own]} and {path}; keep one of them there")
+            elif not path.exists():
+                found.problems.append(f"{path} is a link to a file that is not there")
+            by_id[own] = path
     return by_id
 
 
@@ -155,13 +156,13 @@ def visible_files(folder: Path) -> Iterator[Path]:
         yield from (Path(top, name) for name in sorted(names) if is_visible(name))
 
 
-def _others(folder: Path) -> str:
-    """The files of a folder that are not read, by kind and count, in words."""
+def _others(files: Iterable[Path]) -> str:
+    """The files that are not read, by kind and count, in words."""
     kinds: dict[str, list[str]] = defaultdict(list)
-    for path in visible_files(folder):
+    for path in files:
         if not is_image(path):
             kind = "super-pixel" if path.stem.endswith("_superpixels") else path.suffix.lower() or "nameless"
             kinds[kind].append(path.name)
     return ", ".join(
-        f"{len(names)} {kind} file{'s' * (len(names) > 1)} ({some(names, 1)})" for kind, names in kinds.items()
+        f"{len(names)} {kind} file{'s' * (len(names) > 1)} ({min(names)})" for kind, names in kinds.items()
     )

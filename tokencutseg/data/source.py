@@ -186,7 +186,8 @@ def open_source(
     sets, size = found.datasets, config.data.image_size
     trained = [name for name, splits in sets.items() if "train" in splits]
     rows = _rows(sets, trained)
-    if not any("train" in sets.get(train, {}) and "test" in sets.get(test, {}) for train, test in rows):
+    scored = any("train" in sets.get(train, {}) and "test" in sets.get(test, {}) for train, test in rows)
+    if not scored and not found.problems:
         there = ", ".join(f"{name}/{split}" for name, splits in sets.items() for split in splits) or "nothing"
         found.problems.append(
             f"{', '.join(map(str, roots))} cannot be trained and scored on: there is {there}; add images with masks, "
