@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes (temporary file, then rename), and where the checkout is."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd  # which opening a model needs not wait for
 
+_ROOT = Path(__file__).parents[1]
+CHECKOUT = _ROOT if (_ROOT / "notebooks").is_dir() and (_ROOT / "pyproject.toml").is_file() else None
+"""The root of the checkout, or None where the package is installed without it (from a wheel)."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, where the system tells, else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Where to write what is to be at `path`: a file beside it, moved into place when the block ends well.
+    """A temporary file beside `path`, moved into its place when the block ends without an exception.
 
-    Nobody sees half of it, a kill meanwhile leaves what was there before, and two processes that write the same do not
-    meet. A block that fails leaves nothing behind; what a killed process left is removed by one that writes the same an
-    hour later.
+    Readers see the old or the new file, also after a kill or a full disk, and each process has a temporary file of its
+    own. What a killed process left is removed by the next one that writes the same file, an hour later.
     """
     path = Path(path)
     for left in path.parent.glob(f".{path.name}.*.partial"):
-        with suppress(FileNotFoundError):  # it was not left, but moved into place meanwhile
+        with suppress(FileNotFoundError):  # another process has just moved it into place
             if time.time() - left.stat().st_mtime > 3600:
                 left.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -36,12 +44,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write JSON so that nobody ever sees half of it."""
+    """Write JSON atomically."""
     with atomic_write(path) as file:
         file.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table so that nobody ever sees half of it."""
+    """Write a table atomically."""
     with atomic_write(path) as file:
         table.to_csv(file, index=False)
+
+
+def available_cores() -> int:
+    """How many processor cores this process may use: those it is pinned to, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

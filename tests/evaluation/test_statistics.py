@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import ttest_1samp
 from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex, MulticlassF1Score, MulticlassJaccardIndex
 
-from tokencutseg.evaluation import statistics as summaries
+from tokencutseg.evaluation import statistics
 from tokencutseg.evaluation.per_image import score
 from tokencutseg.evaluation.statistics import (
     MEASURES,
@@ -18,6 +18,7 @@ from tokencutseg.evaluation.statistics import (
     paired_difference,
     paired_differences,
     seeded_difference,
+    size_bins,
     summarise,
     summary_table,
 )
@@ -43,7 +44,7 @@ def with_native(prediction, target, **labels):
 
 def resampled_by_hand(records, reduction, measure, taken):
     """The estimate on a resample, from the rows themselves taken one after the other."""
-    if reduction.startswith("image"):
+    if reduction.startswith("per_image"):
         iou = records["iou_native" if measure.endswith("_native") else "iou"]
         scores = [0.0 if reduction.endswith("thr65") and iou[i] < 0.65 else records[measure][i] for i in taken]
         return sum(scores) / len(scores)
@@ -95,8 +96,8 @@ def test_bootstrap_equals_a_plain_loop_with_the_same_draws(reduction, measure, m
     taken = np.random.default_rng(3).integers(n, size=(draws, n))
     estimates = [resampled_by_hand(records, reduction, measure, row) for row in taken]
     expected = (resampled_by_hand(records, reduction, measure, range(n)), *np.percentile(estimates, [2.5, 97.5]))
-    for cells in (summaries.CHUNK_CELLS, 7 * n, 1):  # one chunk, several and a rest, one row at a time
-        monkeypatch.setattr(summaries, "CHUNK_CELLS", cells)
+    for entries in (statistics.WEIGHTS_AT_ONCE, 7 * n, 1):  # one chunk, several and a rest, one row at a time
+        monkeypatch.setattr(statistics, "WEIGHTS_AT_ONCE", entries)
         summary = summarise(records, reduction, measure, draws=draws, seed=3)
         assert (summary.mean, summary.low, summary.high) == pytest.approx(expected)
         assert summary.n == n
@@ -197,13 +198,18 @@ def test_bootstrap_coverage_of_pooled_scores_and_of_paired_differences():
 
 def test_each_row_its_own_group_changes_nothing():
     records, _, _ = random_records()
-    assert summarise(records, "micro_lesion", "iou", draws=50, groups="size").low == pytest.approx(
-        summarise(records, "micro_lesion", "iou", draws=50).mean
-    ), "one group only: no spread"
-    records["patient"] = np.arange(len(records))
-    assert summarise(records, "micro_lesion", "iou", draws=50, groups="patient") == summarise(
-        records, "micro_lesion", "iou", draws=50
-    )
+    alone = summarise(records, "micro_lesion", "iou", draws=50)
+    whole = summarise(records.assign(cluster="one"), "micro_lesion", "iou", draws=50)
+    assert whole.low == whole.high == pytest.approx(alone.mean), "one group only: no spread"
+    assert summarise(records.assign(cluster=np.arange(len(records))), "micro_lesion", "iou", draws=50) == alone
+
+
+def test_rows_of_one_image_are_drawn_together():
+    records = random_records()[0]
+    several = pd.concat([records.assign(iou=records["iou"] + step) for step in (0.0, 0.1, 0.2)])
+    found = summarise(several, "per_image", "iou", draws=50)
+    expected = summarise(several.assign(cluster=several["id"]), "per_image", "iou", draws=50)
+    assert found == expected and found.n == 3 * len(records)
 
 
 def test_summary_table_holds_each_group_definition_and_measure():
@@ -258,7 +264,8 @@ def test_paired_difference(reduction, measure):
     assert (result.difference, result.low, result.high) == pytest.approx(expected)
     assert result.n == 40
     others = list(dict.fromkeys([(reduction, measure), ("per_image", "iou"), ("micro_two_class", "dice")]))
-    assert paired_differences(a, b, others, draws=64, seed=2)[0] == result, "what else is asked for changes nothing"
+    among = paired_differences(a, b, others, draws=64, seed=2)[0]
+    assert list(among.columns().values()) == list(result.columns().values()) or np.isnan(result.p), "what else is asked"
 
 
 def test_paired_wilcoxon():
@@ -289,8 +296,9 @@ def test_holm_equals_its_definition(pvalues):
 
 def test_holm_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        holm([0.5, float("nan")])
+        holm([0.5, 1.5])
 
 
 @pytest.mark.parametrize(
@@ -311,8 +319,6 @@ def test_missing_records_and_columns():
     records, _, _ = random_records()
     with pytest.raises(ValueError, match="no records"):
         summarise(records.iloc[:0], "per_image", "iou")
-    with pytest.raises(ValueError, match="no column 'patient'"):
-        summarise(records, "per_image", "iou", groups="patient")
     with pytest.raises(ValueError, match="no column 'method'"):
         summary_table(records, ["method"])
     with pytest.raises(ValueError, match="unknown measure 'jaccard'"):
@@ -365,3 +371,24 @@ def test_trainings_that_cannot_be_paired_are_refused():
         seeded_difference([records, records], [records])
     with pytest.raises(ValueError, match="different images"):
         seeded_difference([records], [records.assign(id=records["id"] + "x")])
+
+
+def test_size_bins_are_means_of_equal_groups():
+    generator = np.random.default_rng(0)
+    records = pd.concat(
+        pd.DataFrame(
+            {
+                "method": method,
+                "id": np.arange(20),
+                "lesion_fraction": generator.permutation(20) / 40,
+                "iou": generator.random(20),
+            }
+        )
+        for method in ("tokencutseg", "otsu")
+    )
+    table = size_bins(records, bins=4, draws=200)
+    for method, rows in table.groupby("method"):
+        ordered = records[records["method"] == method].sort_values("lesion_fraction")
+        np.testing.assert_allclose(rows["mean"], ordered["iou"].to_numpy().reshape(4, 5).mean(1))
+        np.testing.assert_allclose(rows["lesion_fraction"], ordered["lesion_fraction"].to_numpy().reshape(4, 5)[:, 2])
+    assert (table["n"] == 5).all() and (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()

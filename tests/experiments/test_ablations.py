@@ -408,7 +408,7 @@ def test_baselines(study):
     reference = ours.loc[list(zip(others["reduction"], others["measure"], strict=True))].to_numpy()
     np.testing.assert_allclose(others["diff"], reference - others["mean"], atol=1e-12)
     assert (others["diff_low"] <= others["diff_high"]).all()
-    single = others[others["reduction"].str.startswith("image")]
+    single = others[others["reduction"].str.startswith("per_image")]
     assert single["p_holm"].between(single["p"], np.minimum(2 * single["p"], 1) + 1e-12).all()
     assert others.drop(index=single.index)[["p", "p_holm"]].isna().all(axis=None), "pooled: no score per image"
     assert table.loc[table["method"] == "tokencutseg", ["diff", "p", "p_holm"]].isna().all(axis=None)

@@ -176,7 +176,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
     check_writable(arguments.results, "--results")
     source = open_source(arguments.data, config)
-    study = Study(config, source, arguments.results / study_name(config, source.name), hardware=hardware(arguments))
+    study = Study(
+        config, source, arguments.results / study_name(config, source.study_name), hardware=hardware(arguments)
+    )
     available_rows(study)
     with terminable():
         for stage in arguments.stages:

@@ -5,7 +5,7 @@ one matrix product: draw how often each image is taken, (draws, images), times t
 columns). The point estimate is the same function of the plain sums.
 
 Images of one patient or lesion are not independent. Where the records say so in a column `cluster`, whole clusters are
-drawn, in every interval of this module.
+drawn; where an image occurs several times (one `id` under several seeds), its rows are drawn together.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from scipy.stats import sem, t, wilcoxon
 
-from tokencutseg.evaluation.per_image import overlap
+from tokencutseg.evaluation.per_image import COUNTS, overlap
 
 REDUCTIONS = {
     "micro_two_class": "mean of lesion and background, each over all pixels of the set (printed by the released code)",
@@ -43,8 +44,11 @@ LESS_IS_BETTER = ("hd95", "hd95_native")
 
 IOU_THRESHOLD = 0.65
 """Below it the ISIC 2018 challenge counts a segmentation as failed (Codella et al. 2019, arXiv 1902.03368)."""
-CHUNK_CELLS = 4_000_000
-"""Largest number of cells (draws × images) of a weight matrix held at once, 32 MB."""
+WEIGHTS_AT_ONCE = 4_000_000
+"""Largest number of entries (draws × images) of a weight matrix held at once, 32 MB."""
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Sums over images (..., C) → the score (...)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class Summary:
     n: int
 
 
+UNSCORED = Summary(math.nan, math.nan, math.nan, 0)
+"""Of no images."""
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """Score of a minus score of b over the same `n` images, its 95 % interval and the Wilcoxon signed-rank p-value."""
@@ -67,27 +75,25 @@ class PairedDifference:
     p: float
     n: int
 
+    def columns(self) -> dict[str, float]:
+        """As the columns of a table."""
+        return {"diff": self.difference, "diff_low": self.low, "diff_high": self.high, "p": self.p}
 
-def summarise(
-    records: pd.DataFrame, reduction: str, measure: str, draws: int = 10_000, seed: int = 0, groups: str | None = None
-) -> Summary:
+
+def summarise(records: pd.DataFrame, reduction: str, measure: str, draws: int = 10_000, seed: int = 0) -> Summary:
     """The mean of `measure` under `reduction` with a 95 % percentile bootstrap interval over images.
 
     Args:
-        records: rows of `records.score`.
+        records: rows of `per_image.score`.
         reduction: a key of `REDUCTIONS`.
         measure: a key of `MEASURES`.
         draws: bootstrap resamples.
         seed: the same records, draws and seed give the same interval.
-        groups: a column whose equal values belong together (such as `id`, for the same image under several seeds):
-            whole groups are drawn then. By default `cluster`, where there is such a column.
 
     Raises:
-        ValueError: for an unknown or impossible pair of reduction and measure, no records, or no such column.
+        ValueError: for an unknown or impossible pair of reduction and measure, or no records.
     """
-    _check(reduction, measure)
-    row = _summaries(records, [(reduction, measure)], draws, seed, groups)[0]
-    return Summary(row["mean"], row["low"], row["high"], row["n"])
+    return _summaries(records, [(reduction, measure)], draws, seed)[0]
 
 
 def summary_table(
@@ -97,7 +103,6 @@ def summary_table(
     measures: Sequence[str] = tuple(MEASURES),
     draws: int = 10_000,
     seed: int = 0,
-    groups: str | None = None,
 ) -> pd.DataFrame:
     """`summarise` for every group of rows that agree in the columns `by`, and every reduction and measure.
 
@@ -116,19 +121,27 @@ def summary_table(
     by = list(by)
     if missing := [column for column in by if column not in records]:
         raise ValueError(f"the records have no column {missing[0]!r}; they have: {', '.join(records.columns)}")
-    pairs = [
-        (reduction, measure)
-        for reduction in reductions
-        for measure in measures
-        if reduction in MEASURES[measure] and measure in records
-    ]
+    there = [measure for measure in measures if measure in records]
+    pairs = [(reduction, measure) for reduction in reductions for measure in there if reduction in MEASURES[measure]]
     parts = records.groupby(by, sort=False, dropna=False) if by else [((), records)]
     rows = [
-        dict(zip(by, key, strict=True)) | summary
+        (*key, *pair, summary.n, summary.mean, summary.low, summary.high)
         for key, part in parts
-        for summary in _summaries(part, pairs, draws, seed, groups)
+        for pair, summary in zip(pairs, _summaries(part, pairs, draws, seed), strict=True)
     ]
     return pd.DataFrame(rows, columns=[*by, "reduction", "measure", "n", "mean", "low", "high"])
+
+
+def size_bins(records: pd.DataFrame, bins: int = 5, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """The mean lesion IoU by size of the lesion, in `bins` groups of nearly equal numbers of images per method.
+
+    Columns method, lesion_fraction (the group's median), n, mean, low, high (95 % bootstrap interval), small first.
+    """
+    rank = records.groupby("method")["lesion_fraction"].rank(method="first", pct=True)
+    binned = records.assign(bin=np.ceil(rank * bins).astype(int)).sort_values("bin", kind="stable")
+    table = summary_table(binned, ["method", "bin"], ["per_image"], ["iou"], draws, seed)
+    size = binned.groupby(["method", "bin"])["lesion_fraction"].median().rename("lesion_fraction").reset_index()
+    return table.merge(size, on=["method", "bin"])[["method", "lesion_fraction", "n", "mean", "low", "high"]]
 
 
 def paired_difference(
@@ -148,7 +161,7 @@ def paired_differences(
     """Compare two methods on the same images, matched by `id`, for each (reduction, measure) of `pairs`: both methods
     are resampled with the same draws.
 
-    The p-value is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs, and NaN for a pooled
+    The p-value is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs, and NaN for a micro
     reduction, which has no score per image.
 
     Raises:
@@ -164,36 +177,18 @@ def paired_differences(
             f"the two methods were scored on different images: {len(a.index.difference(b.index))} ids "
             f"only in the first, {len(b.index.difference(a.index))} only in the second"
         )
-    both = a.reset_index(), b.loc[a.index].reset_index()
-    labels = _labels(both[0])
-    columns = {pair: [_by_group(_columns(part, *pair), labels) for part in both] for pair in pairs}
-    resampled: dict[tuple[str, str], list[np.ndarray]] = {pair: [] for pair in pairs}
-    units = len(a) if labels is None else len(pd.unique(labels))
-    for weights in _weights(units, draws, seed):
-        for pair in pairs:
-            resampled[pair].append(np.subtract(*(_statistic(weights @ c, *pair) for c in columns[pair])))
+    b = b.loc[a.index]
+    both = [[_columns(part, *pair) for part in (a, b)] for pair in pairs]
+
+    def difference(sums: np.ndarray, pair: tuple[str, str]) -> np.ndarray:
+        return np.subtract(*(_score(half, *pair) for half in np.split(sums, 2, axis=-1)))
+
+    jobs = [(np.hstack(columns), partial(difference, pair=pair)) for columns, pair in zip(both, pairs, strict=True)]
     results = []
-    for reduction, measure in pairs:
-        one = columns[reduction, measure]
-        estimate = np.subtract(*(_statistic(c.sum(axis=0), reduction, measure) for c in one))
-        low, high = np.percentile(np.concatenate(resampled[reduction, measure]), [2.5, 97.5])
-        p = math.nan
-        if reduction.startswith("image"):
-            p = _signed_rank(np.subtract(*(_columns(part, reduction, measure)[:, 0] for part in both)))
-        results.append(PairedDifference(float(estimate), float(low), float(high), p, len(a)))
+    for found, (reduction, _), (own, other) in zip(_bootstrap(jobs, draws, seed, _units(a)), pairs, both, strict=True):
+        p = _signed_rank(own[:, 0] - other[:, 0]) if reduction.startswith("per_image") else math.nan
+        results.append(PairedDifference(*found, p, len(a)))
     return results
-
-
-def _signed_rank(changes: np.ndarray) -> float:
-    """Wilcoxon's p for changes (N,): exact for few images without ties, else by the normal approximation.
-
-    SciPy by itself permutes the signs of few images with ties, which takes it seconds.
-    """
-    sizes = np.abs(changes)
-    if not sizes.any():
-        return 1.0
-    exact = len(sizes) <= 50 and sizes.all() and len(np.unique(sizes)) == len(sizes)
-    return float(wilcoxon(changes, method="exact" if exact else "asymptotic").pvalue)
 
 
 def seeded_difference(
@@ -205,10 +200,10 @@ def seeded_difference(
 ) -> PairedDifference:
     """Compare two ways of training under `per_image`, each with the same seeds and scored on the same images.
 
-    Each side of the interval adds, as independent errors are added, what the bootstrap over images (or their clusters)
-    says of the seeds' mean and what Student's t says of a mean over seeds, which are too few to be drawn from again.
-    One seed shows nothing of another: the interval is then that of `paired_difference`. Wilcoxon's test is on the
-    images' changes, averaged over the seeds, and takes these as given.
+    Each side of the interval adds in quadrature, as independent errors, the bootstrap over images (or their clusters)
+    of the seeds' mean and Student's t of a mean over seeds, which are too few to be drawn from again. With one seed the
+    interval is that of `paired_difference`. Wilcoxon's test is on the images' changes, averaged over the seeds, and
+    takes these as given.
 
     Args:
         changed, reference: the records of one training per seed, seeds in the same order.
@@ -226,7 +221,7 @@ def seeded_difference(
     changes = np.subtract(*(np.stack([one.loc[ids].to_numpy(float) for one in group]) for group in scores))
     seeds, n = changes.shape
     per_image, difference = changes.mean(0), changes.mean()
-    low, high = mean_interval(per_image, draws, seed, _labels(changed[0].set_index("id").loc[ids]))
+    low, high = mean_interval(per_image, draws, seed, _units(changed[0]))
     if seeds > 1:
         side = sem(changes.mean(1)) * t.ppf(0.975, seeds - 1)
         low, high = difference - np.hypot(difference - low, side), difference + np.hypot(high - difference, side)
@@ -234,45 +229,38 @@ def seeded_difference(
 
 
 def mean_interval(
-    values: np.ndarray, draws: int = 10_000, seed: int = 0, labels: Sequence | None = None
+    values: np.ndarray, draws: int = 10_000, seed: int = 0, units: Sequence | None = None
 ) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean of `values` (N,), one per image; images of one label are drawn
-    together."""
-    sums = np.column_stack([values, np.ones(len(values))])
-    return interval(sums, lambda drawn: drawn[..., 0] / drawn[..., 1], draws, seed, labels)
+    """The 95 % percentile bootstrap interval of the mean of `values` (N,), one per image; see `interval`."""
+    return interval(np.column_stack([values, np.ones(len(values))]), _ratio, draws, seed, units)
 
 
 def interval(
-    columns: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    draws: int = 10_000,
-    seed: int = 0,
-    labels: Sequence | None = None,
+    columns: np.ndarray, statistic: Statistic, draws: int = 10_000, seed: int = 0, units: Sequence | None = None
 ) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval over images of a function of sums.
 
     Args:
         columns: what is summed, (N, C), one row per image.
         statistic: sums (..., C) → the score (...).
-        labels: images of one label, (N,), are drawn together.
+        units: labels (N,); images of one label are drawn together.
     """
-    groups = _by_group(columns, None if labels is None else np.asarray(labels))
-    found = np.concatenate([statistic(weights @ groups) for weights in _weights(len(groups), draws, seed)])
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    return _bootstrap([(columns, statistic)], draws, seed, None if units is None else np.asarray(units))[0][1:]
 
 
 def holm(pvalues: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjustment of a family of p-values, in the order given (Holm 1979).
+    """Holm's step-down adjustment of a family of p-values, in the order given (Holm 1979). NaN stays and counts for
+    nothing.
 
     Raises ValueError for a value outside [0, 1].
     """
-    p = np.asarray(pvalues, dtype=float)
+    adjusted = np.array(pvalues, dtype=float)
+    known = ~np.isnan(adjusted)
+    p = adjusted[known]
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"p-values must lie in [0, 1], not {p.tolist()}")
     order = np.argsort(p)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    adjusted[np.flatnonzero(known)[order]] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     return adjusted
 
 
@@ -284,65 +272,71 @@ def largest_dice(iou: float | np.ndarray) -> float | np.ndarray:
     return 2 * iou / (1 + iou)
 
 
-def _summaries(
-    records: pd.DataFrame, pairs: list[tuple[str, str]], draws: int, seed: int, groups: str | None
-) -> list[dict[str, str | int | float]]:
-    """One row per (reduction, measure), all from the same draws."""
+def _summaries(records: pd.DataFrame, pairs: Sequence[tuple[str, str]], draws: int, seed: int) -> list[Summary]:
+    """One for each (reduction, measure), all from the same draws."""
+    for pair in pairs:
+        _check(*pair)
     if len(records) == 0:
         raise ValueError("there are no records to summarise")
-    if groups is not None and groups not in records:
-        raise ValueError(f"the records have no column {groups!r} to group by; they have: {', '.join(records.columns)}")
-    labels = _labels(records) if groups is None else records[groups].to_numpy()
-    columns = {pair: _by_group(_columns(records, *pair), labels) for pair in pairs}
-    units = len(records) if labels is None else len(pd.unique(labels))
-    resampled: dict[tuple[str, str], list[np.ndarray]] = {pair: [] for pair in pairs}
-    for weights in _weights(units, draws, seed):
-        for pair in pairs:
-            resampled[pair].append(_statistic(weights @ columns[pair], *pair))
-    rows = []
-    for reduction, measure in pairs:
-        mean = _statistic(columns[reduction, measure].sum(axis=0), reduction, measure)
-        low, high = np.percentile(np.concatenate(resampled[reduction, measure]), [2.5, 97.5])
-        rows.append(
-            {
-                "reduction": reduction,
-                "measure": measure,
-                "n": len(records),
-                "mean": float(mean),
-                "low": float(low),
-                "high": float(high),
-            }
-        )
-    return rows
+    jobs = [(_columns(records, *pair), partial(_score, reduction=pair[0], measure=pair[1])) for pair in pairs]
+    return [Summary(*found, len(records)) for found in _bootstrap(jobs, draws, seed, _units(records))]
 
 
-def _labels(records: pd.DataFrame) -> np.ndarray | None:
-    """The cluster of each image (N,), or None where nothing is known."""
-    known = "cluster" in records and records["cluster"].notna().any()
-    return records["cluster"].to_numpy() if known else None
-
-
-def _by_group(columns: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """The sums of (N, columns) over equal labels: (units, columns); every row a unit of its own where there are none.
-    The units stand in the same order for the same labels."""
-    return columns if labels is None else pd.DataFrame(columns).groupby(labels, dropna=False).sum().to_numpy()
+def _bootstrap(
+    jobs: Sequence[tuple[np.ndarray, Statistic]], draws: int, seed: int, units: np.ndarray | None
+) -> list[tuple[float, float, float]]:
+    """Estimate and 95 % percentile interval of each job, columns (N, C) and what their sums amount to, all from the
+    same draws of units, which stand in the same order for the same labels."""
+    if units is not None:
+        jobs = [
+            (pd.DataFrame(columns).groupby(units, dropna=False).sum().to_numpy(), statistic)
+            for columns, statistic in jobs
+        ]
+    found = [
+        [statistic(weights @ columns) for columns, statistic in jobs]
+        for weights in _weights(len(jobs[0][0]) if jobs else 1, draws, seed)
+    ]
+    results = []
+    for (columns, statistic), resampled in zip(jobs, zip(*found, strict=True), strict=True):
+        low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
+        results.append((float(statistic(columns.sum(axis=0))), float(low), float(high)))
+    return results
 
 
 def _weights(units: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """How often each unit is taken in each resample: (draws, units) float64, in chunks of rows, each row summing to
     `units`. The chunks are those of one stream of random numbers: their size changes nothing."""
     generator = np.random.default_rng(seed)
-    step = max(1, CHUNK_CELLS // units)
+    step = max(1, WEIGHTS_AT_ONCE // units)
     for start in range(0, draws, step):
         rows = min(step, draws - start)
         taken = generator.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]
         yield np.bincount(taken.ravel(), minlength=rows * units).reshape(rows, units).astype(float)
 
 
+def _units(records: pd.DataFrame) -> np.ndarray | None:
+    """What is drawn together, one label per row: the `cluster` where it is known, else the `id` where one repeats."""
+    if "cluster" in records and records["cluster"].notna().any():
+        return records["cluster"].to_numpy()
+    return records["id"].to_numpy() if "id" in records and records["id"].duplicated().any() else None
+
+
+def _signed_rank(changes: np.ndarray) -> float:
+    """Wilcoxon's p for changes (N,): exact for few images without ties, else by the normal approximation.
+
+    SciPy by itself permutes the signs of few images with ties, which takes it seconds.
+    """
+    sizes = np.abs(changes)
+    if not sizes.any():
+        return 1.0
+    exact = len(sizes) <= 50 and sizes.all() and len(np.unique(sizes)) == len(sizes)
+    return float(wilcoxon(changes, method="exact" if exact else "asymptotic").pvalue)
+
+
 def _columns(records: pd.DataFrame, reduction: str, measure: str) -> np.ndarray:
-    """What is summed over images: (images, 4) tp, fp, fn, tn if pooled; (images, 2) score and 1 if per image."""
-    if reduction.startswith("pooled"):
-        return records[["tp", "fp", "fn", "tn"]].to_numpy(dtype=float)
+    """What is summed over images: (images, 4) tp, fp, fn, tn for a micro reduction; (images, 2) score and 1 else."""
+    if reduction.startswith("micro"):
+        return records[list(COUNTS)].to_numpy(dtype=float)
     if measure not in records:
         raise ValueError(f"the records hold no {measure!r}: they were scored without it")
     scores = records[measure].to_numpy(dtype=float)
@@ -352,10 +346,10 @@ def _columns(records: pd.DataFrame, reduction: str, measure: str) -> np.ndarray:
     return np.column_stack([scores, np.ones(len(records))])
 
 
-def _statistic(sums: np.ndarray, reduction: str, measure: str) -> np.ndarray:
+def _score(sums: np.ndarray, reduction: str, measure: str) -> np.ndarray:
     """The score that sums (..., columns) of `_columns` amount to: (...)."""
-    if reduction.startswith("image"):
-        return sums[..., 0] / sums[..., 1]
+    if reduction.startswith("per_image"):
+        return _ratio(sums)
     tp, fp, fn, tn = np.moveaxis(sums, -1, 0)
     lesion = overlap(tp, fp, fn, measure)
     if reduction == "micro_lesion":
@@ -364,6 +358,10 @@ def _statistic(sums: np.ndarray, reduction: str, measure: str) -> np.ndarray:
     # like torchmetrics' macro average: a class that neither prediction nor target holds is left out of the mean
     has_lesion, has_background = tp + fp + fn > 0, tn + fp + fn > 0
     return (lesion * has_lesion + background * has_background) / (1.0 * has_lesion + has_background)
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
 
 
 def _check(reduction: str, measure: str) -> None:

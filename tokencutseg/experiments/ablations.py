@@ -6,9 +6,7 @@ cells of one table have the same budget, and the cell without a change is among 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -19,25 +17,25 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tokencutseg import config as config_module
-from tokencutseg.config import RECIPES, STAGES, TRAINED_ENCODER_NEEDS, Config, ConfigError
+from tokencutseg.config import RECIPES, TRAINED_ENCODER_NEEDS, Config, ConfigError, option_reasons
+from tokencutseg.data.audit import seen_in_training
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.cost import cost_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
 from tokencutseg.evaluation.probes import (
     decoder_features,
-    graph_probe,
     iou_difference,
     layer_features,
     layer_names,
-    layers_in_turn,
-    linear_probe,
     probe_scores,
-    token_counts,
     token_labels,
+    token_records,
+    train_graph_probe,
+    train_linear_probe,
 )
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import (
+    UNSCORED,
     holm,
     mean_interval,
     paired_difference,
@@ -50,16 +48,12 @@ from tokencutseg.experiments.claims import claims as judged
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
 from tokencutseg.experiments.tables import (
-    UNSCORED,
     budgets,
     gaps,
-    holm_over,
     initialisation,
-    lead,
     leakage,
     main_results,
     score_by_group,
-    seen_in_training,
     with_differences,
     written,
 )
@@ -269,23 +263,24 @@ def feature_quality(study: Study) -> pd.DataFrame:
         "transformer": ["output"],
         "supervised U-Net": ["supervised U-Net"],
     }
-    heads = {"linear probe": linear_probe, "graph": lambda *known: graph_probe(*known, grid, study.config.segmentation)}
+    heads = {
+        "linear probe": train_linear_probe,
+        "graph": lambda *known: train_graph_probe(*known, grid, study.config.segmentation),
+    }
     found: dict[tuple[str, str], np.ndarray] = {}
-    for key, (features, test_features) in itertools.chain(
-        layers_in_turn(model, ["colour", "tokenizer", *blocks, "output"], train, test),
-        (
-            (f"untrained {i}", [layer_features(one, images, ["tokenizer"])["tokenizer"] for images in (train, test)])
-            for i, one in enumerate(untrained)
-        ),
-        [("supervised U-Net", [decoder_features(unet, images, grid) for images in (train, test)])],
-    ):
+    layers = [layer_features(model, images, ["colour", "tokenizer", *blocks, "output"]) for images in (train, test)]
+    for i, one in enumerate(untrained):
+        for known, images in zip(layers, (train, test), strict=True):
+            known[f"untrained {i}"] = layer_features(one, images, ["tokenizer"])["tokenizer"]
+    for known, images in zip(layers, (train, test), strict=True):
+        known["supervised U-Net"] = decoder_features(unet, images, grid)
+    for key in layers[0]:
+        features, test_features = (known[key] for known in layers)
         for head, probe in heads.items():
             found[head, key] = probe(features, labels, test_features)
     drawn = study.config.evaluation.bootstrap_draws, test.units
     counts = [
-        pd.DataFrame(token_counts(found[head, key], test_labels), columns=["tp", "fp", "fn", "tn"]).assign(
-            features=name, head=head, draw=draw, id=test.ids
-        )
+        token_records(found[head, key], test_labels).assign(features=name, head=head, draw=draw, id=test.ids)
         for head in heads
         for name, keys in shown.items()
         for draw, key in enumerate(keys)
@@ -337,20 +332,17 @@ def label_efficiency(study: Study) -> pd.DataFrame:
         for fraction in ablation.label_fractions
     }
     study.train_missing([cell for share in cells.values() for seeds in share.values() for cell in seeds], "test")
-    seen = seen_in_training(study, primary, primary)
+    seen = seen_in_training(study.source, primary, primary)
     for fraction, share in cells.items():
         ours: list[pd.DataFrame] = []
         for method, seeds in share.items():
             runs = [cell() for cell in seeds]
             scored = [study.records(run, primary, "test") for run in runs]
             ours = ours or scored
-            diff = {} if method == "tokencutseg" else lead(seeded_difference(ours, scored, "iou", draws, first))
-            known = "cluster" in scored[0] and scored[0]["cluster"].notna().any()
+            diff = {} if method == "tokencutseg" else seeded_difference(ours, scored, "iou", draws, first).columns()
             every = pd.concat(scored)
             result, without = (
-                summarise(part, "per_image", "iou", draws, first, groups="cluster" if known else "id")
-                if len(part)
-                else UNSCORED
+                summarise(part, "per_image", "iou", draws, first) if len(part) else UNSCORED
                 for part in (every, every[~every["id"].isin(seen)])
             )
             means, labels = [records["iou"].mean() for records in scored], runs[0].metrics["training_images"]
@@ -378,7 +370,7 @@ def label_efficiency(study: Study) -> pd.DataFrame:
                 }
             )
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm_over(table["p"]))
+    return table.assign(p_holm=holm(table["p"]))
 
 
 def segment_with(study: Study, method: str, config: Config, seed: int) -> Run:
@@ -630,34 +622,9 @@ SHARED = ("codebook_size", "stages", "graph_radius", "label_efficiency", "deviat
 
 
 def recipe_table() -> pd.DataFrame:
-    """Every switch with its value under each recipe: columns switch, released, described, revised, reason.
-
-    `reason` is the docstring under the switch's field in `tokencutseg.config`, empty where the name says it all.
-    """
-    reasons = _field_docstrings()
+    """Every option of a recipe with its value under each: columns switch, released, described, revised, reason."""
+    reasons = option_reasons()
     return pd.DataFrame(
-        [
-            {
-                "switch": switch,
-                **{recipe: values[switch] for recipe, values in RECIPES.items()},
-                "reason": reasons.get(switch, ""),
-            }
-            for switch in RECIPES["released"]
-        ]
+        {"switch": name, **{recipe: values[name] for recipe, values in RECIPES.items()}, "reason": reasons[name]}
+        for name in RECIPES["released"]
     )
-
-
-def _field_docstrings() -> dict[str, str]:
-    """``stage.field`` → the string literal under the field; Python itself forgets it."""
-    stage_of = {cls.__name__: stage for stage, cls in STAGES.items()}
-    found = {}
-    for node in ast.parse(inspect.getsource(config_module)).body:
-        if isinstance(node, ast.ClassDef) and node.name in stage_of:
-            for line, below in zip(node.body, node.body[1:], strict=False):
-                if (
-                    isinstance(line, ast.AnnAssign)
-                    and isinstance(below, ast.Expr)
-                    and isinstance(below.value, ast.Constant)
-                ):
-                    found[f"{stage_of[node.name]}.{line.target.id}"] = inspect.cleandoc(below.value.value)
-    return found

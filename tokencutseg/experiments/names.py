@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Any
 
 from tokencutseg.config import STAGES, Config, configure
@@ -25,12 +24,12 @@ def differences(config: Config) -> dict[str, Any]:
 
 
 def study_name(config: Config, source_name: str) -> str:
-    """`preset-source`, then only what departs from the default: recipe, seed, and a short hash of changed settings.
+    """`preset-source` (`DataSource.study_name`), then only what departs from the default: recipe, seed, and a short hash of changed settings.
 
     >>> study_name(configure("quick"), "synthetic")
     'quick-synthetic'
     """
-    name = f"{config.preset}-{re.sub(r'[^A-Za-z0-9._-]+', '_', source_name)}"
+    name = f"{config.preset}-{source_name}"
     if config.recipe != "revised":
         name += f"-{config.recipe}"
     if config.seed:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tokencutseg.config import Config
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.per_image import COLUMNS_VERSION
-from tokencutseg.files import write_csv, write_json
+from tokencutseg.files import available_cores, write_csv, write_json
 from tokencutseg.models.checkpoint import CONFIG, load, save_weights
 from tokencutseg.training.processes import leads, wait_until
 
@@ -194,7 +194,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": {name: version(name) for name in packages},

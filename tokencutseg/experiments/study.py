@@ -107,7 +107,7 @@ class Study:
         if {"evaluation.rivals", "ablation.baselines"} & differences(config).keys():
             _check_methods(config)
         source = open_source(data, config)
-        return cls(config, source, Path(results) / study_name(config, source.name), notebook, hardware, training)
+        return cls(config, source, Path(results) / study_name(config, source.study_name), notebook, hardware, training)
 
     # ---- trained stages -------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from typing import Any, TextIO
 from filelock import FileLock, Timeout
 
 import tokencutseg
+from tokencutseg.files import available_cores
 from tokencutseg.report.progress import ProgressFile, progress_on
 from tokencutseg.training.progress import PROGRESS_FILE, append_event
 
@@ -146,7 +147,7 @@ def run_study(
     for notebook in notebooks:
         check_parameters(notebook, parameters)
     check_writable(study / "notebooks")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, available_cores() // jobs)
     keys = _keys(notebooks, parameters)
     every = [_Job(path.resolve(), study.resolve(), parameters, timeout, threads, keys[path]) for path in notebooks]
     kept = [job for job in every if not again and _is_up_to_date(job)]

@@ -1,0 +1,73 @@
+"""How an option of the configuration is declared, checked and read from text."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message says what is wrong and lists what would be right."""
+
+
+def option(
+    default: Any,
+    reason: str = "",
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with its reason and its bounds: `least` and `most` are allowed, `above` and `below` are not."""
+    return field(
+        default=default, metadata={"reason": reason, "least": least, "above": above, "most": most, "below": below}
+    )
+
+
+def check_bounds(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a number outside the bounds of its option."""
+    if value is None or isinstance(value, str | bool | tuple):
+        return
+    for bound, holds, words in (
+        ("least", value.__ge__, "{} or more"),
+        ("above", value.__gt__, "above {}"),
+        ("most", value.__le__, "{} or less"),
+        ("below", value.__lt__, "below {}"),
+    ):
+        if bounds[bound] is not None and not holds(type(value)(bounds[bound])):
+            raise ConfigError(f"{name} must be {words.format(bounds[bound])}, not {value}")
+
+
+def coerce(name: str, value: Any, kind: Any) -> Any:
+    """Read `value` (a string from the command line, or JSON) as a field's type."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ConfigError(f"{name} must be one of {', '.join(args)}, not {value!r}")
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "none":
+            return None
+        return coerce(name, value, next(a for a in args if a is not type(None)))
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise ConfigError(f"{name} must be a list (on the command line: a,b,c), not {value!r}")
+        return tuple(coerce(name, item, args[0]) for item in items)
+    if kind is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    if kind is str and isinstance(value, str):
+        return value
+    if kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isfinite(number) and (kind is float or number == int(number)):
+            return kind(number)
+    wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+    raise ConfigError(f"{name} must be {wanted}, not {value!r}")
