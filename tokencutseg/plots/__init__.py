@@ -1,3 +1,4 @@
+# ruff: noqa: F401 -- what notebooks draw: `from tokencutseg import plots`
 """Every figure of a study: a function from tables and tensors to a matplotlib `Figure`, all in one style."""
 
 from tokencutseg.plots.ablations import (
@@ -39,41 +40,3 @@ from tokencutseg.plots.tokenizer import (
     vqgan_curves,
 )
 from tokencutseg.plots.transformer import attention_maps, linear_probe, masked_gpt_curves, masking, token_inpainting
-
-__all__ = [
-    "attention_maps",
-    "baselines",
-    "best_median_worst",
-    "by_rank",
-    "code_explorer",
-    "codebook_embedding",
-    "codebook_size",
-    "codebook_usage",
-    "contact_sheet",
-    "cross_dataset",
-    "dataset_preview",
-    "deviations",
-    "dot_interval",
-    "efficiency",
-    "failures",
-    "feature_quality",
-    "graph_radius",
-    "graph_stencil",
-    "label_efficiency",
-    "linear_probe",
-    "masked_gpt_curves",
-    "masking",
-    "per_image_scores",
-    "pipeline",
-    "predictions",
-    "reconstructions",
-    "revised_steps",
-    "save",
-    "score_by_group",
-    "score_by_lesion_size",
-    "segmentation_curves",
-    "stages",
-    "token_inpainting",
-    "token_maps",
-    "vqgan_curves",
-]

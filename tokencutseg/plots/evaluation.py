@@ -14,19 +14,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.statistics import IOU_THRESHOLD
+from tokencutseg.plots import style as st
 from tokencutseg.plots.charts import SCORE, dot_interval, line_band
-from tokencutseg.plots.style import (
-    NARROW,
-    REDUCTIONS,
-    WIDTH,
-    Look,
-    figure_legend,
-    legend_of,
-    looks,
-    make_figure,
-    percent,
-    show_image,
-)
 
 
 def per_image_scores(records: pd.DataFrame) -> Figure:
@@ -34,15 +23,15 @@ def per_image_scores(records: pd.DataFrame) -> Figure:
 
     records: one row per image with columns train, test, method, iou.
     """
-    shown = looks(records["method"])
+    shown = st.looks(records["method"])
     pairs = list(records.groupby(["train", "test"], sort=False))
     columns = min(3, len(pairs))
-    title = f"Cumulative distribution of lesion IoU over test images (dotted: {IOU_THRESHOLD}, threshold of ISIC 2018)"
-    figure, axes = make_figure(
+    title = "Cumulative distribution of lesion IoU over test images"
+    figure, axes = st.make_figure(
         math.ceil(len(pairs) / columns),
         columns,
         2.6,
-        NARROW if columns == 1 else WIDTH,
+        st.NARROW if columns == 1 else st.WIDTH,
         title,
         sharex=True,
         sharey=True,
@@ -51,11 +40,11 @@ def per_image_scores(records: pd.DataFrame) -> Figure:
     for axis, ((train, test), rows) in zip(axes.flat, pairs, strict=False):
         sns.ecdfplot(rows, x="iou", hue="method", hue_order=shown, palette=palette, legend=False, ax=axis)
         axis.axvline(IOU_THRESHOLD, color="black", linestyle=":", linewidth=1)
-        axis.set(xlabel="lesion IoU of an image", ylabel="share of images at or below", xlim=(0, 1))
+        axis.set(xlabel=f"lesion IoU (dotted: {IOU_THRESHOLD})", ylabel="share of images at or below", xlim=(0, 1))
         axis.set_title(f"{train} → {test}, n = {rows['method'].value_counts().max()}")
     for axis in axes.flat[len(pairs) :]:
         axis.remove()
-    figure_legend(figure, {look.label: Line2D([], [], color=look.colour) for look in shown.values()})
+    st.figure_legend(figure, {look.label: Line2D([], [], color=look.colour) for look in shown.values()})
     return figure
 
 
@@ -65,15 +54,14 @@ def cross_dataset(table: pd.DataFrame) -> Figure:
     table: of `tables.cross_dataset`.
     """
     table = table.assign(pair=table["train"] + " → " + table["test"])
-    shown = {name: look for name, look in REDUCTIONS.items() if name in set(table["reduction"])}
+    shown = {name: look for name, look in st.REDUCTIONS.items() if name in set(table["reduction"])}
     title = "Score of each training → test pair under each reduction"
-    figure, (axes,) = make_figure(1, 2, 0.6 + 0.7 * table["pair"].nunique(), title=title, sharey=True)
+    figure, (axes,) = st.make_figure(1, 2, 0.6 + 0.7 * table["pair"].nunique(), title=title, sharey=True)
     for axis, (measure, name) in zip(axes, (("iou", "IoU"), ("dice", "Dice")), strict=True):
         part = table[table["measure"] == measure]
-        options = {"label": f"{name}, 95% interval", "crosses": "published"}
-        dot_interval(axis, part, "pair", series="reduction", shown=shown, **options)
-    published = {"published": Look("published", "black", "x")} if table["published"].notna().any() else {}
-    legend_of(figure, (shown | published).values())
+        dot_interval(axis, part, "pair", SCORE, f"{name}, 95% interval", "reduction", shown, "published")
+    published = {"published": st.Look("published", "black", "x")} if table["published"].notna().any() else {}
+    st.legend_of(figure, (shown | published).values())
     return figure
 
 
@@ -84,9 +72,9 @@ def score_by_lesion_size(table: pd.DataFrame, records: pd.DataFrame | None = Non
         table: of `size_bins`.
         records: of one method, to draw each image as a dot: columns method, iou, lesion_fraction.
     """
-    shown = looks(table["method"])
-    title = "Lesion IoU over the size of the lesion (means of bins of equally many images)"
-    figure, ((axis,),) = make_figure(height=3.3, title=title)
+    shown = st.looks(table["method"])
+    title = "Lesion IoU over lesion size: means of bins of equally many images"
+    figure, ((axis,),) = st.make_figure(height=3.3, title=title)
     if records is not None:
         colour = shown[records["method"].iloc[0]].colour
         axis.plot(records["lesion_fraction"], records["iou"], ".", color=colour, ms=3, alpha=0.35)
@@ -94,9 +82,9 @@ def score_by_lesion_size(table: pd.DataFrame, records: pd.DataFrame | None = Non
     axis.set(xscale="log", xlabel="lesion's share of the image (log scale)", ylim=(0, 1.01))
     axis.set_ylabel("lesion IoU, 95% interval of the mean")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(percent)
+    axis.xaxis.set_major_formatter(st.percent)
     axis.xaxis.set_minor_formatter(NullFormatter())
-    legend_of(figure, shown.values(), "-")
+    st.legend_of(figure, shown.values(), "-")
     return figure
 
 
@@ -109,15 +97,15 @@ def score_by_group(table: pd.DataFrame) -> Figure:
     own = (table["grouping"] == "site") | (table["test"] == first["test"])
     table = table[(table["train"] == first["train"]) & own]
     table = table.assign(rows=table["group"] + "\nn = " + table["n"].astype(str))
-    panels, shown = list(table.groupby("grouping", sort=False)), looks(table["method"])
+    panels, shown = list(table.groupby("grouping", sort=False)), st.looks(table["method"])
     tallest = max(part["rows"].nunique() for _, part in panels)
     height = 0.7 + tallest * max(0.4, 0.13 * (1 + len(shown)))
     title = f"Trained on {first['train']}: lesion IoU by group of test images"
-    figure, (axes,) = make_figure(1, len(panels), height, title=title, sharex=True)
+    figure, (axes,) = st.make_figure(1, len(panels), height, title=title, sharex=True)
     for axis, (grouping, part) in zip(axes, panels, strict=True):
-        dot_interval(axis, part, "rows", series="method", shown=shown, label="lesion IoU, 95% interval")
+        dot_interval(axis, part, "rows", SCORE, "lesion IoU, 95% interval", "method", shown)
         axis.set(title=grouping, xlim=(0, 1))
-    legend_of(figure, shown.values())
+    st.legend_of(figure, shown.values())
     return figure
 
 
@@ -129,13 +117,13 @@ def contact_sheet(pairs: pd.DataFrame, sets: Mapping[tuple[str, str], ImageSet],
     pairs = pairs[pairs["kind"] != "same id"].sort_values("distance", ascending=False, kind="stable")
     shown = pairs.head(most)
     title = f"{len(shown)} of {len(pairs)} pairs under different ids, the least alike first"
-    figure, axes = make_figure(max(1, math.ceil(len(shown) / 3)), 3, 1.75, title=title)
+    figure, axes = st.make_figure(max(1, math.ceil(len(shown) / 3)), 3, 1.75, title=title)
     for axis, row in zip(axes.flat, shown.itertuples(), strict=False):
         sides = ((row.dataset_1, row.split_1, row.id_1), (row.dataset_2, row.split_2, row.id_2))
         images = [(sets[dataset, split], name) for dataset, split, name in sides]
         both = torch.cat([images.images[images.ids.index(name)] for images, name in images], 2)
         names = "\n".join(f"{dataset}/{split} {name}" for dataset, split, name in sides)
-        show_image(axis, both, f"{names}\n{row.distance:.0f} bits apart")
+        st.show_image(axis, both, f"{names}\n{row.distance:.0f} bits apart")
     for axis in axes.flat[len(shown) :]:
         axis.remove()
     return figure

@@ -1,4 +1,4 @@
-"""What all figures share: sizes, theme, palette, method names, legends, image panels, and how a figure is saved."""
+"""What all figures share: sizes, theme, colours and names, legends, image panels, and how a figure is saved."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from tokencutseg.files import atomic_write
 
 WIDTH, NARROW = 7.2, 5.0
 """Inches across a page, and of one small chart alone; a figure reads at half of it."""
-TITLE, TEXT, SMALL = 10.5, 9, 8
-"""Points: a figure's title; labels and panel titles; ticks, legends and notes. There is no smaller type."""
-
+SMALL = 8
+"""Points of ticks, legends and notes, the smallest type."""
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 """Okabe and Ito's colours, told apart under every kind of colour blindness."""
 GREY = "#6E6E6E"
@@ -38,7 +37,7 @@ SEQUENTIAL = "cividis"
 LESION = mpl.colormaps["PuOr"].reversed()
 """From skin (purple, 0) to lesion (orange, 1), wherever a share of lesion is drawn."""
 MASKED, HIGHLIGHT = "#D9D9D9", "#F0E442"
-"""A masked token (grey), and the tokens in question: those of one code, the query of an attention map (yellow)."""
+"""A masked token, and the tokens in question: those of one code, the query of an attention map."""
 REFERENCE, PREDICTED = "white", BLUE
 """Outlines of the reference mask (white with a dark edge, to be seen on any image) and of the predicted one."""
 
@@ -66,40 +65,31 @@ METHODS = {
     "otsu": Look("Otsu", "#444444", "d"),
 }
 REDUCTIONS = {
-    name: Look(label, mpl.colors.to_hex(mpl.colormaps["viridis"](at)), marker)
-    for name, label, at, marker in (
-        ("micro_two_class", "micro, two classes", 0.0, "o"),
-        ("micro_lesion", "micro, lesion", 0.28, "s"),
-        ("per_image", "per image", 0.49, "D"),
-        ("per_image_thr65", "per image, 0 below 0.65", 0.77, "^"),
-    )
+    "micro_two_class": Look("micro, two classes", "#440154", "o"),
+    "micro_lesion": Look("micro, lesion", "#3A538B", "s"),
+    "per_image": Look("per image", "#218F8D", "D"),
+    "per_image_thr65": Look("per image, 0 below 0.65", "#65CB5E", "^"),
 }
-"""The reductions of a score (`evaluation.statistics.REDUCTIONS`)."""
+"""The reductions of a score (`evaluation.statistics.REDUCTIONS`), in steps of viridis."""
 
 _THEME = {
-    "font.size": TEXT,
-    "axes.titlesize": TEXT,
-    "axes.labelsize": TEXT,
-    "figure.titlesize": TITLE,
+    "figure.titlesize": 10.5,
     "figure.titleweight": "bold",
     "xtick.labelsize": SMALL,
     "ytick.labelsize": SMALL,
     "legend.fontsize": SMALL,
-    "legend.title_fontsize": SMALL,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
-    "axes.linewidth": 0.8,
     "axes.grid": True,
     "grid.alpha": 0.5,
-    "grid.linewidth": 0.6,
     "image.interpolation": "nearest",
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "pdf.fonttype": 42,  # letters stay letters, to be searched and edited
 }
-sns.set_theme("paper", "ticks", PALETTE, rc=_THEME)
+sns.set_theme("paper", "ticks", PALETTE, font_scale=0.94, rc=_THEME)
 so.Plot.config.theme.update(mpl.rcParams)
 
 
@@ -115,10 +105,7 @@ class NotebookFigure(Figure):
 def make_figure(
     rows: int = 1, columns: int = 1, height: float = 2.6, width: float = WIDTH, title: str = "", **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of `height` inches per row under a title, and its axes as an array (rows, columns).
-
-    It is not known to pyplot, so nothing shows it twice and nothing has to close it.
-    """
+    """A figure of `height` inches per row under a title, and its axes as an array (rows, columns)."""
     title = textwrap.fill(title, int(11 * width))
     figure = NotebookFigure(figsize=(width, height * rows + 0.2 * (title.count("\n") + 1)), layout="constrained")
     figure.suptitle(title)
@@ -133,20 +120,15 @@ def save(figure: Figure, folder: Path, name: str) -> None:
             figure.savefig(file, format=suffix, dpi=150, **options)
 
 
-# ---- names, colours and legends ----------------------------------------------------------------------------------------
-
-
-def looks(names: Iterable[str], known: Mapping[str, Look] = METHODS) -> dict[str, Look]:
-    """Label, colour and marker of each name, in its order; a name that is not `known` gets unused ones."""
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """Label, colour and marker of each method, in its order; an unknown one gets unused ones."""
     others = zip(itertools.cycle(("#999933", "#882255", "#117733", "#AA4499")), itertools.cycle("hH8|1234"))
-    return {name: known.get(name) or Look(name, *next(others)) for name in dict.fromkeys(names)}
+    return {name: METHODS.get(name) or Look(name, *next(others)) for name in dict.fromkeys(names)}
 
 
 def legend_of(figure: Figure, shown: Iterable[Look], line: str = "") -> None:
-    """One legend of names below the whole figure, which grows by its height. line: the line style, if any."""
-    figure_legend(
-        figure, {look.label: Line2D([], [], color=look.colour, marker=look.marker, ls=line) for look in shown}
-    )
+    """One legend of names below the whole figure; line: the line style, if any."""
+    figure_legend(figure, {name: Line2D([], [], color=c, marker=marker, ls=line) for name, c, marker in shown})
 
 
 def figure_legend(figure: Figure, handles: Mapping[str, Any]) -> None:
@@ -156,19 +138,18 @@ def figure_legend(figure: Figure, handles: Mapping[str, Any]) -> None:
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, columnspacing=1.4)
 
 
-def legend_below(axis: Axes, columns: int = 2) -> None:
-    """The axis's own legend, moved below its label."""
-    handles, labels = axis.get_legend_handles_labels()
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.27), "borderaxespad": 0, "columnspacing": 1.2}
-    axis.legend(handles, labels, ncols=columns, handlelength=1.8, **below)
+def legend_below(axis: Axes) -> None:
+    """The axis's own legend, moved below its label, without the column names that seaborn puts in."""
+    items = [item for item in zip(*axis.get_legend_handles_labels(), strict=True) if item[1] not in ("term", "train")]
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.27), "borderaxespad": 0}
+    axis.legend(*zip(*items, strict=True), ncols=2, columnspacing=1.2, handlelength=1.8, **place)
 
 
 def code_colours(codebook_size: int) -> ListedColormap:
     """One colour per code, neighbours in number far apart in hue: only a name tag, without an order."""
-    hues = (np.arange(codebook_size) * 0.618034) % 1
-    bands = np.arange(codebook_size) % 3
-    hsv = np.stack([hues, np.take([0.75, 0.5, 0.9], bands), np.take([0.85, 0.95, 0.65], bands)], 1)
-    return ListedColormap(mpl.colors.hsv_to_rgb(hsv))
+    code = np.arange(codebook_size)
+    saturation, brightness = np.array([[0.75, 0.5, 0.9], [0.85, 0.95, 0.65]])[:, code % 3]
+    return ListedColormap(mpl.colors.hsv_to_rgb(np.stack([code * 0.618034 % 1, saturation, brightness], 1)))
 
 
 def percent(share: float, _: object = None) -> str:
@@ -176,15 +157,12 @@ def percent(share: float, _: object = None) -> str:
     return f"{100 * share:.3g}%"
 
 
-# ---- images ------------------------------------------------------------------------------------------------------------
-
-
 def show_image(axis: Axes, image: Tensor | np.ndarray, title: str = "", side: int = 0, **options: Any) -> None:
     """An image or map without ticks: RGB (3, S, S) in [0, 1] or uint8, or values (H, W).
 
     A map is stretched to `side` pixels, so that outlines of pixels fit on it.
     """
-    array = np.asarray(image)
+    array = np.asarray(image.detach() if isinstance(image, Tensor) else image)
     if array.ndim == 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
     axis.imshow(array, extent=(-0.5, side - 0.5, side - 0.5, -0.5) if side else None, **options)
@@ -192,11 +170,9 @@ def show_image(axis: Axes, image: Tensor | np.ndarray, title: str = "", side: in
     axis.set_title(title, fontsize=SMALL, pad=3)
 
 
-def show_token_map(
-    axis: Axes, tokens: Tensor, codebook_size: int, title: str = "", masked: Tensor | None = None
-) -> None:
-    """A map of tokens (H, W), one colour per code; those that are `masked` (H, W) bool are grey."""
-    shown = tokens if masked is None else tokens.float().masked_fill(masked, float("nan"))
+def show_token_map(axis: Axes, tokens: Tensor, codebook_size: int, title: str = "", mask: Tensor | None = None) -> None:
+    """A map of tokens (H, W), one colour per code; those under the `mask` (H, W) bool are grey."""
+    shown = tokens if mask is None else tokens.float().masked_fill(mask, float("nan"))
     colours = code_colours(codebook_size).with_extremes(bad=MASKED)
     show_image(axis, shown, title, cmap=colours, vmin=-0.5, vmax=codebook_size - 0.5)
 
@@ -220,5 +196,4 @@ def _edge(colour: str) -> list[withStroke]:
 
 def label_row(axis: Axes, name: str) -> None:
     """A row's name on the left of its first image, whose axis is off."""
-    place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "center"}
-    axis.annotate(name, (0, 0.5), (-4, 0), rotation=90, fontsize=SMALL, **place)
+    axis.text(-0.04, 0.5, name, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=SMALL)

@@ -12,27 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
+from tokencutseg.evaluation.inspection import Inpainting
+from tokencutseg.plots import style as st
 from tokencutseg.plots.charts import curves, dot_interval_panels, line_band
-from tokencutseg.plots.style import (
-    BLUE,
-    GREY,
-    HIGHLIGHT,
-    MASKED,
-    NARROW,
-    REFERENCE,
-    SEQUENTIAL,
-    SKY,
-    SMALL,
-    Look,
-    legend_below,
-    make_figure,
-    outline,
-    percent,
-    show_image,
-    show_token_map,
-)
 
-PATTERNS = {"iid": Look("i.i.d. mask", SKY, "s"), "block": Look("block mask", BLUE, "o")}
+PATTERNS = {"iid": st.Look("i.i.d. mask", st.SKY, "s"), "block": st.Look("block mask", st.BLUE, "o")}
 """How a pattern of masked tokens is called and drawn."""
 MAX_LAYERS = 5
 """Blocks that a figure of attention shows, evenly spaced from the first to the last."""
@@ -44,14 +28,15 @@ def masking(image: Tensor, masks: Mapping[str, Tensor]) -> Figure:
     masks: pattern (a key of `PATTERNS`) → (n, H, W) bool, True where masked.
     """
     title = "One image under masks of growing ratio"
-    figure, axes = make_figure(len(masks), max(map(len, masks.values())), 1.75, title=title)
-    grey = torch.tensor(mpl.colors.to_rgb(MASKED))[:, None, None]
+    figure, axes = st.make_figure(len(masks), max(map(len, masks.values())), 1.75, title=title)
+    grey = torch.tensor(mpl.colors.to_rgb(st.MASKED))[:, None, None]
     for row, (pattern, some) in zip(axes, masks.items(), strict=True):
         for axis, mask in zip(row, some, strict=True):
             f = image.shape[-1] // mask.shape[-1]
             pixels = mask.repeat_interleave(f, 0).repeat_interleave(f, 1)
             shown = torch.where(pixels, grey, image)
-            show_image(axis, shown, f"{PATTERNS[pattern].label}, {mask.float().mean():.0%} masked")
+            st.show_image(axis, shown, f"{mask.float().mean():.0%} masked")
+        st.label_row(row[0], PATTERNS[pattern].label)
     return figure
 
 
@@ -66,49 +51,53 @@ def masked_gpt_curves(history: pd.DataFrame, prediction: pd.DataFrame, codebook_
     """
     has_accuracy = "train_accuracy" in history
     title = "Masked-token prediction: training, and test accuracy by mask ratio"
-    figure, (row,) = make_figure(1, 2 + has_accuracy, 2.9, title=title)
+    figure, (row,) = st.make_figure(1, 2 + has_accuracy, 2.9, title=title)
     losses = {"train_masked_tokens": "training (joint)", "train_loss": "training", "validation_loss": "validation"}
     losses = {column: label for column, label in losses.items() if column in history}
-    curves(row[0], history, losses, [SKY, BLUE])
-    row[0].axhline(np.log(codebook_size), color=GREY, ls="--", lw=1, label=f"uniform, ln {codebook_size}")
+    curves(row[0], history, losses, [st.SKY, st.BLUE])
+    row[0].axhline(np.log(codebook_size), color=st.GREY, ls="--", lw=1, label=f"uniform, ln {codebook_size}")
     row[0].set(title="loss on masked tokens", ylabel="cross-entropy (nats)")
     row[0].set_ylim(0, 1.1 * max(np.log(codebook_size), history[list(losses)].max(axis=None)))
     if has_accuracy:
         accuracy = {"train_accuracy": "training", "validation_accuracy": "validation"}
-        curves(row[1], history, accuracy, [SKY, BLUE])
+        curves(row[1], history, accuracy, [st.SKY, st.BLUE])
         row[1].set(title="accuracy on masked tokens", ylabel="top-1 accuracy")
         row[1].set_ylim(0, 1.1 * history[list(accuracy)].max(axis=None))
-        row[1].yaxis.set_major_formatter(percent)
+        row[1].yaxis.set_major_formatter(st.percent)
     by_ratio = row[-1]
     line_band(by_ratio, prediction, "mask_ratio", ("accuracy", "low", "high"), "pattern", PATTERNS)
     chance = prediction.drop_duplicates("mask_ratio").sort_values("mask_ratio")
-    by_ratio.plot(chance["mask_ratio"], chance["chance"], color=GREY, ls="--", lw=1, label="commonest code")
-    by_ratio.axvline(mask_ratio, color=GREY, ls=":", lw=1, label="training ratio")
+    by_ratio.plot(chance["mask_ratio"], chance["chance"], color=st.GREY, ls="--", lw=1, label="commonest code")
+    by_ratio.axvline(mask_ratio, color=st.GREY, ls=":", lw=1, label="training ratio")
     by_ratio.set(title="test images, 95% interval", xlabel="mask ratio", ylabel="top-1 accuracy")
     by_ratio.set_ylim(0, 1.1 * prediction[["high", "chance"]].max(axis=None))
     by_ratio.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    by_ratio.yaxis.set_major_formatter(percent)
+    by_ratio.yaxis.set_major_formatter(st.percent)
     for axis in row:
-        legend_below(axis)
+        st.legend_below(axis)
     return figure
 
 
 def token_inpainting(result: Inpainting, codebook_size: int) -> Figure:
     """From an image to its masked tokens as predicted, one row per image; visible tokens have no entropy to show."""
-    masked, correct = result.hidden, result.filled == result.tokens
-    figure, axes = make_figure(len(result.images), 6, 1.3, title="Masked tokens predicted from the visible ones")
-    certainty = {"cmap": mpl.colormaps[SEQUENTIAL].with_extremes(bad="white"), "vmin": 0, "vmax": np.log(codebook_size)}
+    masked, correct = result.mask, result.filled == result.tokens
+    figure, axes = st.make_figure(len(result.images), 6, 1.3, title="Masked tokens predicted from the visible ones")
+    certainty = {
+        "cmap": mpl.colormaps[st.SEQUENTIAL].with_extremes(bad="white"),
+        "vmin": 0,
+        "vmax": np.log(codebook_size),
+    }
     names = ("image", "tokens", "visible", "predicted", "decoded", "entropy")
     for n, row in enumerate(axes):
-        show_image(row[0], result.images[n])
-        show_token_map(row[1], result.tokens[n], codebook_size)
-        show_token_map(row[2], result.tokens[n], codebook_size, f"{masked[n].float().mean():.0%} masked", masked[n])
+        st.show_image(row[0], result.images[n])
+        st.show_token_map(row[1], result.tokens[n], codebook_size)
+        st.show_token_map(row[2], result.tokens[n], codebook_size, f"{masked[n].float().mean():.0%} masked", masked[n])
         right = f"{correct[n][masked[n]].float().mean():.0%} correct"
-        show_token_map(row[3], result.filled[n], codebook_size, right)
-        show_image(row[4], result.decoded[n])
-        show_image(row[5], result.entropy[n].masked_fill(~masked[n], torch.nan), **certainty)
+        st.show_token_map(row[3], result.filled[n], codebook_size, right)
+        st.show_image(row[4], result.decoded[n])
+        st.show_image(row[5], result.entropy[n].masked_fill(~masked[n], torch.nan), **certainty)
     for axis, name in zip(axes[0], names, strict=True):
-        axis.set_title(f"{name}\n{axis.get_title()}", fontsize=SMALL, pad=3)
+        axis.set_title(f"{name}\n{axis.get_title()}", fontsize=st.SMALL, pad=3)
     figure.colorbar(axes[0, 5].images[0], ax=list(axes[:, 5]), label="nats, up to ln K", pad=0.02, shrink=0.9)
     return figure
 
@@ -117,26 +106,27 @@ def attention_maps(weights: Tensor, image: Tensor, mask: Tensor, query: Tensor) 
     """What tokens of one image attend to, block by block; one row per query token, marked by a cross.
 
     Args:
-        weights: (n_layer, Q, H, W), attention of the queries averaged over the heads, each map of sum 1.
+        weights: (n_layer, n_head, Q, H, W), of `inspection.attention`; the heads are averaged.
         image: (3, S, S) in [0, 1].
         mask: (S, S) of {0, 1}.
         query: (Q,) positions in reading order.
     """
-    (n_layer, _, H, W), S = weights.shape, image.shape[-1]
+    weights, S = weights.mean(1), image.shape[-1]
+    n_layer, _, H, W = weights.shape
     layers = np.unique(np.linspace(0, n_layer - 1, min(n_layer, MAX_LAYERS)).round().astype(int))
     title = "Attention of query tokens (crosses), relative to uniform attention"
-    figure, axes = make_figure(len(query), 1 + len(layers), 1.7, title=title)
+    figure, axes = st.make_figure(len(query), 1 + len(layers), 1.7, title=title)
     for row, position, maps in zip(axes, query.tolist(), weights.transpose(0, 1), strict=True):
         y, x = divmod(position, W)
-        show_image(row[0], image, f"query ({y}, {x})")
+        st.show_image(row[0], image, f"query ({y}, {x})")
         for axis, layer in zip(row[1:], layers, strict=True):
             relative = maps[layer] * H * W
             largest = max(float(relative.max()), 2.0)
             name = f"block {layer + 1}: 0 to {largest:.1f}×"
-            show_image(axis, relative, name, S, cmap=SEQUENTIAL, vmin=0, vmax=largest)
+            st.show_image(axis, relative, name, S, cmap=st.SEQUENTIAL, vmin=0, vmax=largest)
         for axis in row:
-            outline(axis, mask, REFERENCE)
-            axis.plot((x + 0.5) * S / W - 0.5, (y + 0.5) * S / H - 0.5, "X", ms=7, color=HIGHLIGHT, mec="black")
+            st.outline(axis, mask, st.REFERENCE)
+            axis.plot((x + 0.5) * S / W - 0.5, (y + 0.5) * S / H - 0.5, "X", ms=7, color=st.HIGHLIGHT, mec="black")
     return figure
 
 
@@ -148,9 +138,9 @@ def linear_probe(table: pd.DataFrame) -> Figure:
     label = "balanced accuracy on test tokens, 95% interval over images\n(dashed: raw colour)"
     title = "Linear probes of frozen features: lesion or skin"
     figure, (axis,) = dot_interval_panels(
-        table, "features", {label: ("balanced_accuracy", "low", "high")}, title, NARROW
+        table, "features", {label: ("balanced_accuracy", "low", "high")}, title, st.NARROW
     )
     colour = table.set_index("features")["balanced_accuracy"]["colour"]
-    axis.axvline(colour, color=GREY, ls="--", lw=1, zorder=0)
+    axis.axvline(colour, color=st.GREY, ls="--", lw=1, zorder=0)
     axis.set_ylabel("features, input to output")
     return figure
