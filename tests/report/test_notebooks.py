@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from tokencutseg.config import RECIPES, configure, known_keys
-from tokencutseg.experiments.names import differences, study_name
 from tokencutseg.report import notebooks as runner
 from tokencutseg.report.notebooks import ROOT, RunError, check_parameters, check_writable, find_notebooks, run_study
 from tokencutseg.report.progress import Bars, Lines, ProgressFile
@@ -318,27 +316,6 @@ def test_bars_show_cells_and_epochs():
     bars.close()
     shown = stream.getvalue()
     assert "3/9" in shown and "gpt r" in shown and "4/8" in shown and "loss 0.5" in shown and "done in 3 s" in shown
-
-
-# names --------------------------------------------------------------------------------------------------------------
-
-
-def test_a_study_is_named_after_what_departs_from_the_defaults():
-    assert study_name(configure("quick"), "synthetic") == "quick-synthetic"
-    assert study_name(configure("tiny", "released", 3), "isic") == "tiny-isic-released-seed3"
-    assert study_name(configure("tiny"), "My clinic/1") == "tiny-My_clinic_1"
-    changed = {study_name(configure("tiny", overrides={"vqgan.codebook_size": n}), "isic") for n in ("8", "9", 8.0)}
-    assert len(changed) == 2 and all(name.startswith("tiny-isic-set-") for name in changed)
-    assert study_name(configure("tiny", overrides={"vqgan.codebook_size": 16}), "isic") == "tiny-isic", (
-        "16 is the preset's"
-    )
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_differences_rebuild_the_config(recipe):
-    config = configure("tiny", recipe, 1, {"segmentation.use_deepcut": "false", "ablation.codebook_sizes": "4,8"})
-    assert set(differences(config)) == {"segmentation.use_deepcut", "ablation.codebook_sizes"} <= set(known_keys())
-    assert configure("tiny", recipe, 1, differences(config)) == config
 
 
 def _wait(condition, seconds):

@@ -173,7 +173,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config = configure(arguments.preset, arguments.recipe, arguments.seed, read_overrides(arguments.overrides))
 
     from tokencutseg.data.source import open_source
-    from tokencutseg.experiments.names import differences, study_name
+    from tokencutseg.experiments.study import study_name
     from tokencutseg.report import notebooks as runner
     from tokencutseg.report.index import write_index
 
@@ -186,7 +186,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "seed": config.seed,
         "data": str(arguments.data.absolute()) if arguments.data else "",
         "results": str(study.parent),
-        "overrides": differences(config),
+        "overrides": config.changes(),
     }
     for notebook in notebooks:
         runner.check_parameters(notebook, parameters)

@@ -321,7 +321,7 @@ def budgets(study: Study) -> pd.DataFrame:
                     "train": train,
                     "method": method,
                     "recipe": recipe,
-                    "stage": run.about["stage"],
+                    "stage": run.metadata["stage"],
                     "saw": "pool" if _saw_pool(run) else train,
                     **{
                         key: run.metrics.get(key)
@@ -336,7 +336,7 @@ def budgets(study: Study) -> pd.DataFrame:
 
 def _saw_pool(run: Run) -> bool:
     """Whether a training read the whole self-supervised pool."""
-    about = run.about
+    about = run.metadata
     return about["config"].get(about["stage"], {}).get("images") == "unlabelled"
 
 

@@ -1,8 +1,8 @@
-"""The plain formulations that the bench compares with: correct, short, and with every T×T matrix written out.
+"""Plain formulations of what `tokencutseg.models` computes, with every T×T and one-hot matrix written out.
 
-They compute what `tokencutseg.model` computes, from the same weights; a test holds them equal. The dense graph is built
-anew for each image and normalised by two dense matrix products, as the released code does, and attention is the
-matrix of its weights.
+They take the package's modules with their weights. The tests hold both equal; `benchmarks/bench.py` times both. The
+dense graph is built anew for each image and normalised by two dense matrix products, as the original implementation
+does, and attention is the matrix of its weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokencutseg.models.vqgan import EMAQuantizer, Quantized
 
 
 def dense_graph(grid: tuple[int, int], radius: float, like: Tensor) -> Tensor:
-    """Ã = D^-½ A D^-½ of the radius graph on [0, 1]², (T, T)."""
+    """Ã = D^-½ A D^-½ of the radius graph on [0, 1]², self-loops included: (T, T)."""
     positions = node_positions(grid).to(like)
     A = (torch.cdist(positions, positions) <= radius * (1 + 1e-6)).to(like.dtype)
     D = torch.diag(A.sum(1).rsqrt())
@@ -46,7 +46,7 @@ def deepcut(head: DeepCut, features: Tensor, grid: tuple[int, int]) -> tuple[Ten
 
 
 def feature_smoothness(head: DeepCut, f: Tensor) -> Tensor:
-    """Squared differences of neighbouring features (B, E, H, W), where the learned map sees no edge."""
+    """Squared differences of neighbouring features (B, E, H, W), weighted by the learned edge map."""
     e = torch.sigmoid(head.edge_conv(f))
     vertical = ((f[:, :, 1:] - f[:, :, :-1]).square() * e[:, :, 1:]).mean()
     horizontal = ((f[..., 1:] - f[..., :-1]).square() * e[..., 1:]).mean()
@@ -54,24 +54,12 @@ def feature_smoothness(head: DeepCut, f: Tensor) -> Tensor:
 
 
 def block(module: Block, x: Tensor) -> Tensor:
-    """One post-norm layer (B, T, C) → (B, T, C), with attention as torch's own module computes it by default."""
+    """One post-norm layer (B, T, C) → (B, T, C), with the attention weights as matrices."""
     xt = x.transpose(0, 1)
+    dropout = module.dropout if module.training else 0.0
+    projections = (module.qkv.weight, module.qkv.bias, None, None, False, dropout, module.out.weight, module.out.bias)
     attended, _ = F.multi_head_attention_forward(
-        xt,
-        xt,
-        xt,
-        x.shape[-1],
-        module.n_head,
-        module.qkv.weight,
-        module.qkv.bias,
-        None,
-        None,
-        False,
-        module.dropout if module.training else 0.0,
-        module.out.weight,
-        module.out.bias,
-        module.training,
-        need_weights=True,
+        xt, xt, xt, x.shape[-1], module.n_head, *projections, training=module.training, need_weights=True
     )
     x = module.norm1(x + module.drop(attended.transpose(0, 1)))
     return module.norm2(x + module.drop(module.fc2(F.gelu(module.fc1(x)))))
@@ -112,7 +100,7 @@ def quantize(quantizer: EMAQuantizer, z: Tensor) -> Quantized:
     return Quantized(z + (vectors - z).detach(), tokens.view(B, H, W), loss)
 
 
-def count_overlap(prediction: np.ndarray, target: np.ndarray) -> float:
+def mean_iou(prediction: np.ndarray, target: np.ndarray) -> float:
     """Mean lesion IoU of masks (N, S, S), image by image through torchmetrics."""
     from torchmetrics.classification import BinaryJaccardIndex
 
