@@ -129,7 +129,7 @@ def _change(rows: pd.DataFrame) -> str:
 
 def _coupled(also: object) -> str:
     """The names of the options that change along with another."""
-    names = [part.split(" = ")[0].rpartition(".")[2] for part in str(also).split(", ") if " = " in part]
+    names = [part.split(" = ")[0].rpartition(".")[2] for part in str(also).split(", ") if "." in part]
     return f" (+ {', '.join(names)})" if names else ""
 
 

@@ -26,16 +26,8 @@ def per_image_scores(records: pd.DataFrame) -> Figure:
     shown = st.looks(records["method"])
     pairs = list(records.groupby(["train", "test"], sort=False))
     columns = min(3, len(pairs))
-    title = "Cumulative distribution of lesion IoU over test images"
-    figure, axes = st.make_figure(
-        math.ceil(len(pairs) / columns),
-        columns,
-        2.6,
-        st.NARROW if columns == 1 else st.WIDTH,
-        title,
-        sharex=True,
-        sharey=True,
-    )
+    shape = math.ceil(len(pairs) / columns), columns, 2.6, st.NARROW if columns == 1 else st.WIDTH
+    figure, axes = st.make_figure(*shape, "Cumulative distribution of lesion IoU over test images", sharey=True)
     palette = {name: look.colour for name, look in shown.items()}
     for axis, ((train, test), rows) in zip(axes.flat, pairs, strict=False):
         sns.ecdfplot(rows, x="iou", hue="method", hue_order=shown, palette=palette, legend=False, ax=axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -82,7 +83,7 @@ def graph_stencil(offsets: Sequence[tuple[int, int]], degrees: Mapping[str, Tens
     for axis, (name, degree) in zip(maps, degrees.items(), strict=True):
         shown = axis.imshow(degree.numpy(), cmap=st.SEQUENTIAL)
         axis.grid(False)
-        axis.set(title=name, xlabel="column (tokens)", ylabel="row (tokens)")
+        axis.set(title=textwrap.fill(name, 20), xlabel="column (tokens)", ylabel="row (tokens)")
         figure.colorbar(shown, ax=axis, shrink=0.7, ticks=MaxNLocator(5), label="degree")
     for axis in (stencil, *maps):
         axis.locator_params(integer=True)

@@ -143,26 +143,27 @@ def codebook_embedding(codes: Tensor, table: pd.DataFrame, patches: Tensor) -> F
 
 
 def code_explorer(
-    code: int, table: pd.DataFrame, images: ImageSet, tokens: Tensor, alone: Tensor, columns: int = 5
+    code: int, table: pd.DataFrame, images: ImageSet, tokens: Tensor, back: Tensor, alone: Tensor, columns: int = 5
 ) -> Figure:
     """One code: what it decodes to alone, and the images where it is assigned most, its tokens highlighted.
 
-    table: of `tables.codebook_usage`. images: a set with masks. tokens: (N, H, W), of its images. alone: (3, S, S) in
-    [0, 1], decoded from this code everywhere. columns: images at most.
+    table: of `tables.codebook_usage`. images: a set with masks. tokens: (N, H, W), of its images. back: (N, 3, S, S) in
+    [0, 1], decoded from them. alone: (3, S, S), decoded from this code everywhere. columns: images at most.
     """
     row, assigned = table.set_index("code").loc[code], tokens == code
-    counts, f = assigned.flatten(1).sum(1), alone.shape[-1] // tokens.shape[-1]
+    counts, f = assigned.flatten(1).sum(1), back.shape[-1] // tokens.shape[-1]
     title = f"Code {code}: {row['share']:.1%} of all tokens, {row['lesion_share']:.0%} of them lesion"
     title = title if row["count"] else f"Code {code} is assigned to no token of these {len(images)} images"
-    figure, (axes,) = st.make_figure(1, 1 + columns, 1.4, title=title)
-    st.show_image(axes[0], alone, "decoded alone")
-    for axis in axes[1:]:
+    figure, axes = st.make_figure(2, 1 + columns, 1.35, title=title)
+    for axis in axes.flat:
         axis.set_axis_off()
+    st.show_image(axes[0, 0], alone, "this code alone")
     order = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
-    for axis, n in zip(axes[1:], order, strict=False):
+    for (above, below), n in zip(axes.T[1:], order, strict=False):
         lit = assigned[n].repeat_interleave(f, 0).repeat_interleave(f, 1)
-        faded = images.images[n] / 255 * (0.35 + 0.65 * lit)
-        st.show_image(axis, faded, f"{counts[n]} of {assigned[n].numel()} tokens")
-        st.outline(axis, lit, st.HIGHLIGHT)
-        st.outline(axis, images.masks[n], st.REFERENCE)
+        st.show_image(above, images.images[n] / 255 * (0.35 + 0.65 * lit), f"{counts[n]} of {tokens[n].numel()} tokens")
+        st.outline(above, images.masks[n], st.REFERENCE)
+        st.show_image(below, back[n], "decoded")
+        for axis in (above, below):
+            st.outline(axis, lit, st.HIGHLIGHT)
     return figure
