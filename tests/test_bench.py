@@ -1,9 +1,6 @@
 """The plain formulations equal the package's, and the benchmark runs on small sizes."""
 
-import subprocess
-import sys
-from pathlib import Path
-
+import bench
 import numpy as np
 import oracles
 import pandas as pd
@@ -77,11 +74,9 @@ def test_plain_scores():
 
 
 def test_benchmark_on_small_sizes(tmp_path):
-    bench, out = Path(__file__).parents[1] / "benchmarks" / "bench.py", tmp_path / "bench.csv"
+    out = tmp_path / "bench.csv"
     settings = [f"{key}={value}" for key, value in SIZES.items()]
-    command = [sys.executable, bench, "--seconds", "0", "--out", out, "--set", *settings]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    bench.main(["--seconds", "0", "--out", str(out), "--set", *settings])
     table = pd.read_csv(out)
     assert {"graph module, forward", "image → mask", "scoring", "loading with augmentation"} <= set(table["part"])
     np.testing.assert_allclose(table["faster"], table["plain_seconds"] / table["seconds"])

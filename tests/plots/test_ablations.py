@@ -121,7 +121,7 @@ def test_baselines_draw_every_method_of_the_large_presets(scored):
     methods = ["tokencutseg", *configure("small").ablation.baselines, "mine"]
     cells = list(itertools.product(methods, ("micro_lesion", "per_image"), ("iou", "dice")))
     table = scored(**dict(zip(("method", "reduction", "measure"), zip(*cells, strict=True), strict=True)))
-    table["weights"] = table["method"].map({"otsu": "none", "mine": "none"}).fillna("imagenet")
+    table["initialisation"] = table["method"].map({"otsu": "none", "mine": "none"}).fillna("imagenet")
     table.loc[table["method"] == "tokencutseg", ["diff", "diff_low", "diff_high"]] = np.nan
     score, difference = plots.baselines(table, "dice").axes
     part = table[table["measure"] == "dice"]

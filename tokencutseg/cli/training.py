@@ -189,7 +189,8 @@ def _tables(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from tokencutseg.experiments.ablations import SHARED, TABLES
+    from tokencutseg.experiments.ablations import SHARED
+    from tokencutseg.experiments.registry import TABLES
     from tokencutseg.experiments.runs import NotTrained
     from tokencutseg.experiments.study import Finished, Study
     from tokencutseg.plots import ablations

@@ -164,7 +164,8 @@ def baselines(table: pd.DataFrame, measure: str = "iou") -> Figure:
     """Every method under every reduction, and TokenCutSeg's paired difference to each other method, per image."""
     rows, known = table[table["measure"] == measure], st.looks(table["method"])
     names = [
-        known[row.method].label + (f"\n({row.weights})" if row.weights != "none" else "") for row in rows.itertuples()
+        known[row.method].label + (f"\n({row.initialisation})" if row.initialisation != "none" else "")
+        for row in rows.itertuples()
     ]
     rows = rows.assign(rows=names)
     shown = {name: look for name, look in st.REDUCTIONS.items() if name in set(rows["reduction"])}
