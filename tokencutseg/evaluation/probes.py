@@ -65,10 +65,10 @@ def layer_features(
 @torch.no_grad()
 def decoder_features(baseline: nn.Module, images: ImageSet, grid: tuple[int, int], batch_size: int = 32) -> Tensor:
     """The input of a baseline network's last layer, averaged over each token's pixels: (N, T, E)."""
-    from tokencutseg.models.baselines import padding  # segmentation_models_pytorch is slow to import
+    from tokencutseg.models.baselines import padding
 
     found: list[Tensor] = []
-    head = baseline.network.network.segmentation_head
+    head = baseline.network.segmentation_head
     hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     (H, W), parts = images.images.shape[-2:], []
     left, right, top, bottom = padding(H, W)
