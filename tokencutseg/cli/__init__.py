@@ -213,7 +213,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _describe(
     config: Config, data: Path | None, study: Path, notebooks: Sequence[Path], parameters: dict[str, Any]
 ) -> None:
-    from tokencutseg.data.datasets import find_datasets
+    from tokencutseg.data.source import open_source
 
     print(f"study      {study.name}\nfolder     {study}{'' if study.exists() else ' (new)'}")
     print(f"settings   preset {config.preset}, recipe {config.recipe}, seed {config.seed}")
@@ -227,10 +227,8 @@ def _describe(
             f"and {sizes.synthetic_unlabelled} unlabelled in all"
         )
     else:
-        for dataset, splits in find_datasets(data).items():
-            for split in splits.values():
-                whole = "" if split.complete else f" of {split.expected}: partial"
-                print(f"data       {dataset}/{split.name}: {len(split.samples)}{whole}")
+        for line in open_source(data, config).describe():
+            print(f"data       {line}")
     for notebook in notebooks:
         print(f"notebook   {notebook}")
     print(f"parameters {json.dumps(parameters)}")
@@ -405,20 +403,14 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The files that the arguments mean, each once, and a sentence for each argument that means none."""
-    from tokencutseg.data.datasets import IMAGE_SUFFIXES
+    from tokencutseg.data.pairing import is_image, is_visible
 
     found: dict[Path, Path] = {}  # by real path
     failures = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            files = sorted(
-                file
-                for file in path.iterdir()
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and not file.name.startswith(".")
-                and not file.stem.endswith("_superpixels")
-            )
+            files = sorted(file for file in path.iterdir() if is_image(file) and is_visible(file.name))
         elif path.exists() or not glob.has_magic(argument):
             files = [path]  # a file that is missing is reported when it is read
         else:

@@ -245,7 +245,7 @@ def _study(arguments: argparse.Namespace, settings: dict[str, str], masks: bool)
     values |= {"data.image_size": arguments.image_size, "evaluation.batch_size": max(8, arguments.batch_size)}
     config = configure("full", "released", arguments.seed, values | read_overrides(arguments.overrides))
 
-    from tokencutseg.data.datasets import pair_folders
+    from tokencutseg.data.folders import pair_folders
     from tokencutseg.data.source import folder_source
     from tokencutseg.experiments.study import Study
     from tokencutseg.report.notebooks import check_writable
@@ -339,7 +339,7 @@ def _tell_sizes(arguments: argparse.Namespace, flags: dict[str, str], config: Co
 def _test_seg(arguments: argparse.Namespace) -> int:
     import torch
 
-    from tokencutseg.data.datasets import pair_folders
+    from tokencutseg.data.folders import pair_folders
     from tokencutseg.data.image_set import load_split
     from tokencutseg.evaluation.inference import predict_masks
     from tokencutseg.evaluation.per_image import score
