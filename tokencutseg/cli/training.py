@@ -133,7 +133,6 @@ def hardware(arguments: argparse.Namespace) -> Hardware:
     import torch
 
     from tokencutseg.training.fit import Hardware
-    from tokencutseg.training.processes import leads
 
     there, gpus, precision = torch.cuda.device_count(), arguments.gpus, PRECISIONS[arguments.precision]
     if gpus and not there:
@@ -153,7 +152,7 @@ def hardware(arguments: argparse.Namespace) -> Hardware:
         compile=arguments.compile,
         progress_bar=True,
     )
-    if found.processes > 1 and not leads():
+    if not found.leading:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends; errors are still told)
     return found
 
