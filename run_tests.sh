@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
-# Sets up .venv, then lint, import rules and all tests. With arguments, only pytest with those arguments:
-# ./run_tests.sh --cov=tokencutseg measures coverage, which takes half as long again.
+# Sets up .venv and checks the repository:
+#   ./run_tests.sh           format, lint, import rules, types, and every test
+#   ./run_tests.sh --fast    the same without the tests marked slow
+#   ./run_tests.sh --lint    the checks without tests
+#   ./run_tests.sh ARG...    only pytest with these arguments, such as tests/models or --cov=tokencutseg
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up
 
 cd "$root"
 export MPLBACKEND=Agg
-if [ $# -gt 0 ]; then
-    exec "$venv/bin/pytest" "$@"
-fi
+selection=()
+case "${1:-}" in
+    "" | --lint) ;;
+    --fast) selection=(-m "not slow") ;;
+    *) exec "$venv/bin/python" -m pytest "$@" ;;
+esac
+"$venv/bin/ruff" format --check .
 "$venv/bin/ruff" check .
 "$venv/bin/lint-imports"
-exec "$venv/bin/pytest"
+"$venv/bin/nbstripout" --verify --keep-id notebooks/*.ipynb
+"$venv/bin/mypy"
+[ "${1:-}" = --lint ] || exec "$venv/bin/python" -m pytest ${selection[@]+"${selection[@]}"}

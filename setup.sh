@@ -1,7 +1,7 @@
 # Sourced by run_all.sh and run_tests.sh; gives them `set_up`. The environment is .venv beside this file.
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 venv="$root/.venv"
-stamp="$venv/set-up-from"  # written last: the folder this .venv was made in, and what it was made from
+stamp="$venv/set-up-from"  # line 1: the folder that this .venv was made in; the rest, written last: what it was made from
 
 # Prints a Python >= 3.11: $PYTHON if that is one, else the first found.
 find_python() {
@@ -29,8 +29,14 @@ PY
 _make_venv() {
     local python
     python="$(find_python)" || return 1
+    if [ -e "$venv" ] && [ ! -e "$stamp" ]; then  # somebody's own
+        echo "error: $venv was not made by this set-up and is left alone; move it away, or use it instead:" \
+             "pip install -e '$root[notebooks]' there, then tokencutseg run" >&2
+        return 1
+    fi
     echo "set-up: making $venv with $("$python" --version)" >&2
     rm -rf "$venv"
+    mkdir "$venv" && echo "$root" >"$stamp" || return 1
     "$python" -m venv "$venv" || {
         rm -rf "$venv"
         echo "error: $python cannot make a virtual environment; install its venv and ensurepip modules" \
@@ -48,12 +54,13 @@ _install() {
     if wanted="$(_wanted_stamp "$venv/bin/python" 2>/dev/null)" && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
-    # A .venv without a stamp was interrupted half-way, one stamped elsewhere was moved or copied here, and one whose
-    # Python does not start has lost it: none of them can be brought up to date in place.
-    if [ "$(head -n 1 "$stamp" 2>/dev/null)" != "$root" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
+    # An interrupted set-up left one line in the stamp; a .venv stamped elsewhere was moved or copied here; one whose Python
+    # does not start has lost it: none of them can be brought up to date in place.
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$root" ] || [ "$(head -n 1 "$stamp" 2>/dev/null)" != "$root" ] \
+        || ! "$venv/bin/python" -c '' 2>/dev/null; then
         _make_venv || return 1
     fi
-    rm -f "$stamp"
+    echo "$root" >"$stamp"
     echo "set-up: installing the packages of requirements.lock" >&2
     "${uv[@]}" sync --compile-bytecode --python "$venv/bin/python" --require-hashes "$root/requirements.lock" \
         && "${uv[@]}" install --python "$venv/bin/python" --no-deps -e "$root" \

@@ -1,5 +1,6 @@
-"""The set-up: its lists agree with each other, its scripts parse, and nothing points at one package host."""
+"""The set-up: what is declared is what is imported, the scripts parse, and nothing names a package host."""
 
+import ast
 import os
 import re
 import shutil
@@ -22,35 +23,68 @@ HOSTS = [
     "index" + "-url",
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+STARTED = {"jupyterlab", "ipykernel", "dask"}  # used by name or through another package, not by an import
 
 
 def normalised(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def requirement_name(requirement):
-    return normalised(re.match(r"[A-Za-z0-9._-]+", requirement).group())
+def names(requirements):
+    return {normalised(re.match(r"[A-Za-z0-9._-]+", requirement).group()) for requirement in requirements}
 
 
-def test_environment_yml_lists_pyprojects_dependencies():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    *conda, pip = environment["dependencies"]
-    assert conda == ["python" + PROJECT["project"]["requires-python"], "pip"]
-    assert pip["pip"] == [*PROJECT["project"]["dependencies"], "-e ."]
+BASE = names(PROJECT["project"]["dependencies"])
+EXTRAS = {extra: names(listed) for extra, listed in PROJECT["project"]["optional-dependencies"].items()}
+DEV = names(PROJECT["dependency-groups"]["dev"])
+
+
+def imported(*folders):
+    """The distributions behind every import of the Python files in `folders`, the standard library's apart."""
+    local = {"tokencutseg", "tests", *(path.stem for folder in folders for path in (ROOT / folder).rglob("*.py"))}
+    found = set()
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found |= {module.split(".")[0] for module in modules}
+    return {normalised(DISTRIBUTIONS.get(name, name)) for name in found - local - set(sys.stdlib_module_names)}
+
+
+def test_declared_dependencies_are_the_imported_ones():
+    optional = set().union(*EXTRAS.values())
+    assert imported("tokencutseg") | STARTED == BASE | optional
+    rooms = [path.name for path in (ROOT / "tokencutseg").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert (
+        not imported(*(f"tokencutseg/{room}" for room in rooms if room not in {"report", "explore"}))
+        & EXTRAS["notebooks"]
+    )
+
+
+def test_tests_import_what_is_declared():
+    assert imported("tests", "benchmarks", "scripts") <= BASE | DEV | set().union(*EXTRAS.values())
+
+
+def test_package_works_without_its_extras():
+    """Imports and `segment -h` with every module of the extras made unimportable."""
+    blocked = {name.replace("-", "_") for extra in EXTRAS.values() for name in extra} | {"IPython"}
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({blocked}))
+import tokencutseg, tokencutseg.training.fit, tokencutseg.experiments.ablations, tokencutseg.plots.ablations
+from tokencutseg.cli import main
+main(["segment", "-h"])"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr
 
 
 def test_lock_holds_every_dependency_hashed_and_without_addresses():
     lock = (ROOT / "requirements.lock").read_text()
     assert "://" not in lock
-    entries = re.split(r"\n(?=\S)", lock.strip())
-    locked = {requirement_name(entry) for entry in entries if not entry.startswith("#")}
-    assert all("--hash=sha256:" in entry for entry in entries if not entry.startswith("#"))
-    wanted = PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"]
-    assert {requirement_name(requirement) for requirement in wanted} <= locked
-
-
-def test_lock_pins_the_lightning_release_that_was_checked():
-    assert re.search(r"^pytorch-lightning==2\.6\.6 ", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    entries = [entry for entry in re.split(r"\n(?=\S)", lock.strip()) if not entry.startswith("#")]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert BASE.union(*EXTRAS.values(), DEV) <= names(entries)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -60,17 +94,36 @@ def test_scripts_parse(script):
     assert script == "setup.sh" or os.access(ROOT / script, os.X_OK)
 
 
-def test_no_file_names_a_registry_host():
-    folders = ["notebooks", "tokencutseg", "tests", ".ci"]
-    files = [path for path in ROOT.iterdir() if path.is_file()]
-    files += [
-        path
-        for folder in folders
-        for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix not in {".pyc", ".png"}
+@pytest.mark.parametrize(
+    "file", ["environment.yml", ".pre-commit-config.yaml", ".github/workflows/ci.yml", "CITATION.cff"]
+)
+def test_yaml_files_parse(file):
+    assert yaml.safe_load((ROOT / file).read_text())
+
+
+def test_hooks_use_locked_tools():
+    hooks = [
+        hook
+        for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+        for hook in repo["hooks"]
     ]
-    assert len(files) > 20
-    named = [(path.name, host) for path in files for host in HOSTS if host in path.read_text(errors="ignore")]
+    tools = {Path(hook["entry"].split()[0]) for hook in hooks}
+    assert tools and {tool.name for tool in tools} <= DEV and {tool.parent for tool in tools} == {Path(".venv/bin")}
+
+
+def test_no_file_names_a_registry_host():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    binary = {".ckpt", ".npz", ".pdf", ".png", ".safetensors"}
+    files = [ROOT / name for name in listed if Path(name).suffix not in binary]
+    if not files:
+        pytest.skip("this is no git checkout")
+    named = [
+        (path.name, host)
+        for path in files
+        if path.exists()
+        for host in HOSTS
+        if host in path.read_text(errors="ignore")
+    ]
     assert not named
 
 
@@ -84,7 +137,7 @@ def checkout(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     tools = tmp_path / "tools"
     tools.mkdir()
-    for tool in ("bash", "cat", "dirname", "head", "mv", "rm", "sleep", "touch"):
+    for tool in ("bash", "cat", "dirname", "head", "mkdir", "mv", "rm"):
         (tools / tool).symlink_to(shutil.which(tool))
     return tmp_path
 
@@ -159,6 +212,13 @@ def test_second_call_does_nothing_and_a_new_lock_only_syncs(fake, checkout):
     status, third = fake()
     assert status == 0 and not any("-m venv" in call for call in third) and any("sync" in call for call in third)
     assert fake() == (0, [])
+
+
+def test_a_venv_of_somebody_else_is_left_alone(fake, checkout):
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "mine").touch()
+    assert fake() == (1, [])
+    assert (checkout / ".venv" / "mine").exists()
 
 
 def test_an_interrupted_set_up_is_made_anew(fake, checkout):

@@ -101,7 +101,7 @@ def test_the_synthetic_source(synthetic):
 def test_the_synthetic_pool_is_both_training_splits_and_the_unlabelled_images(synthetic):
     pool = synthetic.unlabelled()
     assert len(pool) == 2 * CONFIG.data.synthetic_train + CONFIG.data.synthetic_unlabelled
-    assert pool.masks is None and synthetic.pool_exclusions == []
+    assert pool.masks is None and synthetic.unlabelled_exclusions == []
     for part in scored(synthetic):
         assert not set(pool.ids) & set(part.ids) and not pixels(pool) & pixels(part)
 
@@ -167,7 +167,7 @@ def test_the_isic_pool_against_sets_of_numbers(isic):
 
 
 def test_the_record_of_what_the_pool_leaves_out(isic):
-    records = isic.pool_exclusions
+    records = isic.unlabelled_exclusions
     members = sum(
         len(isic.load(d, s)) for d, splits in isic.datasets.items() for s in splits if s in ("train", "unlabelled")
     )
@@ -228,7 +228,7 @@ def test_the_pool_shows_no_patient_of_a_scored_split(tmp_path, cache):
     (root / "manifest.csv").write_text("id,patient_id\n" + "".join(f"ISIC_{i:07d},{p}\n" for i, p in patients.items()))
     source = open_source(root, CONFIG, cache)
     assert sorted(source.unlabelled().ids) == [f"ISIC_{i:07d}" for i in (*range(6), 22, 23, 24)]
-    assert [(out["id"], out["reason"]) for out in source.pool_exclusions] == [
+    assert [(out["id"], out["reason"]) for out in source.unlabelled_exclusions] == [
         ("ISIC_0000020", "same patient or lesion as in clinic/test"),
         ("ISIC_0000021", "same patient or lesion as in clinic/validation"),
     ]
@@ -267,7 +267,7 @@ def test_the_real_pool_shares_nothing_with_any_scored_split():
     for part in scored(source):
         assert not set(pool.ids) & set(part.ids) and not pixels(pool) & pixels(part)
     assert len(set(pool.ids)) == len(pixels(pool)) == len(pool)
-    reasons = collections.Counter(r["reason"] for r in source.pool_exclusions)
+    reasons = collections.Counter(r["reason"] for r in source.unlabelled_exclusions)
     assert reasons["same id as in isic2016/test"] == 305
     # training images that are byte for byte a test or validation image under another id
     assert reasons["same pixels as in isic2017/test"] == 2 and reasons["same pixels as in isic2017/validation"] == 1

@@ -72,8 +72,8 @@ def test_row_leaves_the_module_as_it_was():
     assert [part.training for part in network] == [True, False, True]
 
 
-def test_a_failing_module_leaves_no_mode_behind():
+def test_a_failing_module_leaves_no_global_mode_behind():
     network = nn.Linear(5, 7)
     with pytest.raises(RuntimeError):
         flops(network, torch.zeros(1, 4))
-    assert network.training and torch.backends.mha.get_fastpath_enabled() and torch.is_grad_enabled()
+    assert torch.backends.mha.get_fastpath_enabled() and torch.is_grad_enabled()

@@ -72,7 +72,7 @@ def test_main_results_follow_from_the_records_of_the_runs(study):
 def test_budgets_are_those_of_the_runs(study):
     for row in pd.read_csv(study / "tables/budgets.csv").itertuples():
         run = Run(study / "runs" / row.run)
-        assert run.done and run.about["stage"] == row.stage
+        assert run.done and run.metadata["stage"] == row.stage
         assert (run.metrics["images_seen"], run.metrics["steps"]) == (row.images_seen, row.steps)
         assert run.metrics["seconds"] == pytest.approx(row.seconds)
 
@@ -191,7 +191,7 @@ def scored_on_test_images(study):
         if len(records):
             run, key = Run(path.parent), ("otsu", 1.0)
             if run.done:
-                about, config = run.about, run.config
+                about, config = run.metadata, run.config
                 method = about["name"] or ("tokencutseg" if config.recipe == recipe else config.recipe)
                 key = (method, config.data.label_fraction, json.dumps(about["covers"]["segmentation"]))
             found.setdefault(key, []).append(records)

@@ -7,8 +7,6 @@ from safetensors.torch import load_file
 from tokencutseg.config import configure
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
-from tokencutseg.evaluation import probes
-from tokencutseg.evaluation.probes import layer_features
 from tokencutseg.experiments.runs import Busy
 from tokencutseg.experiments.study import Finished, Study
 from tokencutseg.models.checkpoint import WEIGHTS, load, save_weights
@@ -103,28 +101,3 @@ def test_a_saved_pretraining_holds_its_encoder(study, tmp_path):
     save_weights({name: value for name, value in weights.items() if not name.startswith("encoder.")}, tmp_path)
     with pytest.raises(DataError, match="cannot open"):
         load(tmp_path)
-
-
-def test_layers_are_those_of_the_transformer_on_the_encoder_that_learned_with_it(study):
-    model, images = study.transformer().model(), study.source.load(study.source.primary, "test")
-    found = layer_features(model, images)
-    x = images.images.float() / 255
-    with torch.no_grad():
-        latents = model.encoder(model.vqgan.normalise(x)).latents.flatten(2).transpose(1, 2)
-        tokens, own = model.encode_to_tokens(x)
-        states = model.masked_gpt.hidden_states(tokens.flatten(1), latents)
-    torch.testing.assert_close(found["output"], states[-1])
-    torch.testing.assert_close(found["tokenizer"], own.latents.flatten(2).transpose(1, 2))
-    assert not torch.allclose(latents, found["tokenizer"])
-
-
-@pytest.mark.parametrize("most", [1, 2**32])
-def test_layers_are_the_same_one_by_one_and_all_at_once(study, monkeypatch, most):
-    monkeypatch.setattr(probes, "FEATURE_BYTES", most)
-    model, images = study.transformer().model(), study.source.load(study.source.primary, "test")
-    two, whole = images.subset([0, 1]), probes.layer_features(model, images)
-    turns = dict(probes.layers_in_turn(model, probes.layer_names(model), images, two))
-    assert list(turns) == list(whole)
-    for name, (features, first) in turns.items():
-        torch.testing.assert_close(features, whole[name])
-        torch.testing.assert_close(first, whole[name][:2])

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from tokencutseg.data.audit import seen_in_training
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import DataSource
@@ -204,9 +205,8 @@ def test_leakage_counts_shared_images_and_scores_without_them(study, tmp_path, m
 
 
 @pytest.mark.parametrize(("shared", "seen"), [(1, {"test0"}), (3, {"train0", "train1", "test2"})])
-def test_test_images_seen_in_training_are_found_by_id_and_by_content(study, tmp_path, shared, seen):
-    leaking = Study(study.config, leaking_source(shared), tmp_path / "leaking")
-    assert tables.seen_in_training(leaking, "skin", "skin") == seen
+def test_test_images_seen_in_training_are_found_by_id_and_by_content(shared, seen):
+    assert seen_in_training(leaking_source(shared), "skin", "skin") == seen
 
 
 def test_leakage_of_a_test_set_that_was_trained_on_leaves_no_score(study, tmp_path, monkeypatch):

@@ -173,20 +173,20 @@ def _run(arguments: argparse.Namespace) -> int:
     config = configure(arguments.preset, arguments.recipe, arguments.seed, read_overrides(arguments.overrides))
 
     from tokencutseg.data.source import open_source
-    from tokencutseg.experiments.names import differences, study_name
+    from tokencutseg.experiments.study import study_name
     from tokencutseg.report import notebooks as runner
     from tokencutseg.report.index import write_index
 
     folder = arguments.notebooks or runner.ROOT / "notebooks"
     notebooks = runner.find_notebooks(folder, arguments.only)
-    study = arguments.results.absolute() / study_name(config, open_source(arguments.data, config).name)
+    study = arguments.results.absolute() / study_name(config, open_source(arguments.data, config).study_name)
     parameters = {
         "preset": config.preset,
         "recipe": config.recipe,
         "seed": config.seed,
         "data": str(arguments.data.absolute()) if arguments.data else "",
         "results": str(study.parent),
-        "overrides": differences(config),
+        "overrides": config.changes(),
     }
     for notebook in notebooks:
         runner.check_parameters(notebook, parameters)
@@ -269,7 +269,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     }
     shared = overlaps(sets, progress=sys.stderr.isatty())
     print(shared.to_string(index=False) if len(shared) else "no image is shared")
-    left_out = source.pool_exclusions
+    left_out = source.unlabelled_exclusions
     print(f"\nself-supervised stages use {len(source.unlabelled())} images; left out are {len(left_out)}")
     for reason, count in Counter(exclusion["reason"] for exclusion in left_out).most_common():
         print(f"{count:7d} {reason}")

@@ -169,14 +169,13 @@ def _train(arguments: argparse.Namespace) -> int:
     config = configure(arguments.preset, arguments.recipe, arguments.seed, read_overrides(arguments.overrides))
 
     from tokencutseg.data.source import open_source
-    from tokencutseg.experiments.names import study_name
     from tokencutseg.experiments.study import Study
     from tokencutseg.experiments.tables import available_rows
     from tokencutseg.report.notebooks import check_writable
 
     check_writable(arguments.results, "--results")
     source = open_source(arguments.data, config)
-    study = Study(config, source, arguments.results / study_name(config, source.name), hardware=hardware(arguments))
+    study = Study(config, source, arguments.results, hardware=hardware(arguments))
     available_rows(study)
     with terminable():
         for stage in arguments.stages:

@@ -3,12 +3,20 @@
 The yearly ISIC sets overlap each other, also across training and test (Cassidy et al. 2022, Analysis of the ISIC image
 datasets, doi 10.1016/j.media.2021.102305). Ids and checksums do not tell the whole of it: some pictures were published
 again under another id with other colours, a slightly other crop, or turned.
+
+`overlaps` finds each pair once; `both_ways` is the same list as a symmetric frame, where every question is a query:
+
+    pairs = both_ways(overlaps(sets))
+    pairs[pairs["id_1"] == "ISIC_0012152"]                       # every copy of one image
+    between(pairs, ("isic2017", "train"), ("isic2017", "test"))  # test images that the training split holds too
+    learnt_pairs(source, pairs, "isic2017", "isic2017")          # … or the unlabelled images of self-supervised stages
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import imagehash
 import numpy as np
@@ -22,6 +30,11 @@ from tqdm import tqdm
 
 from tokencutseg.data.image_set import ImageSet
 
+if TYPE_CHECKING:
+    from tokencutseg.data.source import DataSource
+
+POOL_SPLITS = ("train", "unlabelled")
+"""Splits whose images self-supervised stages use."""
 COLUMNS = ["dataset_1", "split_1", "id_1", "dataset_2", "split_2", "id_2", "kind", "distance"]
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE**2
@@ -73,6 +86,52 @@ def overlaps(
         kind = "same id" if (i, j) in same_id else "same content" if (i, j) in same_content else "near duplicate"
         rows.append((*owner[i], ids[i], *owner[j], ids[j], kind, distance.get((i, j), np.nan)))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"distance": float})
+
+
+def both_ways(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The symmetric frame of `overlaps`' list: each pair in both directions, once each. Such a frame is returned as it
+    is."""
+    swapped = {f"{name}_{i}": f"{name}_{3 - i}" for name in ("dataset", "split", "id") for i in (1, 2)}
+    return pd.concat([pairs, pairs.rename(columns=swapped)]).drop_duplicates(COLUMNS[:6], ignore_index=True)
+
+
+def between(pairs: pd.DataFrame, one: tuple[str, str], two: tuple[str, str]) -> pd.DataFrame:
+    """The pairs of an image of the split `one` (first) and an image of `two` (second), each once; splits are given as
+    (dataset, split)."""
+    pairs = both_ways(pairs)
+    chosen = (pairs[["dataset_1", "split_1", "dataset_2", "split_2"]] == [*one, *two]).all(axis=1)
+    return pairs[chosen & (pairs["id_1"] < pairs["id_2"]) if one == two else chosen]
+
+
+def pool_pairs(source: DataSource, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs of one of the unlabelled images of self-supervised stages (first) and a scored image (second)."""
+    pairs = both_ways(pairs)
+    left_out = {(image["dataset"], image["split"], image["id"]) for image in source.unlabelled_exclusions}
+    first = zip(pairs["dataset_1"], pairs["split_1"], pairs["id_1"], strict=True)
+    used = np.array([split in POOL_SPLITS and (d, split, i) not in left_out for d, split, i in first], bool)
+    return pairs[used & pairs["split_2"].isin(["validation", "test"])]
+
+
+def learnt_pairs(source: DataSource, pairs: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
+    """The pairs of an image that training on `train` has seen (first) and a test image of `test` (second): first is in
+    its training split or among the unlabelled images of self-supervised stages."""
+    pairs = both_ways(pairs)
+    labelled = between(pairs, (train, "train"), (test, "test"))
+    pool = pool_pairs(source, pairs)
+    pool = pool[(pool["dataset_2"] == test) & (pool["split_2"] == "test")]
+    # an unlabelled image may be one of the training split, under its id in another dataset: a pair counts once
+    return pd.concat([pool, labelled]).drop_duplicates(["id_1", "id_2", "kind"])
+
+
+def seen_in_training(source: DataSource, train: str, test: str) -> set[str]:
+    """Ids of the test images of `test` that training on `train` has seen, by id, content or appearance."""
+    sets = {
+        (dataset, split): source.load(dataset, split)
+        for dataset, splits in source.datasets.items()
+        for split in splits
+        if split in POOL_SPLITS or (dataset, split) == (test, "test")
+    }
+    return set(learnt_pairs(source, overlaps(sets), train, test)["id_2"])
 
 
 def appearance(images: Tensor, progress: bool = False) -> np.ndarray:

@@ -50,6 +50,10 @@ class Sample:
     cluster: str | None = None
     """What it shares with other images, the patient or the lesion, where a manifest gives it."""
 
+    @property
+    def files(self) -> list[Path]:
+        return [file for file in (self.image, self.mask) if file]
+
 
 @dataclass(frozen=True)
 class Split:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from tokencutseg.data.datasets import Sample, Split
 from tokencutseg.data.images import DataError, file_size, read_image, read_mask
+from tokencutseg.files import available_cores
 
 _DECODING = 1
 """Raise it when reading or resizing changes, so that older caches are not used."""
@@ -213,7 +214,7 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
             arrays["masks"][index] = read_mask(sample.mask, size)
 
     # threads, since Pillow lets go of the interpreter while it decodes
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, available_cores())) as pool:
         done = pool.map(fill, range(n), split.samples)
         for _ in tqdm(done, desc=f"decoding {split.dataset}/{split.name}", total=n, unit="image", disable=None):
             pass

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
+import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +37,8 @@ class DataSource:
 
     Attributes:
         name: "synthetic", "isic", or the name of the user's folder.
+        study_name: what stands for the data in a study's folder name: letters and digits of any script, and a digest
+            of what the data hold, so that two folders of one name are two studies; synthetic is plainly "synthetic".
         primary: the dataset that most of the study is about.
         rows: (train dataset, test dataset) pairs of the main results; `has` tells which of them can be run.
         image_size: side S of every image, in pixels.
@@ -48,7 +52,10 @@ class DataSource:
         image_size: int,
         loaders: dict[str, dict[str, Callable[[], ImageSet]]],
         root: Path | None = None,
+        digest: str = "",
     ) -> None:
+        slug = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).strip("_.-")
+        self.study_name = "-".join(filter(None, (slug, digest)))
         self.name, self.primary, self.rows, self.image_size = name, primary, rows, image_size
         self._loaders, self._root = loaders, root
         self._loaded: dict[tuple[str, str], ImageSet] = {}
@@ -90,14 +97,14 @@ class DataSource:
         Left out is each image that is also in a validation or test split of any dataset, or shows a patient or lesion
         of one there as far as that is known, and each but the first of equal images. Two images are the same if they
         share their id or every pixel at the size S; files with the same
-        bytes decode to the same pixels. `pool_exclusions` says what was left out and why.
+        bytes decode to the same pixels. `unlabelled_exclusions` says what was left out and why.
         """
-        return self._pool_and_exclusions()[0]
+        return self._unlabelled_and_exclusions()[0]
 
     @property
-    def pool_exclusions(self) -> list[dict[str, str]]:
-        """One record (dataset, split, id, reason) for each image that `pool` leaves out."""
-        return self._pool_and_exclusions()[1]
+    def unlabelled_exclusions(self) -> list[dict[str, str]]:
+        """One record (dataset, split, id, reason) for each image that `unlabelled` leaves out."""
+        return self._unlabelled_and_exclusions()[1]
 
     def fingerprint(self, dataset: str) -> str:
         """SHA-256 (hex) over the pixels and ids of all splits of `dataset`. Raises DataError when it is not there."""
@@ -106,7 +113,7 @@ class DataSource:
         parts = [f"{split} {self.load(dataset, split).fingerprint}" for split in sorted(self._loaders[dataset])]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def _pool_and_exclusions(self) -> tuple[ImageSet, list[dict[str, str]]]:
+    def _unlabelled_and_exclusions(self) -> tuple[ImageSet, list[dict[str, str]]]:
         if self._pool is None:
             pairs = [(dataset, split) for dataset, splits in self._loaders.items() for split in splits]
             seen: dict[tuple[str, str], str] = {}
@@ -147,22 +154,33 @@ def open_source(data: str | Path | None, config: Config, cache: Path | None = No
         dataset: {split: _file_loader(part, size, cache) for split, part in splits.items()}
         for dataset, splits in datasets.items()
     }
+    digest = _digest([split for splits in datasets.values() for split in splits.values()])
     official = [name for name in ("isic2017", "isic2016", "isic2018") if name in datasets]
     if official:
-        return DataSource("isic", official[0], list(ISIC_ROWS), size, loaders, Path(data))
+        return DataSource("isic", official[0], list(ISIC_ROWS), size, loaders, Path(data), digest)
     name = next(iter(datasets))
     if "train" not in datasets[name]:
         raise DataError(
             f"{data} holds only images without masks ({name}); add a labelled set beside them, for example "
             f"with `tokencutseg fetch isic2017`"
         )
-    return DataSource(name, name, [(name, name)], size, loaders, Path(data))
+    return DataSource(name, name, [(name, name)], size, loaders, Path(data), digest)
 
 
 def folder_source(name: str, image_size: int, splits: list[Split], cache: Path | None = None) -> DataSource:
     """A source of one dataset whose splits lie in folders of any name, as `pair_folders` reads them."""
     loaders = {name: {split.name: _file_loader(split, image_size, cache) for split in splits}}
     return DataSource(name, name, [(name, name)], image_size, loaders)
+
+
+def _digest(splits: list[Split]) -> str:
+    """8 hex digits of what the splits hold: ids and file lengths, so that a copy has the same, wherever it lies."""
+    held = [
+        f"{split.dataset}/{split.name}/{sample.id} {[file.stat().st_size for file in sample.files]}"
+        for split in splits
+        for sample in split.samples
+    ]
+    return hashlib.sha256("\n".join(sorted(held)).encode()).hexdigest()[:8]
 
 
 def _file_loader(split: Split, size: int, cache: Path | None) -> Callable[[], ImageSet]:

@@ -1,4 +1,4 @@
-"""How the visual words are used: how many of the K codes live, how evenly, and which of them speak of lesions.
+"""How the codebook is used: how many of the K codes have tokens, how evenly, and which of them lie on lesions.
 
 Statistics are taken over a whole set: over a batch, perplexity is bounded by the batch's own few tokens and misleads.
 """
@@ -13,16 +13,13 @@ import torch
 def codebook_table(
     tokens: torch.Tensor | np.ndarray, masks: torch.Tensor | np.ndarray | None, codebook_size: int
 ) -> pd.DataFrame:
-    """One row per code.
+    """One row per code: `code`, `count` (tokens that it is assigned to), `share` (of all tokens), and `lesion_share`
+    (of its tokens' area that is lesion; NaN for a code without tokens and where there are no masks).
 
     Args:
         tokens: (N, T) or (N, H, W) int64 in [0, codebook_size).
-        masks: how much of each token's cell is lesion, in [0, 1], in the shape of `tokens`; or None.
+        masks: how much of each token's area is lesion, in [0, 1], in the shape of `tokens`; or None.
         codebook_size: size K of the codebook.
-
-    Returns:
-        K rows `code`, `count` (times it fired), `share` (of all tokens), `lesion_share` (of its firing that falls on
-        lesion; NaN for a code that never fired and where there are no masks).
 
     Raises:
         ValueError: for a token outside the codebook, or masks of another shape.
@@ -32,33 +29,16 @@ def codebook_table(
     if masks is not None:
         if tuple(masks.shape) != tuple(tokens.shape):
             raise ValueError(f"masks {tuple(masks.shape)} must be given at the token grid {tuple(tokens.shape)}")
-        lesion = np.bincount(
-            np.asarray(tokens).ravel(), np.asarray(masks, dtype=float).ravel(), minlength=codebook_size
-        )
-    return pd.DataFrame(
-        {
-            "code": np.arange(codebook_size),
-            "count": count,
-            "share": count / count.sum(),
-            "lesion_share": np.divide(lesion, count, out=np.full(codebook_size, np.nan), where=count > 0),
-        }
-    )
+        lesion = np.bincount(np.asarray(tokens).ravel(), np.asarray(masks, float).ravel(), minlength=codebook_size)
+    lesion_share = np.divide(lesion, count, out=np.full(codebook_size, np.nan), where=count > 0)
+    columns = {"code": np.arange(codebook_size), "count": count, "share": count / count.sum()}
+    return pd.DataFrame(columns | {"lesion_share": lesion_share})
 
 
 def codebook_summary(tokens: torch.Tensor | np.ndarray, codebook_size: int) -> dict[str, float | int]:
-    """The codebook in one row.
-
-    Args:
-        tokens: (N, T) or (N, H, W) int64 in [0, codebook_size).
-        codebook_size: size K of the codebook.
-
-    Returns:
-        `usage` (share of the codes that fired at least once), `entropy` of the codes' shares (nats), `perplexity` (its
-        exponential: the size of an evenly used codebook of the same entropy), `codebook_size`, `tokens` (their number).
-
-    Raises:
-        ValueError: for a token outside the codebook.
-    """
+    """The codebook in one row: `usage` (share of the codes that have tokens), `entropy` of the codes' shares (nats),
+    `perplexity` (its exponential: the size of an evenly used codebook of the same entropy), `codebook_size`, and
+    `tokens` (their number). Arguments and errors as for `codebook_table`."""
     count = _counts(tokens, codebook_size)
     share = count[count > 0] / count.sum()
     entropy = float(-(share * np.log(share)).sum())
@@ -76,7 +56,5 @@ def _counts(tokens: torch.Tensor | np.ndarray, codebook_size: int) -> np.ndarray
     if flat.size == 0:
         raise ValueError("there are no tokens to count")
     if flat.min() < 0 or flat.max() >= codebook_size:
-        raise ValueError(
-            f"tokens must lie in [0, {codebook_size}), the codebook, but span {flat.min()} to {flat.max()}"
-        )
+        raise ValueError(f"tokens must lie in [0, {codebook_size}), but span {flat.min()} to {flat.max()}")
     return np.bincount(flat, minlength=codebook_size)

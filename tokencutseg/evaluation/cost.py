@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import statistics
 import time
 import weakref
@@ -22,14 +23,16 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@torch.no_grad()
 def flops(module: nn.Module, *inputs: torch.Tensor) -> int:
-    """Floating-point operations of one forward pass in eval mode, by torch's own counter.
+    """Floating-point operations of one forward pass in evaluation mode, by torch's own counter.
 
     A multiply-add counts as two operations. Matrix products, convolutions and attention are counted; element-wise
     operations, normalisation and interpolation are not, as in nearly all published numbers (which often give
     multiply-adds: half of this).
     """
-    with _inference(module), _plain_attention(), FlopCounterMode(display=False) as counter:
+    module = copy.deepcopy(module).eval()
+    with _plain_attention(), FlopCounterMode(display=False) as counter:
         module(*inputs)
     return counter.get_total_flops()
 
@@ -59,22 +62,23 @@ def peak_memory(fn: Callable[[], Any]) -> int:
     return live.peak
 
 
+@torch.no_grad()
 def cost_row(name: str, module: nn.Module, image_size: int) -> dict[str, str | int | float]:
-    """Cost of predicting one image of side `image_size` (pixels), in eval mode, where `module` is.
+    """Cost of predicting one image of side `image_size` (pixels), in evaluation mode, on the device of `module`.
 
     Returns:
         `method` (the name), `parameters`, `flops`, `latency_seconds`, `peak_memory_bytes`.
     """
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    with _inference(module):
-        return {
-            "method": name,
-            "parameters": parameters(module),
-            "flops": flops(module, image),
-            "latency_seconds": latency(lambda: module(image)),
-            "peak_memory_bytes": peak_memory(lambda: module(image)),
-        }
+    module = copy.deepcopy(module).eval()
+    return {
+        "method": name,
+        "parameters": parameters(module),
+        "flops": flops(module, image),
+        "latency_seconds": latency(lambda: module(image)),
+        "peak_memory_bytes": peak_memory(lambda: module(image)),
+    }
 
 
 class _LiveStorage(TorchDispatchMode):
@@ -99,19 +103,6 @@ class _LiveStorage(TorchDispatchMode):
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-@contextlib.contextmanager
-def _inference(module: nn.Module) -> Iterator[None]:
-    """Without gradients and in eval mode; every submodule gets its own mode back."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 @contextlib.contextmanager

@@ -18,14 +18,13 @@ def map_batches(function: Callable[[Tensor], Tensor], images: ImageSet, batch_si
 
 
 def predict_lesion_scores(model: nn.Module, images: ImageSet, batch_size: int = 32) -> Tensor:
-    """The probability of lesion minus that of skin, for every pixel of a set: (N, S, S) float32, lesion where
-    positive."""
+    """Lesion scores of a set: p(lesion) − p(skin) of every pixel, (N, S, S) float32, lesion where positive."""
 
-    def margins(x: Tensor) -> Tensor:
+    def scores(x: Tensor) -> Tensor:
         skin, lesion = model.predict_probabilities(x).float().unbind(1)
         return lesion - skin
 
-    return map_batches(margins, images, batch_size, next(model.parameters()).device)
+    return map_batches(scores, images, batch_size, next(model.parameters()).device)
 
 
 def predict_masks(model: nn.Module, images: ImageSet, batch_size: int = 32) -> Tensor:
@@ -34,16 +33,16 @@ def predict_masks(model: nn.Module, images: ImageSet, batch_size: int = 32) -> T
 
 
 def tokenize(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Tensor:
-    """The visual words of a set: (N, H, W) int64."""
+    """The tokens of a set: (N, H, W) int64."""
     return map_batches(vqgan.tokenize, images, batch_size, next(vqgan.parameters()).device)
 
 
 def downsample_mask(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """How much of each token's cell is lesion: masks (N, S, S) of {0, 1} → (N, H, W) float in [0, 1]."""
+    """How much of each token's area is lesion: masks (N, S, S) of {0, 1} → (N, H, W) float in [0, 1]."""
     return torch.nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid)[:, 0]
 
 
-def upsample_nearest(cells: Tensor, size: int) -> Tensor:
-    """Values of token cells (…, H, W) at the pixels that they stand for, (…, S, S) with S = `size`."""
-    side = size // cells.shape[-1]
-    return cells.repeat_interleave(side, -2).repeat_interleave(side, -1)
+def upsample_nearest(values: Tensor, size: int) -> Tensor:
+    """Values of tokens (…, H, W) at their pixels, (…, S, S) with S = `size`."""
+    f = size // values.shape[-1]
+    return values.repeat_interleave(f, -2).repeat_interleave(f, -1)

@@ -11,7 +11,6 @@ any distance in it.
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +21,7 @@ from scipy.spatial import KDTree
 
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import read_mask
+from tokencutseg.files import available_cores
 
 COLUMNS_VERSION = 5
 """Part of the name of stored records: raise it when their columns or what these mean change."""
@@ -124,7 +124,7 @@ def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
         height, width = target.shape
         return {"height": height, "width": width} | {f"{name}_native": value for name, value in scores.items()}
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding lets go of the interpreter
+    with ThreadPoolExecutor(min(8, available_cores())) as pool:  # decoding lets go of the interpreter
         return pd.DataFrame(list(pool.map(one, range(len(images)))))
 
 

@@ -1,4 +1,4 @@
-"""How well the tokenizer's decoder gives an image back: per-image L1, PSNR, SSIM and LPIPS."""
+"""Reconstruction quality of the tokenizer: per-image L1, PSNR, SSIM and LPIPS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from tokencutseg.models.perceptual import PerceptualDistance
 
 BATCH = 16
-"""Images compared at once; VGG16's feature maps at 224 px take about 0.1 GB for each."""
+"""Images compared at once; VGG16's feature maps of one at 224 px take about 0.1 GB."""
 
 
 @torch.no_grad()
@@ -25,35 +25,28 @@ def reconstruction_scores(
 
     Returns:
         N rows `l1` (mean absolute error), `psnr` (dB; infinite for equal images), `ssim` (Wang et al. 2004, Gaussian
-        window of 11 px, borders mirrored), and with `lpips_model` also `lpips` and `lpips_weights`, the name of the
-        weights it has.
+        window of 11 px, borders mirrored), and with `lpips_model` also `lpips` and `lpips_weights`, their name.
 
     Raises:
         ValueError: if the shapes differ or a value lies outside [0, 1].
     """
     if images.shape != reconstructions.shape or images.ndim != 4:
-        raise ValueError(
-            f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} must both "
-            f"have one shape (N, 3, S, S)"
-        )
+        shapes = f"{tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)}"
+        raise ValueError(f"images {shapes} must both have one shape (N, 3, S, S)")
     for name, values in (("images", images), ("reconstructions", reconstructions)):
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(
                 f"{name} must lie in [0, 1], but span {values.min():.3f} to {values.max():.3f}: undo the "
                 f"network's normalisation and clamp first"
             )
+    pairs = list(zip(reconstructions.split(BATCH), images.split(BATCH), strict=True))
+    ssim = [structural_similarity_index_measure(*pair, data_range=1.0, reduction="none").reshape(-1) for pair in pairs]
     scores = {
         "l1": (images - reconstructions).abs().mean(dim=(1, 2, 3)),
         "psnr": peak_signal_noise_ratio(reconstructions, images, data_range=1.0, reduction="none", dim=(1, 2, 3)),
-        "ssim": torch.cat(
-            [
-                structural_similarity_index_measure(b, a, data_range=1.0, reduction="none").reshape(-1)
-                for a, b in zip(images.split(BATCH), reconstructions.split(BATCH), strict=True)
-            ]
-        ),
+        "ssim": torch.cat(ssim),
     }
     if lpips_model is not None:
-        pairs = zip(images.split(BATCH), reconstructions.split(BATCH), strict=True)
-        scores["lpips"] = torch.cat([lpips_model(a, b, normalize=True).flatten() for a, b in pairs])
+        scores["lpips"] = torch.cat([lpips_model(b, a, normalize=True).flatten() for a, b in pairs])
     table = pd.DataFrame({name: values.reshape(-1).cpu().numpy() for name, values in scores.items()})
     return table if lpips_model is None else table.assign(lpips_weights=lpips_model.weights_name)

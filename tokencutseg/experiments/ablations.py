@@ -18,20 +18,20 @@ import pandas as pd
 import torch
 
 from tokencutseg.config import RECIPES, TRAINED_ENCODER_NEEDS, Config, ConfigError, option_reasons
+from tokencutseg.data.audit import seen_in_training
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.cost import cost_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
 from tokencutseg.evaluation.probes import (
     decoder_features,
-    graph_probe,
     iou_difference,
     layer_features,
     layer_names,
-    layers_in_turn,
-    linear_probe,
     probe_scores,
-    token_counts,
     token_labels,
+    token_records,
+    train_graph_probe,
+    train_linear_probe,
 )
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import (
@@ -54,7 +54,6 @@ from tokencutseg.experiments.tables import (
     leakage,
     main_results,
     score_by_group,
-    seen_in_training,
     with_differences,
     written,
 )
@@ -264,23 +263,24 @@ def feature_quality(study: Study) -> pd.DataFrame:
         "transformer": ["output"],
         "supervised U-Net": ["supervised U-Net"],
     }
-    heads = {"linear probe": linear_probe, "graph": lambda *known: graph_probe(*known, grid, study.config.segmentation)}
+    heads = {
+        "linear probe": train_linear_probe,
+        "graph": lambda *known: train_graph_probe(*known, grid, study.config.segmentation),
+    }
     found: dict[tuple[str, str], np.ndarray] = {}
-    for key, (features, test_features) in itertools.chain(
-        layers_in_turn(model, ["colour", "tokenizer", *blocks, "output"], train, test),
-        (
-            (f"untrained {i}", [layer_features(one, images, ["tokenizer"])["tokenizer"] for images in (train, test)])
-            for i, one in enumerate(untrained)
-        ),
-        [("supervised U-Net", [decoder_features(unet, images, grid) for images in (train, test)])],
-    ):
+    layers = [layer_features(model, images, ["colour", "tokenizer", *blocks, "output"]) for images in (train, test)]
+    for i, one in enumerate(untrained):
+        for known, images in zip(layers, (train, test), strict=True):
+            known[f"untrained {i}"] = layer_features(one, images, ["tokenizer"])["tokenizer"]
+    for known, images in zip(layers, (train, test), strict=True):
+        known["supervised U-Net"] = decoder_features(unet, images, grid)
+    for key in layers[0]:
+        features, test_features = (known[key] for known in layers)
         for head, probe in heads.items():
             found[head, key] = probe(features, labels, test_features)
     drawn = study.config.evaluation.bootstrap_draws, test.units
     counts = [
-        pd.DataFrame(token_counts(found[head, key], test_labels), columns=["tp", "fp", "fn", "tn"]).assign(
-            features=name, head=head, draw=draw, id=test.ids
-        )
+        token_records(found[head, key], test_labels).assign(features=name, head=head, draw=draw, id=test.ids)
         for head in heads
         for name, keys in shown.items()
         for draw, key in enumerate(keys)
@@ -332,7 +332,7 @@ def label_efficiency(study: Study) -> pd.DataFrame:
         for fraction in ablation.label_fractions
     }
     study.train_missing([cell for share in cells.values() for seeds in share.values() for cell in seeds], "test")
-    seen = seen_in_training(study, primary, primary)
+    seen = seen_in_training(study.source, primary, primary)
     for fraction, share in cells.items():
         ours: list[pd.DataFrame] = []
         for method, seeds in share.items():

@@ -1,20 +1,21 @@
-"""The run store: one folder per training, named by what decided its outcome.
+"""The run store: one folder per training, named by a hash of what decides its outcome, shared by all studies.
 
-``runs/<stage>-<hash>/{config.json, environment.json, history.csv, metrics.json, per_image-N.csv, model.safetensors,
-last.ckpt}``. The hash covers the configuration, the data's fingerprints and the runs it builds on. A run is done when
-`metrics.json` has been renamed into place, and never otherwise.
+``<results>/runs/<stage or baseline>-<hash>/{config.json, environment.json, history.csv, metrics.json, per_image-N.csv,
+scored.json, model.safetensors}``, and ``last.ckpt`` while it trains. A run is done when `metrics.json` has been renamed
+into place, and never before.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,56 +23,56 @@ from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+import torch.distributed as dist
+from filelock import FileLock, SoftFileLock
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.per_image import COLUMNS_VERSION
-from tokencutseg.files import write_csv, write_json
+from tokencutseg.files import available_cores, write_csv, write_json
 from tokencutseg.models.checkpoint import CONFIG, load, save_weights
-from tokencutseg.training.processes import leads, wait_until
 
-FORMAT = 3
-"""Part of every hash: raise it when the same configuration would train to another result."""
-ENVIRONMENT, HISTORY, METRICS = "environment.json", "history.csv", "metrics.json"
+FORMAT = 4
+"""Part of every id. Raise it when the same settings would train to another result: after a fix of a training, or when
+the neutral default of a setting changes."""
+ENVIRONMENT, HISTORY, METRICS, CHECKPOINT = "environment.json", "history.csv", "metrics.json", "last.ckpt"
 RECORDS = f"per_image-{COLUMNS_VERSION}.csv"
 SCORED = "scored.json"
-"""What the records of each split were scored on: `ImageSet.digest`."""
+"""Which images the records of each split are of: ``dataset/split`` → `ImageSet.digest`."""
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What decides a training's outcome."""
+    """What decides the outcome of a training, and so its id."""
 
     stage: str
     """vqgan, masked_gpt, segmentation or baseline."""
     config: Config
-    covers: dict[str, Any]
-    """The part of the configuration that matters to this stage."""
-    inputs: dict[str, str] = field(default_factory=dict)
+    hashed_config: dict[str, Any]
+    """The part of the configuration that this stage depends on: what differs from the neutral defaults."""
+    dependencies: dict[str, str] = field(default_factory=dict)
     """Fingerprints of the data and ids of the runs it builds on."""
     name: str | None = None
     """Which baseline."""
+    declaration: Any = None
+    """What that baseline is declared as: another network under the same name is another run."""
 
     @property
     def id(self) -> str:
-        content = json.dumps([FORMAT, self.stage, self.name, self.covers, self.inputs], sort_keys=True)
-        return f"{self.name or self.stage}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
+        content = [FORMAT, self.stage, self.name, self.declaration, self.hashed_config, self.dependencies]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return f"{self.name or self.stage}-{digest[:10]}"
 
-    def about(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage,
-            "name": self.name,
-            "config": self.config.to_dict(),
-            "covers": self.covers,
-            "inputs": self.inputs,
-        }
+    def metadata(self) -> dict[str, Any]:
+        """The content of the run's config.json."""
+        parts = ("stage", "name", "hashed_config", "dependencies")
+        return {part: getattr(self, part) for part in parts} | {"config": self.config.to_dict()}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training."""
+    """One training, by its folder."""
 
     folder: Path
 
@@ -84,12 +85,12 @@ class Run:
         return (self.folder / METRICS).is_file()
 
     @property
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return json.loads((self.folder / CONFIG).read_text())
 
     @property
     def config(self) -> Config:
-        return Config.from_dict(self.about["config"])
+        return Config.from_dict(self.metadata["config"])
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -104,100 +105,122 @@ class Run:
         """The trained model, in evaluation mode on the CPU."""
         return load(self.folder)
 
+    def scored(self, images: ImageSet) -> bool:
+        """Whether there are records of exactly these images."""
+        path = self.folder / SCORED
+        digests = json.loads(path.read_text()) if path.is_file() and (self.folder / RECORDS).is_file() else {}
+        return digests.get(f"{images.dataset}/{images.split}") == images.digest
+
     def records(self, images: ImageSet, score: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The per-image records on a split: scored once and then read from the run's table; scored anew where the split
-        holds other images now, or other masks or other facts about them than when it was scored."""
+        holds other images, masks or facts about them than when it was scored."""
         path, scored = self.folder / RECORDS, self.folder / SCORED
-        dataset, split, name = images.dataset, images.split, f"{images.dataset}/{images.split}"
-        with FileLock(self.folder / ".per_image.lock"):
+        with locked(self.folder / ".records.lock"), one_sentence_when_full(self.folder):
             known = pd.read_csv(path, dtype={"id": str, "cluster": str}) if path.is_file() else pd.DataFrame()
-            digests = json.loads(scored.read_text()) if scored.is_file() else {}
             if len(known):
-                own = (known["dataset"] == dataset) & (known["split"] == split)
-                same = digests.get(name, images.digest) == images.digest  # records from elsewhere may come without
-                if same and known.loc[own, "id"].tolist() == images.ids:
+                own = (known["dataset"] == images.dataset) & (known["split"] == images.split)
+                if self.scored(images):
                     return known[own].reset_index(drop=True)
                 known = known[~own]
-            fresh = score().assign(dataset=dataset, split=split)
+            fresh = score().assign(dataset=images.dataset, split=images.split)
+            digests = json.loads(scored.read_text()) if scored.is_file() else {}
             write_csv(pd.concat([known, fresh], ignore_index=True), path)
-            write_json(digests | {name: images.digest}, scored)
+            write_json(digests | {f"{images.dataset}/{images.split}": images.digest}, scored)
         return fresh
 
 
+TrainFunction = Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]
+"""Trains in a folder; returns the weights to keep and the metrics."""
+
+
 class NotTrained(Exception):
-    """A training is missing that was not to be started."""
-
-
-class Busy(Exception):
-    """A training is missing that another process is at."""
-
-
-Training = Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]
-"""Trains in a folder; returns the weights to keep and what there is to say (metrics)."""
+    """A training is missing in a store that does not train."""
 
 
 class RunStore:
-    """All runs of a study."""
+    """All runs of a results folder."""
 
-    def __init__(self, folder: Path, together: bool = False, training: bool = True) -> None:
-        """`together`: several processes train each run, and all of them call `get_or_train` for it; `training`: whether
-        runs that are missing are trained."""
-        self.folder, self.together, self.training, self.waits = folder, together, training, True
+    def __init__(self, folder: str | Path, training: bool = True, leading: bool = True) -> None:
+        """`training`: whether missing runs are trained; `leading`: whether this process writes, where several processes
+        train each run together and all of them call `get_or_train`."""
+        self.folder, self.training, self.leading = Path(folder), training, leading
 
-    def get_or_train(self, spec: RunSpec, train: Training) -> Run:
+    def get_or_train(self, spec: RunSpec, train: TrainFunction) -> Run:
         """A done run at once; else resume a broken one or start a missing one.
 
-        Two processes that want the same run wait for each other, or, while `waits` is False, the later one raises Busy.
-        Where several train one run together, the leading one writes. Raises NotTrained where the store does not train.
+        Two processes that want the same run wait for each other. Raises NotTrained where the store does not train, and
+        OSError where the disk is full.
         """
         run = Run(self.folder / spec.id)
         if run.done:
             return run
         if not self.training:
-            epochs = f", of which {len(run.history)} epochs are done" if (run.folder / HISTORY).is_file() else ""
-            raise NotTrained(f"it needs the training {run.id} (recipe {spec.config.recipe}){epochs}")
+            raise NotTrained(f"the training {run.id} (recipe {spec.config.recipe}) is not done in {self.folder}")
         run.folder.mkdir(parents=True, exist_ok=True)
-        if self.together and not leads():
+        if self.leading:
+            with locked(run.folder / ".lock"), one_sentence_when_full(run.folder):
+                if not run.done:
+                    self._train(run, spec, train)
+        else:
             train(run.folder)
-            wait_until(lambda: run.done, f"{run.folder} was not finished")
-            return run
-        try:
-            lock = FileLock(run.folder / ".lock").acquire(timeout=-1 if self.waits else 0)
-        except Timeout:
-            raise Busy(run.id) from None
-        with lock:
-            if run.done:
-                return run
-            write_json(spec.about(), run.folder / CONFIG)
-            write_json(environment(), run.folder / ENVIRONMENT)
-            started = time.perf_counter()
-            state, metrics = train(run.folder)
-            save_weights(state, run.folder)
-            write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, run.folder / METRICS)
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()  # the others go on when the leading process has written
         return run
+
+    def _train(self, run: Run, spec: RunSpec, train: TrainFunction) -> None:
+        write_json(spec.metadata(), run.folder / CONFIG)
+        write_json(environment(), run.folder / ENVIRONMENT)
+        started = time.perf_counter()
+        state, metrics = train(run.folder)
+        save_weights(state, run.folder)
+        write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, run.folder / METRICS)
+        (run.folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for; a lock file with the holder's name where the file system has no locks.
+
+    The system releases the lock of a killed process.
+    """
+    lock: FileLock | SoftFileLock = FileLock(path)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        lock = SoftFileLock(path.with_name(f"{path.name}ed"))  # not the same file, which would count as held
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def one_sentence_when_full(folder: Path) -> Iterator[None]:
+    """Turn what a full disk raises within, an OSError or something of the library that wrote, into one OSError."""
+    try:
+        yield
+    except Exception as error:
+        full = ("No space left", "StorageFull", "file write failed")  # of Python, safetensors and PyTorch
+        if any(sign in str(error) for sign in full):
+            what = f"the disk is full: {folder} could not be written; free some space and start again, which goes on"
+            raise OSError(errno.ENOSPC, what) from error
+        raise
 
 
 def environment() -> dict[str, Any]:
     """The machine and the versions that a result was obtained with."""
-    packages = (
-        "tokencutseg",
-        "torch",
-        "torchvision",
-        "pytorch-lightning",
-        "lpips",
-        "numpy",
-        "scikit-image",
-        "segmentation-models-pytorch",
-        "torchmetrics",
-    )
+    packages = "tokencutseg torch torchvision pytorch-lightning lpips numpy scikit-image segmentation-models-pytorch torchmetrics"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: version(name) for name in [*packages, "segmentation-models-pytorch"]},
         "commit": _own_commit(),
     }
 
@@ -224,9 +247,6 @@ def _commit(checkout: Path) -> str | None:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.is_file()
-        else []
-    )
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from tokencutseg.config import RECIPES, Config
-from tokencutseg.data.audit import overlaps
+from tokencutseg.data.audit import between, both_ways, learnt_pairs, overlaps, pool_pairs
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
-from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.codebook import codebook_table
 from tokencutseg.evaluation.inference import downsample_mask, map_batches, predict_masks, tokenize
-from tokencutseg.evaluation.probes import layer_names, layers_in_turn, linear_probe, probe_scores, token_labels
+from tokencutseg.evaluation.probes import layer_features, probe_scores, token_labels, train_linear_probe
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import (
     UNSCORED,
@@ -163,13 +162,13 @@ def linear_probes(study: Study) -> pd.DataFrame:
     train = train.subset(range(min(len(train), 300)))
     grid = (study.config.grid_size,) * 2
     labels, test_labels = token_labels(train, grid), token_labels(test, grid)
-    drawn = study.config.evaluation.bootstrap_draws, test.units
-    return pd.DataFrame(
-        [
-            {"features": name, **probe_scores(linear_probe(features, labels, test_features), test_labels, *drawn)}
-            for name, (features, test_features) in layers_in_turn(model, layer_names(model), train, test)
-        ]
-    )
+    features, test_features = (layer_features(model, images) for images in (train, test))
+    rows = []
+    for name in features:
+        lesion_scores = train_linear_probe(features[name], labels, test_features[name])
+        scores = probe_scores(lesion_scores, test_labels, study.config.evaluation.bootstrap_draws, test.units)
+        rows.append({"features": name, **scores})
+    return pd.DataFrame(rows)
 
 
 # ---- notebook 03 ----------------------------------------
@@ -322,7 +321,7 @@ def budgets(study: Study) -> pd.DataFrame:
                     "train": train,
                     "method": method,
                     "recipe": recipe,
-                    "stage": run.about["stage"],
+                    "stage": run.metadata["stage"],
                     "saw": "pool" if _saw_pool(run) else train,
                     **{
                         key: run.metrics.get(key)
@@ -337,7 +336,7 @@ def budgets(study: Study) -> pd.DataFrame:
 
 def _saw_pool(run: Run) -> bool:
     """Whether a training read the whole self-supervised pool."""
-    about = run.about
+    about = run.metadata
     return about["config"].get(about["stage"], {}).get("images") == "unlabelled"
 
 
@@ -505,24 +504,18 @@ def leakage(study: Study) -> pd.DataFrame:
     sets = {
         (dataset, split): source.load(dataset, split) for dataset, splits in source.datasets.items() for split in splits
     }
-    found, results, records = overlaps(sets), available_rows(study), main_records(study)
+    found, results, records = both_ways(overlaps(sets)), available_rows(study), main_records(study)
     rows = []
     for one, two in itertools.combinations_with_replacement(sets, 2):
-        pairs = found[
-            (found["dataset_1"] == one[0])
-            & (found["split_1"] == one[1])
-            & (found["dataset_2"] == two[0])
-            & (found["split_2"] == two[1])
-        ]
-        scores = []
-        for (train, test), side in (((one, two), 2), ((two, one), 1)):
+        pairs, scores = between(found, one, two), []
+        for train, test in ((one, two), (two, one)):
             if (train[1], test[1]) == ("train", "test") and (train[0], test[0]) in results:
-                scores = _scores_without(study, records, train[0], test[0], pairs[f"id_{side}"])
+                scores = _scores_without(study, records, train[0], test[0], between(found, train, test)["id_2"])
         rows += [_shared("/".join(one), "/".join(two), pairs) | score for score in scores or [{}]]
-    pool = _pool_pairs(source, found)
+    pool = pool_pairs(source, found)
     for train, test in results if "unlabelled" in (study.config.vqgan.images, study.config.masked_gpt.images) else ():
         pairs = pool[(pool["dataset_2"] == test) & (pool["split_2"] == "test")]
-        both = _learnt_pairs(source, found, train, test)
+        both = learnt_pairs(source, found, train, test)
         for name, shared in (("self-supervised pool", pairs), (f"self-supervised pool or {train}/train", both)):
             rows += [
                 _shared(name, f"{test}/test", shared) | score
@@ -530,21 +523,6 @@ def leakage(study: Study) -> pd.DataFrame:
             ]
     rows.append(_shared("self-supervised pool", "validation and test", pool))
     return pd.DataFrame(rows)
-
-
-def seen_in_training(study: Study, train: str, test: str) -> set[str]:
-    """Ids of those test images that the training set `train` or the self-supervised pool hold too, by id, content or
-    appearance (`overlaps`)."""
-    source = study.source
-    found = overlaps(
-        {
-            (dataset, split): source.load(dataset, split)
-            for dataset, splits in source.datasets.items()
-            for split in splits
-            if split in ("train", "unlabelled") or (dataset, split) == (test, "test")
-        }
-    )
-    return set(_learnt_pairs(source, found, train, test)["id_2"])
 
 
 def _shared(one: str, two: str, pairs: pd.DataFrame) -> dict[str, Any]:
@@ -574,30 +552,3 @@ def _scores_without(
             row |= {f"iou{behind}": score.mean, f"low{behind}": score.low, f"high{behind}": score.high}
         rows.append(row)
     return rows
-
-
-def _swapped(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of images the other way round."""
-    return pairs.rename(
-        columns={f"{name}_{i}": f"{name}_{3 - i}" for name in ("dataset", "split", "id") for i in (1, 2)}
-    )
-
-
-def _learnt_pairs(source: DataSource, found: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
-    """Of the pairs `found`, those of an image in the training set `train` or the self-supervised pool (first) and a
-    test image of `test` (second)."""
-    pairs = pd.concat([found, _swapped(found)])
-    labelled = pairs[(pairs["dataset_1"] == train) & (pairs["split_1"] == "train")]
-    both = pd.concat([_pool_pairs(source, found), labelled])
-    both = both[(both["dataset_2"] == test) & (both["split_2"] == "test")]
-    # an image of the pool may be one of the training set, under its id in another dataset: a pair counts once
-    return both.drop_duplicates(["id_1", "id_2", "kind"])
-
-
-def _pool_pairs(source: DataSource, found: pd.DataFrame) -> pd.DataFrame:
-    """Of the pairs `found`, those of an image in the self-supervised pool (first) and a scored one (second)."""
-    pairs = pd.concat([found, _swapped(found)])
-    left_out = {(image["dataset"], image["split"], image["id"]) for image in source.pool_exclusions}
-    pairs = pairs[pairs["split_1"].isin(["train", "unlabelled"]) & pairs["split_2"].isin(["validation", "test"])]
-    first = zip(pairs["dataset_1"], pairs["split_1"], pairs["id_1"], strict=True)
-    return pairs[np.array([image not in left_out for image in first], bool)]

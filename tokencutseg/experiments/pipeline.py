@@ -1,0 +1,300 @@
+"""The stages: which builds on which, what decides a training's outcome, how it is trained, and how it is scored.
+
+tokenizer (`vqgan`) → masked transformer (`masked_gpt`) → segmenter (`segmentation`); baselines stand beside the last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tokencutseg.config import RECIPES, Config
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.source import DataSource
+from tokencutseg.evaluation.inference import predict_lesion_scores
+from tokencutseg.evaluation.per_image import contrast, native_scores, score
+from tokencutseg.experiments.runs import Run, RunSpec, RunStore
+from tokencutseg.models.checkpoint import PRETRAINED_PARTS, build
+from tokencutseg.models.tokencutseg import TokenCutSeg
+from tokencutseg.models.vqgan import VQGAN
+
+if TYPE_CHECKING:
+    from tokencutseg.training.fit import Hardware  # Lightning is slow to import, and only a training needs it
+
+OURS = "tokencutseg"
+"""The method under study, in columns `method`."""
+BASELINE_SETTINGS = ["epochs", "images_per_epoch", "class_weighted_dice", "cross_entropy_weight", "augmentation", "schedule", "weight_average", "test_time_flips", "batch_size", "learning_rate", "weight_decay"]
+"""What of stage 3's settings a baseline shares; the others are about our own model."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training, by what decides its outcome; small, hashable and picklable."""
+
+    stage: str
+    """vqgan, masked_gpt, segmentation or baseline."""
+    config: Config
+    train_set: str
+    """The dataset whose training split it learns from; no matter to a stage that learns from the unlabelled images."""
+    baseline: str | None = None
+    """Which baseline; `otsu` is one that learns nothing."""
+    seed: int | None = None
+    """Replaces the configuration's for this stage alone, and not for those that it builds on."""
+    pretrained: bool = True
+    """False: the segmenter's transformer starts untrained (and then learns at the full rate)."""
+    score_on: tuple[tuple[str, str], ...] = ()
+    """The (dataset, split) pairs whose scores are going to be needed; they decide nothing."""
+
+    @property
+    def supervised(self) -> bool:
+        return self.stage in ("segmentation", "baseline")
+
+
+class Pipeline:
+    """Trains and scores what is asked for, with a configuration, a data source and a run store.
+
+    `tokenizer`, `transformer`, `segmenter` and `baseline` return finished runs, training what is missing (or raising
+    NotTrained where the store does not train); `records` scores one of them on a split.
+    """
+
+    def __init__(self, config: Config, source: DataSource, store: RunStore, hardware: Hardware | None = None) -> None:
+        self.config, self.source, self.store, self.hardware = config, source, store, hardware
+        self._adopted: Run | None = None
+        self._specs: dict[Training, RunSpec] = {}
+
+    # ---- finished runs --------------------------------------------------------------------------------------------
+
+    def tokenizer(self, config: Config | None = None, train_set: str | None = None) -> Run:
+        """Stage 1. `train_set` matters only to a recipe whose tokenizer sees the labelled images alone."""
+        return self.run(self.training("vqgan", config, train_set))
+
+    def transformer(self, config: Config | None = None, train_set: str | None = None) -> Run:
+        """Stage 2; for a recipe that trains it jointly, the segmentation run that it is part of."""
+        joint = (config or self.config).masked_gpt.pretraining == "joint"
+        return self.run(self.training("segmentation" if joint else "masked_gpt", config, train_set))
+
+    def segmenter(
+        self,
+        train_set: str | None = None,
+        config: Config | None = None,
+        pretrained: bool = True,
+        seed: int | None = None,
+    ) -> Run:
+        """Stage 3, trained on the (labelled share of the) training split of `train_set`, by default the primary one.
+
+        pretrained=False leaves the transformer untrained, to measure what stage 2 is worth. `seed` replaces the
+        configuration's for this stage alone.
+        """
+        return self.run(self.training("segmentation", config, train_set, pretrained=pretrained, seed=seed))
+
+    def baseline(
+        self, name: str, train_set: str | None = None, config: Config | None = None, seed: int | None = None
+    ) -> Run:
+        """A baseline network under stage 3's loop: same images, budget, augmentation, loss and choice of epoch."""
+        return self.run(self.training("baseline", config, train_set, baseline=name, seed=seed))
+
+    def method(self, name: str, train_set: str | None = None, config: Config | None = None, **options: Any) -> Training:
+        """The supervised training of a method: `tokencutseg`, another recipe of it by name, or a baseline."""
+        config = config or self.config
+        if name == OURS or name in RECIPES:
+            config = config if name == OURS else config.with_recipe(name)
+            return self.training("segmentation", config, train_set, **options)
+        return self.training("baseline", config, train_set, baseline=name, **options)
+
+    def training(
+        self, stage: str, config: Config | None = None, train_set: str | None = None, **options: Any
+    ) -> Training:
+        """A declaration for `run` and the engine; the configuration and the primary set are the defaults."""
+        return Training(stage, config or self.config, train_set or self.source.primary, **options)
+
+    def adopt_tokenizer(self, vqgan: VQGAN, origin: str) -> Run:
+        """Make a tokenizer trained elsewhere (`origin` says where) the one that everything here builds on.
+
+        The configuration takes over its sizes and options.
+        """
+        self.config = dataclasses.replace(self.config, vqgan=vqgan.config)
+        digest = hashlib.sha256()
+        for key, value in vqgan.state_dict().items():
+            digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        settings = {"image_size": self.config.data.image_size, "vqgan": self.config.non_default("vqgan")}
+        spec = RunSpec("vqgan", self.config, settings, {"weights": digest.hexdigest()})
+        self._adopted = self.store.get_or_train(spec, lambda _: (vqgan.state_dict(), {"adopted_from": origin}))
+        return self._adopted
+
+    # ---- the graph of stages --------------------------------------------------------------------------------------
+
+    def run(self, training: Training) -> Run:
+        """The finished run of a training, which is done, resumed or started with those that it builds on."""
+        if training.stage == "vqgan" and self._adopted is not None:
+            return self._adopted
+        spec = self.spec(training)
+        if not Run(self.store.folder / spec.id).done:
+            for parent in self.parents(training).values():
+                self.run(parent)
+        return self.store.get_or_train(spec, lambda folder: self._train(training, spec.config, folder))
+
+    def parents(self, training: Training) -> dict[str, Training]:
+        """The trainings whose outcome a training starts from, by their part in it."""
+        config, train_set = training.config, training.train_set
+        parents = {}
+        if training.stage in ("masked_gpt", "segmentation"):
+            parents["tokenizer"] = Training("vqgan", config, train_set)
+        if training.stage == "segmentation" and training.pretrained and config.masked_gpt.pretraining == "separate":
+            parents["transformer"] = Training("masked_gpt", config, train_set)
+        return parents
+
+    def spec(self, training: Training) -> RunSpec:
+        """What decides the outcome of a training; nothing is trained for that."""
+        if training not in self._specs:
+            self._specs[training] = self._spec(training)
+        return self._specs[training]
+
+    def _spec(self, training: Training) -> RunSpec:
+        config, data = self._settings(training), self._data(training)
+        settings: dict[str, Any] = {"image_size": config.data.image_size, "seed": config.seed}
+        if training.baseline == "otsu":
+            settings = {"image_size": config.data.image_size, "data": config.non_default("data")}
+            return RunSpec("baseline", config, settings, {"data": self.source.study_name}, "otsu")
+        if training.supervised:
+            settings["score_reduction"] = config.evaluation.score_reduction
+        if training.stage == "baseline":
+            own = config.non_default("segmentation")
+            settings["segmentation"] = {key: value for key, value in own.items() if key in BASELINE_SETTINGS}
+        else:
+            settings[training.stage] = config.non_default(training.stage)
+        if training.stage == "segmentation":
+            settings["masked_gpt"] = config.non_default("masked_gpt")
+        dependencies = {name: images.fingerprint for name, images in data.items()}
+        dependencies |= {name: self._id(parent) for name, parent in self.parents(training).items()}
+        declared = None if training.baseline is None else baseline_declaration(training.baseline)
+        return RunSpec(training.stage, config, settings, dependencies, training.baseline, declared)
+
+    def _id(self, training: Training) -> str:
+        adopted = training.stage == "vqgan" and self._adopted is not None
+        return self._adopted.id if adopted else self.spec(training).id
+
+    def _settings(self, training: Training) -> Config:
+        """The configuration that a training runs with. Supervised epochs are as long as for the largest training set of
+        the source, where they are shorter: training on a small set then takes as many steps."""
+        config = training.config
+        if not training.supervised:
+            return config
+        if training.seed is not None:
+            config = dataclasses.replace(config, seed=training.seed)
+        if not training.pretrained:
+            config = config.override({"segmentation.frozen_transformer": False, "segmentation.transformer_lr_scale": 1})
+        if config.segmentation.images_per_epoch is None and training.baseline != "otsu":
+            sets = {train for train, _ in self.source.rows if self.source.has(train, "train")} | {training.train_set}
+            longest = max(len(self.source.load(train, "train")) for train in sets)
+            if len(self._data(training)["train"]) < longest:
+                config = config.override({"segmentation.images_per_epoch": longest})
+        return config
+
+    def _data(self, training: Training) -> dict[str, ImageSet]:
+        """The images that a training learns from, and those that its epochs are scored on."""
+        config, source = training.config, self.source
+        if training.baseline == "otsu":
+            return {}
+        if not training.supervised:
+            unlabelled = getattr(config, training.stage).images == "unlabelled"
+            train = source.unlabelled() if unlabelled else source.load(training.train_set, "train")
+            return {"train": train, "validation": source.load(source.primary, "validation")}
+        seed = config.seed if training.seed is None else training.seed
+        train = source.train(training.train_set, config.data.label_fraction, seed)
+        data = {"train": train, "validation": source.load(training.train_set, "validation")}
+        if training.stage == "segmentation" and config.segmentation.self_training_weight > 0:
+            unlabelled = config.masked_gpt.images == "unlabelled"
+            data["unlabelled"] = source.unlabelled() if unlabelled else source.load(training.train_set, "train")
+        return data
+
+    def _train(
+        self, training: Training, config: Config, folder: Path
+    ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+        """Train in a folder: the weights to keep, and the metrics."""
+        if training.baseline == "otsu":
+            return {}, {"images_seen": 0, "training_images": 0, "seconds": 0.0, "pretrained_weights": "none"}
+        from tokencutseg.training import modules
+        from tokencutseg.training.batches import EvalLoader, TrainLoader
+        from tokencutseg.training.fit import Hardware, fit
+
+        data = self._data(training)
+        before = {name: self.run(parent).model() for name, parent in self.parents(training).items()}
+        torch.manual_seed(config.seed)  # after the parents are opened, which draws from it
+        if training.stage == "vqgan":
+            module = modules.VQGANModule(config)
+        elif training.stage == "masked_gpt":
+            model = TokenCutSeg(config).load_pretrained(before["tokenizer"].state_dict())
+            module = modules.MaskedGPTModule(config, model)
+        elif training.stage == "segmentation":
+            model, transformer = TokenCutSeg(config), before.get("transformer")
+            goes_on = transformer is not None and config.masked_gpt.trains_encoder
+            model.load_pretrained(
+                before["tokenizer"].state_dict(),
+                None if transformer is None else transformer.masked_gpt.state_dict(),
+                transformer.encoder.state_dict() if goes_on else None,
+            )
+            module = modules.TokenCutSegModule(config, model, data.get("unlabelled"))
+        else:
+            module = modules.SegmenterModule(config, build("baseline", config, training.baseline))
+        section = getattr(config, "segmentation" if training.supervised else training.stage)
+        state, facts = fit(
+            module,
+            TrainLoader(data["train"], section.batch_size, section.images_per_epoch, config.seed),
+            EvalLoader(data["validation"], config.evaluation.batch_size),
+            section.epochs,
+            folder,
+            "segmentation" if training.supervised else training.stage,
+            self.hardware or Hardware(),
+        )
+        if training.stage == "vqgan":
+            perceptual = None if module.perceptual is None else module.perceptual.weights_name
+            return module.vqgan.state_dict(), facts | {"perceptual_weights": perceptual}
+        if training.stage == "masked_gpt":
+            state = {key: value for key, value in model.state_dict().items() if key.startswith(PRETRAINED_PARTS)}
+        if "unlabelled" in data:
+            facts["unlabelled_seen"] = int(module.unlabelled_seen)
+        if training.stage == "baseline":
+            facts["pretrained_weights"] = module.model.network.weights
+        return state, facts
+
+    # ---- scores ---------------------------------------------------------------------------------------------------
+
+    def records(self, run: Run, dataset: str, split: str) -> pd.DataFrame:
+        """Per-image records of a segmentation or baseline run on a split, scored on first use: one row per image with
+        what `score` and `native_scores` give, the lesion's `contrast`, and `cluster` (the patient or lesion, else the
+        image itself) where it is known."""
+        images, name = self.source.load(dataset, split), run.metadata["name"]
+
+        def compute() -> pd.DataFrame:
+            if name == "otsu":
+                from tokencutseg.models.baselines import otsu  # segmentation_models_pytorch is slow to import
+
+                margins = torch.cat([2.0 * otsu(chunk.float() / 255) - 1 for chunk in images.images.split(64)])
+            else:
+                model = run.model().to("cuda" if torch.cuda.is_available() else "cpu")
+                margins = predict_lesion_scores(model, images, self.config.evaluation.batch_size)
+            rows = score(margins > 0, images.masks, images.ids, method=name or OURS).assign(contrast=contrast(images))
+            if images.units is not None:
+                rows["cluster"] = images.units
+            return rows.join(native_scores(margins, images))
+
+        return run.records(images, compute)
+
+    def otsu_records(self, dataset: str, split: str) -> pd.DataFrame:
+        """Per-image records of the Otsu threshold, which learns nothing."""
+        return self.records(self.baseline("otsu"), dataset, split)
+
+
+def baseline_declaration(name: str) -> Any:
+    """What a baseline is declared as, as JSON: its content decides the id of its runs."""
+    from tokencutseg.models.baselines import BASELINES  # segmentation_models_pytorch is slow to import
+
+    declared = BASELINES[name]
+    return dataclasses.asdict(declared) if dataclasses.is_dataclass(declared) else getattr(declared, "__name__", name)
