@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
@@ -77,6 +77,17 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
         plain = False
     if not plain:
         raise RunError(f"parameters must be made of plain JSON types, not {parameters!r}")
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make `folder` and write in it. Raises RunError, naming the `option` to change, before hours have been spent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = error.strerror or error
+        raise RunError(f"{folder} cannot be written ({what}); choose another folder with {option}") from error
 
 
 def run_notebooks(
