@@ -4,7 +4,6 @@ import ast
 import itertools
 import json
 import re
-import shlex
 import statistics
 from pathlib import Path
 
@@ -13,11 +12,10 @@ import pandas as pd
 import pytest
 
 from tokencutseg.cli import main
-from tokencutseg.models.checkpoint import PRETRAINED
 from tokencutseg.report.outputs import OUTPUTS
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
-EXPLORER, METHOD, TEACHING = (NOTEBOOKS[0].with_name(name) for name in ("explorer.ipynb", "METHOD.md", "TEACHING.md"))
+EXPLORER = NOTEBOOKS[0].with_name("explorer.ipynb")
 ASK, READ = "**What do you expect?** ", "**What to see.** "
 
 
@@ -90,43 +88,6 @@ def test_exercises_have_folded_solutions_that_show_their_answer(path):
         assert solution.source.startswith("# Solution\n")  # JupyterLab shows the first line of a folded cell
         assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(solution.source)))
         assert not re.search(r"study\.(tokenizer|transformer|baseline|table|figure)\(", solution.source)
-
-
-def written_in(picture):
-    """The lines of text in an SVG by matplotlib, which draws letters as paths and names them in comments."""
-    return set(re.findall(r"<!-- (.+?) -->", picture.read_text()))
-
-
-def test_the_picture_of_the_method_is_what_its_page_draws(tmp_path, monkeypatch):
-    page = METHOD.read_text()
-    (drawing,) = re.findall(r"```python\n(.+?)```", page, re.DOTALL)
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path)
-    exec(drawing, {})
-    (name,) = re.findall(r"!\[.+?\]\((.+?)\)", page)
-    drawn, committed = written_in(tmp_path / "notebooks" / name), written_in(METHOD.with_name(name))
-    assert len(drawn) > 15
-    assert drawn == committed, f"the model in {PRETRAINED} draws another picture now; run the code of {METHOD}"
-    (lesion,) = re.findall(r"^lesion = .+$", drawing, re.MULTILINE)
-    assert any(lesion in cell.source for cell in nbformat.read(NOTEBOOKS[0], as_version=4).cells)  # the same picture
-
-
-def test_the_teachers_page_names_what_is_there(tmp_path, capsys):
-    page = TEACHING.read_text()
-    for target in re.findall(r"\]\(([^)]+)\)", page):
-        assert (TEACHING.parent / target).exists(), target
-    every = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
-    text = {name: "\n".join(cell.source for cell in notebook.cells) for name, notebook in every.items()}
-    assert all(f"`{name}`" in page for name in every)
-    for number in re.findall(r"\b[1-5]\.[1-3]\b", page):
-        assert f"### Exercise {number} ·" in text[list(every)[int(number[0]) - 1]]
-    for lesson, section in re.findall(r"notebook 0([1-5]), section (\d+)", page):
-        assert f"\n## {section} · " in text[list(every)[int(lesson) - 1]]
-    commands = [shlex.split(line) for line in re.findall(r"\./run_all\.sh([^`#\n]*)", page)]
-    for words in commands:
-        if "--data" not in words:
-            assert main(["run", *words, "--dry-run", "--results", str(tmp_path)]) == 0, words
-    assert len(commands) >= 7 and "study      " in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -43,20 +43,9 @@ from tokencutseg.evaluation.statistics import (
     summarise,
     summary_table,
 )
-from tokencutseg.experiments.claims import DEMONSTRATIONS
-from tokencutseg.experiments.claims import claims as judged
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
-from tokencutseg.experiments.tables import (
-    budgets,
-    gaps,
-    initialisation,
-    leakage,
-    main_results,
-    score_by_group,
-    with_differences,
-    written,
-)
+from tokencutseg.experiments.tables import initialisation, with_differences
 from tokencutseg.models.checkpoint import build
 from tokencutseg.models.deepcut import stencil_offsets
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -304,7 +293,7 @@ def label_efficiency(study: Study) -> pd.DataFrame:
 
     Every share looks at labelled images equally often; `labels_seen` is how many different ones that makes, fewer than
     `labels` where the budget is shorter than one look at each. One row per method and share; another recipe than the
-    study's own is a method of its name, and `weights` says what a method starts from. The interval is over images, with
+    study's own is a method of its name, and `initialisation` says what a method starts from. The interval is over images, with
     an image's scores under all seeds drawn together; `seed_low` and `seed_high` are the means of the worst and best
     seed. For every other method how far ours is diff: the paired difference over images and seeds `diff` with its
     interval `diff_low`, `diff_high`, Wilcoxon's p, and `p_holm` over the table. `n_without`, `mean_without`,
@@ -349,7 +338,7 @@ def label_efficiency(study: Study) -> pd.DataFrame:
             rows.append(
                 {
                     "method": method,
-                    "weights": initialisation(runs[0]),
+                    "initialisation": initialisation(runs[0]),
                     "fraction": fraction,
                     "labels": labels,
                     "labels_seen": min(labels, runs[0].metrics["images_seen"]),
@@ -526,7 +515,7 @@ def baselines(study: Study) -> pd.DataFrame:
     """Test scores of the baselines and of our method under one budget, that of the main results or of a cell
     (`ablation.full_baselines`).
 
-    Columns method, weights, reduction, measure, n, mean, low, high, images_seen (in supervised training),
+    Columns method, initialisation, reduction, measure, n, mean, low, high, images_seen (in supervised training),
     seconds (of that training), pretraining_seconds (of the stages before it); and for every other method how far ours
     is diff: the paired difference `diff` with its interval `diff_low`, `diff_high`, Wilcoxon's p, and `p_holm`,
     over the methods of one reduction and measure.
@@ -542,14 +531,13 @@ def baselines(study: Study) -> pd.DataFrame:
         "test",
     )
     for name in ("tokencutseg", *study.config.ablation.baselines):
-        run = None if name == "otsu" else segment_with(study, name, config, config.seed)
-        records = study.otsu_records(primary, "test") if run is None else study.records(run, primary, "test")
-        about = {} if run is None else run.metrics
+        run = segment_with(study, name, config, config.seed)
+        records, about = study.records(run, primary, "test"), run.metrics
         scored.append(records.assign(method=name))
         table = summary_table(
             records, ["method"], draws=study.config.evaluation.bootstrap_draws, seed=study.config.seed
         )
-        table.insert(1, "weights", initialisation(run))
+        table.insert(1, "initialisation", initialisation(run))
         parts.append(
             table.assign(
                 images_seen=about.get("images_seen", 0),
@@ -572,53 +560,8 @@ def _pretraining(study: Study) -> float:
     return sum(seconds for run, seconds in before.items() if not (joint and run == study.transformer().id))
 
 
-EVIDENCE = {label_efficiency: ("train", "test"), baselines: ("train", "test"), feature_quality: ("train", "validation")}
-"""The tables of notebook 05 that claims rest on, with the splits of the primary set that they are made from."""
-
-
-def evidence(study: Study) -> dict[str, pd.DataFrame | None]:
-    """`EVIDENCE` by name: made anew, or, in a demonstration, which gives no verdict anyway, as far as it has been
-    written."""
-    demonstration = study.config.preset in DEMONSTRATIONS
-    return {table.__name__: written(study, table.__name__) if demonstration else table(study) for table in EVIDENCE}
-
-
-def evidence_gaps(study: Study) -> dict[str, str | None]:
-    """What `gaps` says of the images of each table of `EVIDENCE`, by its name."""
-    return {
-        table.__name__: gaps(study, *((study.source.primary, split) for split in splits))
-        for table, splits in EVIDENCE.items()
-    }
-
-
-def claims(study: Study) -> pd.DataFrame:
-    """Every claim with its verdict, from as much of the main results and of `EVIDENCE` as the study has written."""
-    found = {table.__name__: written(study, table.__name__) for table in EVIDENCE}
-    return judged(written(study, "main_results"), found, study.config.preset, evidence_gaps(study))
-
-
-TABLES = {
-    table.__name__: table
-    for table in (
-        main_results,
-        budgets,
-        leakage,
-        score_by_group,
-        codebook_size,
-        stages,
-        graph_radius,
-        feature_quality,
-        label_efficiency,
-        deviations,
-        revised_steps,
-        efficiency,
-        baselines,
-        claims,
-    )
-}
-"""The tables that rest on trainings, by name; each is made alone from a study."""
 SHARED = ("codebook_size", "stages", "graph_radius", "label_efficiency", "deviations", "baselines")
-"""Those whose trainings are independent of each other, so that several processes can share them."""
+"""Those whose trainings are independent of each other."""
 
 
 def recipe_table() -> pd.DataFrame:

@@ -1,450 +1,373 @@
-"""The explorer: panels of widgets over one model and one set of images. What they compute is in `exploration`."""
+"""The explorer: one image and one of its tokens on the left, panels about them on the right."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
+import ipywidgets as w
 import matplotlib as mpl
 import numpy as np
 import torch
-import traitlets
-from ipywidgets import (
-    HTML,
-    Button,
-    Checkbox,
-    Dropdown,
-    FileUpload,
-    FloatSlider,
-    GridBox,
-    HBox,
-    IntRangeSlider,
-    IntSlider,
-    Layout,
-    Select,
-    Tab,
-    VBox,
-    Widget,
-    link,
-)
-from PIL import Image as Pictures
+import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.evaluation.inference import upsample_nearest
+from tokencutseg.evaluation.inference import downsample_mask, upsample_nearest
+from tokencutseg.evaluation.inspection import inpaint
 from tokencutseg.evaluation.per_image import score
-from tokencutseg.explore import queries as exploration
-from tokencutseg.explore import widgets
-from tokencutseg.explore.widgets import headless
-from tokencutseg.models.tokencutseg import TokenCutSeg, resized
+from tokencutseg.explore import queries, widgets
+from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
 from tokencutseg.plots.style import SEQUENTIAL, code_colours
-from tokencutseg.plots.transformer import inpaint
 
 SIDE = 232
 """Of a picture, in pixels."""
-LIT, MISSED, TOO_MUCH = (255, 221, 0), (0, 114, 178), (213, 94, 0)
-"""Yellow, blue and vermilion of the colour-blind-safe palette of Okabe and Ito."""
+YELLOW, WHITE, BLUE, VERMILION = "#FFDD00", "#FFFFFF", "#0072B2", "#D55E00"
+"""Outline of the chosen or predicted, and of the reference; missed lesion; skin taken for lesion."""
+
+Panel = tuple[list[w.Widget], Callable[[], tuple[str, list[str]]]]
+"""Controls, and a function that gives a sentence and pictures, both HTML."""
 
 
-class Choice(traitlets.HasTraits):
-    """What is being looked at; every panel reads it, and some change it."""
+class View:
+    """What is being looked at: an image and its mask and tokens, one of them (`row`, `column`), and a `code`."""
 
-    image = traitlets.Instance(Tensor)
-    """(3, S, S) in [0, 1]."""
-    mask = traitlets.Instance(Tensor, allow_none=True)
-    """(S, S), 1 is lesion; None where there is none."""
-    cell = traitlets.Tuple(traitlets.Int(), traitlets.Int(), default_value=(0, 0))
-    """Row and column of a word."""
-    code = traitlets.Int(0)
+    def __init__(self, model: TokenCutSeg | VQGAN, images: ImageSet) -> None:
+        self.model, self.images, self.draw, self._changing = model, images, lambda: None, False
+        self.vqgan = model if isinstance(model, VQGAN) else model.vqgan
+        self.codebook_size = self.vqgan.quantize.codebook_size
+        self.set = queries.tokenize_set(self.vqgan, images)
+        self.table = None if images.masks is None else queries.code_region_table(self.set, self.codebook_size)
+        self.grid = H, W = tuple(self.set.tokens.shape[1:])
+        self.index = self.slider(w.IntSlider, 0, 0, len(images) - 1, self.open, description="image")
+        self.row = self.slider(w.IntSlider, H // 2, 0, H - 1, self._follow, description="row")
+        self.column = self.slider(w.IntSlider, W // 2, 0, W - 1, self._follow, description="column")
+        self.code = self.slider(w.IntSlider, 0, 0, self.codebook_size - 1, description="code")
+        self.name = w.HTML()
+        self.open()
 
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """Changes within are drawn once, at the end."""
+        outer, self._changing = self._changing, True
+        yield
+        self._changing = outer
+        if not outer:
+            self.draw()
 
-class Panel(NamedTuple):
-    """A part of the explorer; `draw` brings it up to date."""
+    def watch(self, control: Any, act: Callable[[], None] = lambda: None) -> Any:
+        """A control that acts and draws when it moves."""
 
-    widget: Widget
-    draw: Callable[[], None]
+        def moved(_: Any) -> None:
+            with self.once():
+                act()
+
+        control.observe(moved, "value")
+        return control
+
+    def slider(self, kind: type, value: Any, low: float, high: float, act: Any = lambda: None, **options: Any) -> Any:
+        """A slider that reports when it is let go."""
+        return self.watch(kind(value=value, min=low, max=high, continuous_update=False, **options), act)
+
+    def open(self) -> None:
+        """Look at the image of the set that the slider names."""
+        n, masks = self.index.value, self.images.masks
+        name = f"{self.images.dataset}/{self.images.split} {self.images.ids[n]}"
+        self.show(self.images.images[n].float() / 255, None if masks is None else masks[n].bool(), name)
+
+    def open_own(self, file: Image.Image, name: str) -> None:
+        """Look at another image: turned as its EXIF tag says, and padded to a square."""
+        picture, side = ImageOps.exif_transpose(file).convert("RGB"), self.images.images.shape[-1]
+        fill = tuple(np.median(np.asarray(picture.resize((64, 64))), (0, 1)).astype(int).tolist())
+        square = np.array(ImageOps.pad(picture, (side, side), color=fill))
+        self.show(torch.from_numpy(square).permute(2, 0, 1).float() / 255, None, name)
+
+    def show(self, image: Tensor, mask: Tensor | None, name: str) -> None:
+        self.image, self.mask, self.tokens = image, mask, self.vqgan.tokenize(image[None])[0]
+        self.name.value = escape(name)
+        with self.once():
+            self._follow()
+
+    def _follow(self) -> None:
+        self.code.value = int(self.tokens[self.row.value, self.column.value])
+
+    def framed(self, image: Tensor, cells: Tensor) -> Tensor:
+        """An image (3, S, S) with cells (H, W) outlined."""
+        return _outlined(image, upsample_nearest(cells, image.shape[-1]), YELLOW)
+
+    def cell(self) -> Tensor:
+        """(H, W) bool, True at the chosen token."""
+        position = self.row.value * self.grid[1] + self.column.value
+        return (torch.arange(self.tokens.numel()) == position).view(self.grid)
 
 
 def explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str] = ()) -> None:
-    """Show the panels of these names (of `PANELS`; none named: all that the model can fill) for a set of images.
+    """Show the panels of these names (of `PANELS`; none named: all that the model allows) for a set of images.
 
-    Does nothing under the runner. Raises ValueError for an unknown panel, and for one that needs more than a tokenizer.
+    Does nothing in a headless execution. Raises ValueError for a panel that is unknown or needs more than a tokenizer.
     """
-    if not headless():
+    if not widgets.headless():
         from IPython.display import display
 
         widgets.keep_arrow_keys()
         display(build_explorer(model, images, panels))
 
 
-def build_explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str] = ()) -> VBox:
+def build_explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str] = ()) -> w.Widget:
     """The widget that `explorer` shows."""
-    tokenizer_only = isinstance(model, VQGAN)
-    names = list(panels) or [name for name in PANELS if name == "words" or not tokenizer_only]
+    names = list(panels) or (["codes"] if isinstance(model, VQGAN) else list(PANELS))
     for name in names:
         if name not in PANELS:
             raise ValueError(f"unknown panel {name!r}. Known: {', '.join(PANELS)}")
-        if tokenizer_only and name != "words":
-            raise ValueError(f"the panel {name!r} needs a segmenter or transformer, not a tokenizer alone")
-    words = exploration.tokenize_set(model if tokenizer_only else model.vqgan, images)
-    choice = Choice(image=images.images[0].float() / 255, mask=None if images.masks is None else images.masks[0])
-    built = [PANELS[name](model, words, choice) for name in names]
-    tabs = Tab([panel.widget for panel in built], titles=[TITLES[name] for name in names])
+        if isinstance(model, VQGAN) and name != "codes":
+            raise ValueError(f"the panel {name!r} needs a transformer or a segmenter, not a tokenizer alone")
+    view = View(model, images)
+    built = [PANELS[name][1](view) for name in names]
+    shown = [w.VBox([_row(*controls), w.HTML(), w.HTML()]) for controls, _ in built]
+    tabs = w.Tab(shown, titles=[PANELS[name][0] for name in names], selected_index=0)
+    tabs.layout = w.Layout(flex="1 1 560px", min_width="0")
+    chooser, draw_chooser = _chooser(view, names != ["cut"])
 
     def draw(_: Any = None) -> None:
-        built[tabs.selected_index or 0].draw()  # the others are drawn when they are opened
+        draw_chooser()
+        at = tabs.selected_index or 0  # the others are drawn when they are opened
+        text, pictures = built[at][1]()
+        shown[at].children[1].value = f"<p style='line-height:1.5;max-width:50rem'>{text}</p>"
+        shown[at].children[2].value = f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{''.join(pictures)}</div>"
 
-    choice.observe(draw, ["image", "cell", "code"])
+    view.draw = draw
     tabs.observe(draw, "selected_index")
-    tabs.selected_index = 0
     draw()
-    return VBox([_image_chooser(images, choice), tabs])
+    return _row(chooser, tabs)
 
 
-# ---- the parts ----------------------------------------------------------------------------------------------------
+def _chooser(view: View, with_tokens: bool) -> tuple[w.Widget, Callable[[], None]]:
+    """The image, and the map of its tokens to click; by keyboard a token is chosen with the two sliders alone."""
+    upload = w.FileUpload(accept="image/*", description="your own image", layout=w.Layout(width="150px"))
+    back, picture = w.Button(description="back to the set", layout=w.Layout(width="130px")), w.HTML()
+    (H, W), colours = view.grid, [mpl.colors.to_hex(colour) for colour in code_colours(view.codebook_size).colors]
+    size = f"{max(14, 320 // W)}px"
+    square = w.Layout(width=size, height=size, margin="0", padding="0")
+    buttons = [w.Button(layout=square, tabbable=False) for _ in range(H * W * with_tokens)]
+    board = w.GridBox(buttons, layout=w.Layout(grid_template_columns=f"repeat({W}, {size})", grid_gap="1px"))
 
-
-def _image_chooser(images: ImageSet, choice: Choice) -> Widget:
-    which = IntSlider(0, 0, len(images) - 1, description="image", continuous_update=False, layout=Layout(width="420px"))
-    upload = FileUpload(accept="image/*", description="your own image", layout=Layout(width="180px"))
-    name = HTML()
-
-    def show(_: Any = None) -> None:
-        name.value = escape(f"{images.dataset}/{images.split} {images.ids[which.value]}")
-        choice.mask = None if images.masks is None else images.masks[which.value]
-        choice.image = images.images[which.value].float() / 255
+    def clicked(button: w.Button) -> None:
+        with view.once():
+            view.row.value, view.column.value = divmod(buttons.index(button), W)
 
     def take(change: dict[str, Any]) -> None:
         for file in change["new"]:
             try:
-                pixels = resized(Pictures.open(io.BytesIO(file["content"])), images.images.shape[-1])
-            except OSError:
-                name.value = escape(f"{file['name']} is no image that can be read; choose a JPEG or PNG")
-                continue
-            name.value = escape(file["name"])
-            choice.mask = None
-            choice.image = pixels.float() / 255
+                view.open_own(Image.open(io.BytesIO(file["content"])), file["name"])
+            except (OSError, Image.DecompressionBombError):
+                view.name.value = escape(f"{file['name']} is no image that can be read; choose a JPEG or PNG")
 
-    which.observe(show, "value")
-    upload.observe(take, "value")
-    show()
-    return _row(which, upload, name)
-
-
-def _words_panel(model: TokenCutSeg | VQGAN, words: exploration.TokenizedSet, choice: Choice) -> Panel:
-    """The map of words; a code's cells, patches and decoded look; and the image with codes replaced."""
-    vqgan = model if isinstance(model, VQGAN) else model.vqgan
-    K, grid = vqgan.quantize.codebook_size, tuple(words.tokens.shape[1:])
-    colours = [mpl.colors.to_hex(colour) for colour in code_colours(K).colors]
-    tokens = words.tokens[0]
-
-    size = f"{max(10, SIDE // grid[1] - 1)}px"
-    square = Layout(width=size, height=size, margin="0", padding="0")
-    buttons = [Button(layout=square) for _ in range(grid[0] * grid[1])]
-    board = GridBox(
-        buttons,
-        layout=Layout(
-            grid_template_columns=f"repeat({grid[1]}, {size})", grid_gap="1px", flex="0 0 auto", overflow="visible"
-        ),
-    )
-    code = IntSlider(0, 0, K - 1, description="code", continuous_update=False)
-    link((choice, "code"), (code, "value"))
-    place = Dropdown(options=exploration.REGIONS, value="border", description="most on")
-    ranking = Select(rows=8, description="codes", layout=Layout(width="330px"))
-    about, lit = HTML(), Picture("where the code fires here")
-    patches = Picture("the cells nearest to the code, with their neighbours", side=2 * SIDE)
-    alone = Picture("what the code decodes to alone", side=SIDE // 2)
-    scope = Dropdown(options=["the chosen cell", "all cells of its code"], description="replace")
-    instead = IntSlider(0, 0, K - 1, description="by code", continuous_update=False)
-    decoded, changed = Picture("its words decoded"), Picture("decoded with the replacement")
-
-    def clicked(button: Button) -> None:
-        at = divmod(buttons.index(button), grid[1])
-        choice.cell = at
-        choice.code = int(tokens[at])
+    def draw() -> None:
+        cell, codes = view.cell(), view.tokens.flatten().tolist()
+        picture.value = _figure("the image, its chosen token framed", view.framed(view.image, cell & with_tokens))
+        for i, button in enumerate(buttons):  # what stays as it was is not sent to the browser
+            button.tooltip = f"row {i // W}, column {i % W}: code {codes[i]}"
+            button.style.button_color = colours[codes[i]]
+            button.description = "×" if cell.flatten()[i] else ""
 
     for button in buttons:
         button.on_click(clicked)
+    back.on_click(lambda _: view.open())
+    upload.observe(take, "value")
+    tokens = [w.HTML("its tokens, one colour per code: choose one"), board, view.row, view.column]
+    return w.VBox([view.index, w.HBox([upload, back]), view.name, picture, *tokens[: 4 * with_tokens]]), draw
 
-    table = None if words.places is None else exploration.code_region_table(words, K).set_index("code")
+
+# ---- panels --------------------------------------------------------------------------------------------------------
+
+
+def _codes(view: View) -> Panel:
+    region = view.watch(w.Dropdown(options=queries.REGIONS, value="border", description="most on"))
+    ranking = w.Select(rows=6, description="codes", layout=w.Layout(width="330px"))
+    scope = view.watch(w.Dropdown(options=["all its tokens", "the chosen token"], description="replace"))
+    codes = view.vqgan.quantize.embedding.weight
+    farthest = int((codes - codes[view.code.value]).norm(dim=1).argmax())
+    other = view.slider(w.IntSlider, farthest, 0, view.codebook_size - 1, description="by code")
 
     def rank(_: Any = None) -> None:
-        if table is None:
-            return
-        often = table[table["fires"] >= max(5, table["fires"].median() / 4)]  # shares of a handful say nothing
-        often = often.sort_values(place.value, ascending=False, kind="stable")
-        with ranking.hold_trait_notifications():
-            ranking.options = [
-                (f"{row.Index}: {getattr(row, place.value):.0%} on {place.value}, {row.fires} cells", row.Index)
-                for row in often.itertuples()
-            ]
-            ranking.value = None
+        rows = queries.rank_codes(view.table, region.value).itertuples()
+        ranking.options = [(f"{row.code}: {getattr(row, region.value):.0%} of {row.cells}", row.code) for row in rows]
+        ranking.value = None
 
     def chosen(change: dict[str, Any]) -> None:
         if change["new"] is not None:
-            choice.code = int(change["new"])
+            with view.once():  # the image that has it most often
+                view.index.value = int((view.set.tokens == change["new"]).sum((1, 2)).argmax())
+                view.code.value = int(change["new"])
 
-    place.observe(rank, "value")
-    ranking.observe(chosen, "value")
-    rank()
+    if view.table is not None:
+        region.observe(rank, "value")
+        ranking.observe(chosen, "value")
+        rank()
 
-    def replace(_: Any = None) -> None:
-        cell = torch.zeros(grid, dtype=torch.bool)
-        cell[choice.cell] = True
-        where = tokens == tokens[choice.cell] if scope.value == "all cells of its code" else cell
-        changed.show(exploration.decode_with_replacement(vqgan, tokens, where, instead.value))
+    def draw() -> tuple[str, list[str]]:
+        code, has, here = view.code.value, view.set.tokens == view.code.value, view.tokens == view.code.value
+        text = f"<b>Code {code}</b> has {int(has.sum()):,} of {has.numel():,} cells of the set"
+        if view.table is not None and has.any():
+            shares = view.table.set_index("code").loc[code]
+            text = f"{queries.ranking_sentence(view.table, region.value)}<br>{text}: "
+            text += ", ".join(f"{shares[name]:.0%} on {name}" for name in queries.REGIONS)
+        text += f"; it is in {int(has.any(1).any(1).sum())} of {len(has)} images, and has {int(here.sum())} cells here."
+        where = here if scope.value == "all its tokens" else view.cell()
+        changed = queries.decode_with_replacement(view.vqgan, view.tokens, where, other.value)
+        nearest = queries.code_patches(view.set, code, count=8)[0]
+        sheet = [torch.cat(list(F.pad(nearest, (0, 1, 0, 1), value=255)), -1)] if len(nearest) else []
+        return text, [
+            _figure("cells of this code", view.framed(view.image, here)),
+            _figure("the image's tokens decoded", view.vqgan.detokenize(view.tokens[None])[0]),
+            _figure(f"decoded, the framed ones code {other.value}", view.framed(changed, where)),
+            _figure("the code decoded alone", queries.decode_code(view.vqgan, code), SIDE // 2),
+            *(_figure("the set's cells nearest to the code, with their neighbours", row, 2 * SIDE) for row in sheet),
+        ]
 
-    for control in (scope, instead):
-        control.observe(replace, "value")
+    return [*[region, ranking][: 2 * (view.table is not None)], view.code, scope, other], draw
 
-    def draw() -> None:
-        nonlocal tokens
-        now = vqgan.tokenize(choice.image[None])[0]
-        fresh, tokens = buttons[0].tooltip is None or not torch.equal(now, tokens), now
-        fires = words.tokens == choice.code
-        count, here = int(fires.sum()), tokens == choice.code
-        shares = (
-            ""
-            if table is None or not count
-            else "; " + ", ".join(f"{table.loc[choice.code, name]:.0%} on {name}" for name in exploration.REGIONS)
-        )
-        about.value = (
-            f"<b>Code {choice.code}</b> stands for {count:,} of {fires.numel():,} cells{shares}. Here it "
-            f"fires {int(here.sum())} times."
-        )
-        lit.show(_lit(choice.image, here))
-        decoded.show(vqgan.detokenize(tokens[None])[0])
-        alone.show(exploration.decode_code(vqgan, choice.code))
-        patches.show(_sheet(exploration.code_patches(words, choice.code, count=16)[0]))
-        replace()
-        if fresh:  # last, for each word is a message to the browser
-            for button, (at, one) in zip(buttons, np.ndenumerate(tokens.numpy()), strict=True):
-                button.style.button_color = colours[one]
-                button.tooltip = f"row {at[0]}, column {at[1]}: code {one}"
 
-    return Panel(
-        VBox(
-            [
-                _row(VBox([HTML("Its words: choose one"), board]), lit, VBox([place, ranking])),
-                code,
-                about,
-                _row(patches, alone),
-                _row(scope, instead),
-                _row(decoded, changed),
-            ]
-        ),
-        draw,
+def _prediction(view: View) -> Panel:
+    sides = zip(view.grid, ("mask rows", "mask columns"), strict=True)
+    rows, columns = (
+        view.slider(w.IntRangeSlider, (n // 3, 2 * n // 3), 0, n - 1, description=name) for n, name in sides
     )
 
-
-def _filling_panel(model: TokenCutSeg, words: exploration.TokenizedSet, choice: Choice) -> Panel:
-    """A region of words is hidden; the transformer fills it in."""
-    H, W = words.tokens.shape[1:]
-    rows = IntRangeSlider(value=(H // 3, 2 * H // 3), min=0, max=H - 1, description="rows", continuous_update=False)
-    columns = IntRangeSlider(
-        value=(W // 3, 2 * W // 3), min=0, max=W - 1, description="columns", continuous_update=False
-    )
-    cell = _cell_sliders(choice, H, W)
-    seen, filled, entropy = (
-        Picture(name)
-        for name in ("what the transformer sees", "what it fills in, decoded", "how unsure it is (entropy)")
-    )
-    about = HTML()
-
-    def draw(_: Any = None) -> None:
-        hidden = torch.zeros(H, W, dtype=torch.bool)
-        hidden[rows.value[0] : rows.value[1] + 1, columns.value[0] : columns.value[1] + 1] = True
-        result = inpaint(model, choice.image[None], hidden[None])
-        truth, unsure, probabilities = result.tokens[0], result.entropy[0], result.probabilities[0]
-        seen.show(choice.image.masked_fill(upsample_nearest(hidden, choice.image.shape[-1]), 0.5))
-        filled.show(result.decoded[0])
-        most = np.log(probabilities.shape[-1])
-        entropy.show(_mapped(unsure / most))
-        guesses = ", ".join(f"{code} ({p:.0%})" for code, p in exploration.likeliest(probabilities[choice.cell]))
-        right = (result.filled[0] == truth)[hidden].float().mean()
-        about.value = (
-            f"{int(hidden.sum())} words hidden, {right:.0%} of them guessed exactly. Row {choice.cell[0]}, "
-            f"column {choice.cell[1]}, {'hidden' if hidden[choice.cell] else 'seen'}, truly code "
-            f"{int(truth[choice.cell])}: likeliest {guesses}; {unsure[choice.cell]:.2f} nats of at "
-            f"most {most:.2f}."
+    def draw() -> tuple[str, list[str]]:
+        mask = torch.zeros(view.grid, dtype=torch.bool)
+        mask[rows.value[0] : rows.value[1] + 1, columns.value[0] : columns.value[1] + 1] = True
+        result, at = inpaint(view.model, view.image[None], mask[None]), (view.row.value, view.column.value)
+        right = (result.filled == result.tokens)[0][mask].float().mean()
+        frequent = (view.tokens == view.tokens.flatten().mode().values)[mask].float().mean()
+        candidates = ", ".join(f"{code} ({p:.0%})" for code, p in queries.likeliest(result.probabilities[0][at]))
+        most, pixels = float(np.log(view.codebook_size)), upsample_nearest(mask, view.image.shape[-1])
+        text = (
+            f"{int(mask.sum())} tokens masked, {right:.0%} of them predicted exactly (always the image's most frequent "
+            f"code: {frequent:.0%}).<br>Row {at[0]}, column {at[1]}, {'masked' if mask[at] else 'visible'}, has code "
+            f"{int(view.tokens[at])}. Likeliest: {candidates}; entropy {result.entropy[0][at]:.2f} nats."
         )
+        return text, [
+            _figure("what the transformer sees", view.image.masked_fill(pixels, 0.5)),
+            _figure("prediction decoded, masked region framed", view.framed(result.decoded[0], mask)),
+            _figure("entropy of the prediction (nats)", _map(result.entropy[0] / most), scale=(0, most)),
+        ]
 
-    for control in (rows, columns):
-        control.observe(draw, "value")
-    return Panel(VBox([_row(rows, columns), cell, about, _row(seen, filled, entropy)]), draw)
-
-
-def _attention_panel(model: TokenCutSeg, words: exploration.TokenizedSet, choice: Choice) -> Panel:
-    """Where a chosen word looks."""
-    H, W = words.tokens.shape[1:]
-    n_layer, n_head = len(model.masked_gpt.blocks), model.config.masked_gpt.n_head
-    block = IntSlider(n_layer, 1, n_layer, description="block", continuous_update=False)
-    head = Dropdown(options=[("mean of all", -1), *((str(i + 1), i) for i in range(n_head))], description="head")
-    cell, about = _cell_sliders(choice, H, W), HTML()
-    asked, looks = Picture("the word that asks"), Picture("where it looks")
-
-    def draw(_: Any = None) -> None:
-        maps = exploration.attention_map(model, choice.image, *choice.cell)[block.value - 1]
-        weights = maps.mean(0) if head.value < 0 else maps[head.value]
-        one = torch.zeros(H, W, dtype=torch.bool)
-        one[choice.cell] = True
-        asked.show(_lit(choice.image, one))
-        looks.show(_mapped(weights / weights.max()))
-        about.value = f"The strongest look is {weights.max() * weights.numel():.1f} times an even one."
-
-    for control in (block, head):
-        control.observe(draw, "value")
-    return Panel(VBox([_row(block, head), cell, about, _row(asked, looks)]), draw)
+    return [rows, columns], draw
 
 
-def _cut_panel(model: TokenCutSeg, words: exploration.TokenizedSet, choice: Choice) -> Panel:
-    """The graph's cut as its edges reach farther and the threshold moves."""
-    radius = FloatSlider(2.6, min=0, max=6, step=0.2, description="radius", continuous_update=False)
-    threshold = FloatSlider(0.5, min=0.05, max=0.95, step=0.05, description="threshold", continuous_update=False)
-    about = HTML()
-    tokens, pixels, outlined = (
-        Picture(name) for name in ("lesion at the tokens", "lesion at the pixels", "the mask at this threshold")
-    )
+def _attention(view: View) -> Panel:
+    layers, heads = len(view.model.masked_gpt.blocks), view.model.config.masked_gpt.n_head
+    block = view.slider(w.IntSlider, layers, 1, layers, description="block")
+    options = [("mean of all", slice(None)), *((str(i + 1), slice(i, i + 1)) for i in range(heads))]
+    head = view.watch(w.Dropdown(options=options, description="head"))
 
-    def draw(_: Any = None) -> None:
-        at_tokens, at_pixels = exploration.cut(model, choice.image, radius.value)
-        mask = at_pixels > threshold.value
-        tokens.show(_mapped(at_tokens))
-        pixels.show(_mapped(at_pixels))
-        outlined.show(_bordered(choice.image, mask, LIT))
-        about.value = _scores(mask, choice.mask)
+    def draw() -> tuple[str, list[str]]:
+        maps = queries.attention_map(view.model, view.image, view.row.value, view.column.value)
+        weights = maps[block.value - 1, head.value].mean(0)
+        times = weights * weights.numel()
+        text = f"The framed token attends to the bright ones, at most {times.max():.1f} times a uniform weight."
+        if view.mask is not None:
+            lesion = downsample_mask(view.mask[None], view.grid)[0]
+            text += f" The lesion, {lesion.mean():.0%} of the image, gets {(weights * lesion).sum():.0%}."
+        strongest = times >= times.flatten().topk(min(10, times.numel())).values[-1]
+        return text, [
+            _figure("attention (times uniform)", _map(times / times.max()), scale=(0, float(times.max()))),
+            _figure("the ten strongest tokens", view.framed(view.image, strongest)),
+        ]
 
-    for control in (radius, threshold):
-        control.observe(draw, "value")
-    return Panel(VBox([_row(radius, threshold), about, _row(tokens, pixels, outlined)]), draw)
-
-
-def _mask_panel(model: TokenCutSeg, words: exploration.TokenizedSet, choice: Choice) -> Panel:
-    """Prediction, reference and errors over the image."""
-    layers = {
-        name: Checkbox(value=value, description=name, indent=False)
-        for name, value in (("prediction", True), ("reference", True), ("errors", False))
-    }
-    about, picture = HTML(), Picture("the image and what is drawn on it", side=2 * SIDE)
-
-    def draw(_: Any = None) -> None:
-        mask = model.predict_probabilities(choice.image[None])[0].argmax(0).bool()
-        shown = choice.image
-        if layers["errors"].value and choice.mask is not None:
-            reference = choice.mask.bool()
-            shown = _tinted(_tinted(shown, reference & ~mask, MISSED), mask & ~reference, TOO_MUCH)
-        if layers["reference"].value and choice.mask is not None:
-            shown = _bordered(shown, choice.mask.bool(), (255, 255, 255))
-        if layers["prediction"].value:
-            shown = _bordered(shown, mask, LIT)
-        picture.show(shown)
-        about.value = _scores(mask, choice.mask) + (
-            " Prediction yellow, reference white; missed lesion blue, skin taken for lesion vermilion."
-        )
-
-    for control in layers.values():
-        control.observe(draw, "value")
-    return Panel(VBox([_row(*layers.values()), about, picture]), draw)
+    return [block, head], draw
 
 
-PANELS: dict[str, Callable[[Any, exploration.TokenizedSet, Choice], Panel]] = {
-    "words": _words_panel,
-    "filling": _filling_panel,
-    "attention": _attention_panel,
-    "cut": _cut_panel,
-    "mask": _mask_panel,
+def _cut(view: View) -> Panel:
+    own = round(queries.radius_in_cells(view.model), 1)
+    radius = view.slider(w.FloatSlider, own, 0, max(6.0, own), step=0.1, description="radius, cells")
+    threshold = view.slider(w.FloatSlider, 0.5, 0.05, 0.95, step=0.05, description="threshold")
+    errors = view.watch(w.Checkbox(description="show errors", indent=False))
+
+    def draw() -> tuple[str, list[str]]:
+        tokens, pixels = queries.cut(view.model, view.image, radius.value)
+        mask, shown, legend = pixels > threshold.value, view.image, [(YELLOW, "prediction")]
+        errors.layout.display = "none" if view.mask is None else ""
+        if view.mask is not None:
+            legend.append((WHITE, "reference"))
+            for wrong, colour, name in (
+                (view.mask & ~mask, BLUE, "missed"),
+                (mask & ~view.mask, VERMILION, "skin taken for lesion"),
+            ):
+                if errors.value:
+                    shown = torch.where(wrong, 0.4 * shown + 0.6 * _rgb(colour), shown)
+                    legend.append((colour, name))
+            shown = _outlined(shown, view.mask, WHITE)
+        return f"The model was trained with a radius of {own} cells. {_scores(mask, view.mask)}", [
+            _figure("P(lesion) at the tokens", _map(tokens), scale=(0, 1)),
+            _figure("P(lesion) at the pixels", _map(pixels), scale=(0, 1)),
+            _figure("the mask above the threshold", _outlined(shown, mask, YELLOW), 2 * SIDE, legend=legend),
+        ]
+
+    return [radius, threshold, errors], draw
+
+
+PANELS: dict[str, tuple[str, Callable[[View], Panel]]] = {
+    "codes": ("Codes", _codes),
+    "prediction": ("Masked-token prediction", _prediction),
+    "attention": ("Attention", _attention),
+    "cut": ("Cut and mask", _cut),
 }
-TITLES = {
-    "words": "TokenizedSet",
-    "filling": "Filling in",
-    "attention": "Attention",
-    "cut": "The cut",
-    "mask": "Mask and errors",
-}
+"""Name → title and panel."""
 
 
-def _row(*parts: Widget) -> Widget:
+# ---- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _row(*parts: w.Widget) -> w.Widget:
     """Side by side as far as there is room."""
-    return HBox(list(parts), layout=Layout(flex_flow="row wrap", align_items="flex-start"))
+    return w.HBox(list(parts), layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
 
 
-def _cell_sliders(choice: Choice, H: int, W: int) -> Widget:
-    row = IntSlider(choice.cell[0], 0, H - 1, description="row", continuous_update=False)
-    column = IntSlider(choice.cell[1], 0, W - 1, description="column", continuous_update=False)
-
-    def moved(_: Any) -> None:
-        choice.cell = (row.value, column.value)
-
-    def follow(change: dict[str, Any]) -> None:
-        row.value, column.value = change["new"]
-
-    for slider in (row, column):
-        slider.observe(moved, "value")
-    choice.observe(follow, "cell")
-    return _row(row, column)
-
-
-# ---- pictures -----------------------------------------------------------------------------------------------------
-
-
-class Picture(HTML):
-    """A place for a picture, with its caption, which is its alternative text too."""
-
-    def __init__(self, caption: str, side: int = SIDE) -> None:
-        super().__init__(layout=Layout(width=f"{side + 8}px", flex="0 0 auto"))
-        self.caption, self.side = escape(caption), side
-
-    def show(self, picture: Tensor) -> None:
-        """Put a picture, (3, h, w) in [0, 1] or uint8, into its place; small ones keep their pixels visible."""
-        pixels = picture if picture.dtype == torch.uint8 else (picture.clamp(0, 1) * 255).round().byte()
-        image = Pictures.fromarray(pixels.permute(1, 2, 0).numpy())
-        times = max(1, self.side // max(image.size))
-        buffer = io.BytesIO()
-        image.resize((image.width * times, image.height * times), Pictures.Resampling.NEAREST).save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        self.value = (
-            f'<figure style="margin:0"><figcaption style="line-height:1.4;font-size:12px">{self.caption}'
-            f'</figcaption><img alt="{self.caption}" width="{self.side}" src="data:image/png;base64,{data}">'
-            "</figure>"
-        )
+def _figure(caption: str, picture: Tensor, side: int = SIDE, scale: Sequence[float] = (), legend: Any = ()) -> str:
+    """A picture (3, h, w), in [0, 1] or uint8, as HTML with caption, colour bar from `scale` and legend."""
+    pixels = picture if picture.dtype == torch.uint8 else (picture.clamp(0, 1) * 255).round().byte()
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    times = max(1, side // max(image.size))  # whole pixels of a small picture
+    buffer = io.BytesIO()
+    image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    below = "".join(f"<span style='color:{c};background:#888;margin:0 4px'>■</span>{name}" for c, name in legend)
+    if scale:
+        stops = ",".join(mpl.colors.to_hex(mpl.colormaps[SEQUENTIAL](i / 8)) for i in range(9))
+        bar = f"<span style='flex:1;margin:3px 4px;height:10px;background:linear-gradient(to right,{stops})'></span>"
+        below = f"<span style='display:flex'>{scale[0]:.3g}{bar}{scale[1]:.3g}</span>"
+    return (
+        f'<figure style="margin:0;width:{side}px;line-height:1.4;font-size:12px"><figcaption>{escape(caption)}'
+        f'</figcaption><img alt="{escape(caption)}" width="{side}" src="data:image/png;base64,{data}">{below}</figure>'
+    )
 
 
-def _lit(image: Tensor, cells: Tensor) -> Tensor:
-    """The image, dark outside some cells (H, W)."""
-    return image * torch.where(upsample_nearest(cells, image.shape[-1]), 1.0, 0.3)
+def _rgb(colour: str) -> Tensor:
+    return torch.tensor(mpl.colors.to_rgb(colour))[:, None, None]
 
 
-def _mapped(values: Tensor) -> Tensor:
+def _map(values: Tensor) -> Tensor:
     """Values (H, W) in [0, 1] as colours (3, H, W)."""
     return torch.from_numpy(mpl.colormaps[SEQUENTIAL](values.numpy())[..., :3]).permute(2, 0, 1).float()
 
 
-def _tinted(image: Tensor, where: Tensor, colour: tuple[int, int, int]) -> Tensor:
-    return torch.where(where, 0.4 * image + 0.6 * torch.tensor(colour)[:, None, None] / 255, image)
-
-
-def _bordered(image: Tensor, mask: Tensor, colour: tuple[int, int, int]) -> Tensor:
-    """The image with a mask's inner border, one pixel wide."""
-    outside = torch.nn.functional.max_pool2d(~mask[None].bool() * 1.0, 3, 1, 1)[0] > 0
-    return torch.where(mask & outside, torch.tensor(colour)[:, None, None] / 255, image)
-
-
-def _sheet(patches: Tensor, columns: int = 8) -> Tensor:
-    """Patches (n, 3, h, w) side by side with a white gap: uint8 (3, rows·(h + 1), columns·(w + 1))."""
-    n, _, h, w = patches.shape
-    rows = max(1, -(-n // columns))
-    sheet = torch.full((rows * columns, 3, h + 1, w + 1), 255, dtype=torch.uint8)
-    sheet[:n, :, :h, :w] = patches
-    return sheet.view(rows, columns, 3, h + 1, w + 1).permute(2, 0, 3, 1, 4).reshape(3, rows * (h + 1), -1)
+def _outlined(image: Tensor, mask: Tensor, colour: str) -> Tensor:
+    """The image (3, S, S) with the inner border, one pixel wide, of a mask (S, S) bool."""
+    outside = F.max_pool2d((~mask)[None].float(), 3, 1, 1)[0] > 0
+    return torch.where(mask & outside, _rgb(colour), image)
 
 
 def _scores(mask: Tensor, reference: Tensor | None) -> str:
-    """What there is to say of a prediction (S, S) bool."""
-    share = f"{mask.float().mean():.0%} of the image is taken for lesion."
+    """A predicted mask (S, S) bool in numbers."""
+    share = f"{mask.float().mean():.0%} of the image is predicted to be lesion."
     if reference is None:
         return f"{share} There is no reference mask."
     record = score(mask[None], reference[None], ["shown"], boundary=False).iloc[0]

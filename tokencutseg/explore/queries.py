@@ -1,9 +1,10 @@
-"""What the explorer asks of a model: where codes fire, what they paint, and what changes when they change."""
+"""Questions to a model: where its codes lie, what they decode to, what changes with them, and what attends to what."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,30 +14,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
 from tokencutseg.evaluation.inference import downsample_mask
+from tokencutseg.evaluation.inspection import attention
 from tokencutseg.models.checkpoint import PRETRAINED, saved_config, saved_stage
 from tokencutseg.models.deepcut import DeepCut
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
-from tokencutseg.plots.transformer import attention
-from tokencutseg.report.notebooks import ROOT
 
 REGIONS = ("skin", "border", "lesion")
-"""Where a cell lies: less than a tenth of it lesion, in between, more than nine tenths."""
+"""Where a token's cell lies: less than a tenth of it is lesion, in between, more than nine tenths."""
 
 
 @dataclass(frozen=True)
 class TokenizedSet:
-    """The words of N images on a grid of H × W cells of f × f pixels."""
+    """The tokens of N images on a grid of H × W cells of f × f pixels."""
 
     images: Tensor
     """uint8 (N, 3, S, S)."""
     tokens: Tensor
     """(N, H, W) int64."""
     distances: Tensor
-    """(N, H, W), Euclidean, from what the encoder says of a cell to the code that stands for it."""
-    places: Tensor | None
+    """(N, H, W), Euclidean, from a cell's latent vector to its code."""
+    regions: Tensor | None
     """(N, H, W) int64, index into `REGIONS`; None for images without masks."""
 
     @property
@@ -47,15 +48,15 @@ class TokenizedSet:
 
 @torch.no_grad()
 def tokenize_set(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> TokenizedSet:
-    """The words of all images of a set. The tokenizer is in evaluation mode, as `tokencutseg.load` gives it."""
-    parts, distances = [], []
+    """The tokens of all images of a set. The tokenizer must be in evaluation mode, as `tokencutseg.load` gives it."""
+    tokens, distances = [], []
     for chunk in images.images.split(batch_size):
         latents = vqgan.encode(vqgan.normalise(chunk.float() / 255)).latents
-        parts.append(vqgan.quantize(latents).tokens)
-        distances.append((latents - vqgan.quantize.lookup(parts[-1])).norm(dim=1))
-    tokens = torch.cat(parts)
-    places = None if images.masks is None else regions_of(images.masks, tuple(tokens.shape[1:]))
-    return TokenizedSet(images.images, tokens, torch.cat(distances), places)
+        tokens.append(vqgan.quantize(latents).tokens)
+        distances.append((latents - vqgan.quantize.lookup(tokens[-1])).norm(dim=1))
+    grid = tuple(tokens[0].shape[1:])
+    regions = None if images.masks is None else regions_of(images.masks, grid)
+    return TokenizedSet(images.images, torch.cat(tokens), torch.cat(distances), regions)
 
 
 def regions_of(masks: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -64,68 +65,84 @@ def regions_of(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     return (share >= 0.1).long() + (share > 0.9).long()
 
 
-def code_region_table(words: TokenizedSet, codebook_size: int) -> pd.DataFrame:
-    """One row per code that fires: code, fires (cells), and the share of them on skin, border and lesion.
+def code_region_table(tokenized: TokenizedSet, codebook_size: int) -> pd.DataFrame:
+    """One row per code in use: code, cells (how many have it), and the share of them on skin, border and lesion.
 
     Raises ValueError for images without masks.
     """
-    if words.places is None:
-        raise ValueError("where codes fire can be told only of images with masks")
-    counts = torch.bincount((words.tokens * 3 + words.places).flatten(), minlength=3 * codebook_size).view(
-        codebook_size, 3
-    )
-    fires = counts.sum(1)
-    shares = (counts / fires[:, None].clamp(min=1)).numpy()
-    table = pd.DataFrame(
-        {
-            "code": range(codebook_size),
-            "fires": fires.numpy(),
-            **{place: shares[:, i] for i, place in enumerate(REGIONS)},
-        }
-    )
-    return table[table["fires"] > 0].reset_index(drop=True)
+    if tokenized.regions is None:
+        raise ValueError("the regions of codes can be counted only on images with masks")
+    index = (tokenized.tokens * len(REGIONS) + tokenized.regions).flatten()
+    counts = torch.bincount(index, minlength=codebook_size * len(REGIONS)).view(codebook_size, len(REGIONS)).numpy()
+    table = pd.DataFrame(counts, columns=REGIONS).rename_axis("code").reset_index()
+    table.insert(1, "cells", counts.sum(1))
+    table[list(REGIONS)] = table[list(REGIONS)].div(table["cells"], axis=0)
+    return table[table["cells"] > 0].reset_index(drop=True)
 
 
-def code_patches(words: TokenizedSet, code: int, count: int = 24, around: int = 1) -> tuple[Tensor, Tensor]:
+def rank_codes(table: pd.DataFrame, region: str) -> pd.DataFrame:
+    """The rows of a `code_region_table`, most on `region` first, with `ratio`, the share there over that of all cells.
+
+    Codes with fewer than 5 cells, or than one in a thousand of all, are left out: a share of a handful means little.
+    """
+    cells = table["cells"]
+    overall = (table[region] * cells).sum() / cells.sum()
+    common = table[cells >= max(5, cells.sum() / 1000)]
+    return common.assign(ratio=common[region] / overall).sort_values([region, "cells"], ascending=False)
+
+
+def ranking_sentence(table: pd.DataFrame, region: str) -> str:
+    """The answer to "which codes lie on this region?" in one sentence made from `rank_codes`."""
+    ranked = rank_codes(table, region)
+    if not len(ranked):
+        return "No code has enough cells for a ranking on these images."
+    best, most = ranked.iloc[0], int((ranked[region] > 0.5).sum())
+    return (
+        f"Code {best.code:.0f} lies on {region} most often: {best[region]:.0%} of its {best.cells:.0f} cells, "
+        f"{best.ratio:.1f} times the share of all cells. Of {len(ranked)} common codes, {most} "
+        f"{'lies' if most == 1 else 'lie'} there with more than half of their cells."
+    )
+
+
+def code_patches(tokenized: TokenizedSet, code: int, count: int = 24, around: int = 1) -> tuple[Tensor, Tensor]:
     """The cells that a code stands for, nearest to it first, with `around` cells on each side.
 
     Returns uint8 (n, 3, (2·around + 1)·f, …) with n ≤ `count`, and their distances (n,).
     """
-    where = (words.tokens == code).nonzero()  # (n, 3): image, row, column
-    distances = words.distances[tuple(where.T)]
+    where = (tokenized.tokens == code).nonzero()  # (n, 3): image, row, column
+    distances = tokenized.distances[tuple(where.T)]
     order = distances.argsort(stable=True)[:count]
-    f, margin = words.cell, around * words.cell
-    patches = []
+    f, margin = tokenized.cell, around * tokenized.cell
+    patches = [torch.zeros(0, 3, f + 2 * margin, f + 2 * margin)]
     for n, y, x in where[order].tolist():
-        padded = F.pad(words.images[n].float()[None], (margin,) * 4, mode="replicate")[0]
-        patches.append(padded[:, y * f : y * f + f + 2 * margin, x * f : x * f + f + 2 * margin])
-    empty = torch.zeros(0, 3, f + 2 * margin, f + 2 * margin)
-    return (torch.stack(patches) if patches else empty).byte(), distances[order]
+        padded = F.pad(tokenized.images[n].float()[None], (margin,) * 4, mode="replicate")
+        patches.append(padded[..., y * f : y * f + f + 2 * margin, x * f : x * f + f + 2 * margin])
+    return torch.cat(patches).byte(), distances[order]
 
 
 @torch.no_grad()
 def decode_code(vqgan: VQGAN, code: int, cells: int = 5) -> Tensor:
     """What a code decodes to among its likes: the middle cell of a square of it, (3, f, f) in [0, 1]."""
-    back = vqgan.detokenize(torch.full((1, cells, cells), code))[0]
-    f = back.shape[-1] // cells
+    decoded = vqgan.detokenize(torch.full((1, cells, cells), code))[0]
+    f = decoded.shape[-1] // cells
     middle = slice(cells // 2 * f, cells // 2 * f + f)
-    return back[:, middle, middle]
+    return decoded[:, middle, middle]
 
 
 @torch.no_grad()
 def decode_with_replacement(vqgan: VQGAN, tokens: Tensor, where: Tensor, code: int) -> Tensor:
-    """The image (3, S, S) in [0, 1] that words (H, W) decode to when those at `where` (H, W) bool become `code`."""
+    """The image (3, S, S) in [0, 1] that tokens (H, W) decode to when those at `where` (H, W) bool become `code`."""
     return vqgan.detokenize(tokens.masked_fill(where, code)[None])[0]
 
 
 def likeliest(probabilities: Tensor, count: int = 5) -> list[tuple[int, float]]:
-    """The likeliest codes of a word with their probabilities, from those of all codes (K,)."""
+    """The likeliest codes with their probabilities, from those of all codes (K,)."""
     top = probabilities.topk(min(count, len(probabilities)))
     return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
 def attention_map(model: TokenCutSeg, image: Tensor, row: int, column: int) -> Tensor:
-    """How much a word of an image (3, S, S) looks at each other: (n_layer, n_head, H, W), each map adding up to 1."""
+    """What a query token of an image (3, S, S) attends to: (n_layer, n_head, H, W), each map adding up to 1."""
     return attention(model, image, torch.tensor([row * model.grid(image)[1] + column]))[:, :, 0]
 
 
@@ -135,47 +152,51 @@ def cut(model: TokenCutSeg, image: Tensor, radius: float) -> tuple[Tensor, Tenso
 
     A model without the graph module is the same at any radius.
     """
-    own = model.head
-    if isinstance(own, DeepCut):
-        model.head = copy.copy(own)  # of the same weights
-        model.head.config = dataclasses.replace(own.config, graph_radius=radius, radius_unit="cells")
+    head = model.head
+    if isinstance(head, DeepCut):
+        model.head = copy.copy(head)  # of the same weights
+        model.head.config = dataclasses.replace(head.config, graph_radius=radius, radius_unit="cells")
     try:
         out = model(image[None])
     finally:
-        model.head = own
+        model.head = head
     return out.assignments[0, :, 1].view(model.grid(image)), out.probabilities[0, 1]
 
 
-def find_model(path: str | Path = "", results: Path = ROOT / "results") -> tuple[Path, str]:
-    """The model to explore, and a sentence that says which it is and how to get a better one.
+def radius_in_cells(model: TokenCutSeg) -> float:
+    """The radius that the model was trained with, in cells of its token grid."""
+    config = model.config.segmentation
+    return config.graph_radius * (model.config.grid_size - 1 if config.radius_unit == "image" else 1)
 
-    It is the one at `path`; where none is named, the segmenter under `results` that was trained last; where there is
-    none, the one that comes with the package.
+
+def find_model(path: str | Path = "") -> Path:
+    """The folder of the model to explore: the packaged one by default, a study's main run for a study's folder.
+
+    Raises DataError for a study without main results.
     """
-    if path:
-        return Path(path), f"The model is {path}."
-    trained = sorted(results.glob("*/runs/segmentation-*/metrics.json"), key=lambda file: file.stat().st_mtime)
-    if trained:
-        folder = trained[-1].parent
-        return folder, (
-            f"The model is the segmenter trained last, {folder.relative_to(results.parent)}; `tokencutseg "
-            f"explore --model RUN` takes another one."
+    folder = Path(path) if path else PRETRAINED
+    if not (folder / "tables").is_dir():
+        return folder
+    try:
+        results = pd.read_csv(folder / "tables" / "main_results.csv")
+    except FileNotFoundError:
+        raise DataError(f"{folder} has no main results yet: run notebook 04, or name the folder of a run") from None
+    runs = results.loc[results["method"] == "tokencutseg", "runs"].dropna().str.split().explode()
+    return folder.parent / "runs" / runs[runs.str.startswith("segmentation")].iloc[0]
+
+
+def describe(path: Path) -> str:
+    """Which model lies at `path`, its validation score where that is known, and what it cannot do."""
+    config, stage, metrics = saved_config(path), saved_stage(path), path / "metrics.json"
+    text = f"The model is {'the packaged one' if path == PRETRAINED else path}: {stage}, recipe {config.recipe}, "
+    text += f"preset {config.preset}, {config.data.image_size} pixels."
+    if metrics.exists() and (score := json.loads(metrics.read_text()).get("best_score")):
+        text += f" Validation score {score:.3f}."
+    if stage == "segmentation" and not config.segmentation.frozen_transformer and config.segmentation.mlm_weight == 0:
+        text += (
+            " Fine-tuned for masks, it has mostly lost masked-token prediction: open a masked_gpt run for that panel."
         )
-    return PRETRAINED, (
-        "The model is the one that comes with the package. A better one takes more training: "
-        "`./run_all.sh --preset full --data DIR` on a GPU; then `tokencutseg explore --model RUN`."
-    )
-
-
-def remark(path: Path) -> str:
-    """What to know of the model at `path` when looking at it; empty where there is nothing."""
-    config = saved_config(path).segmentation
-    if saved_stage(path) != "segmentation" or config.frozen_transformer or config.mlm_weight > 0:
-        return ""
-    return (
-        "Its transformer was trained on with lesion masks and has mostly forgotten how to fill in words; the panel "
-        "Filling in shows more with --model results/STUDY/runs/masked_gpt-…."
-    )
+    return text
 
 
 def images_for(model: TokenCutSeg, data: str = "", most: int = 200) -> ImageSet:

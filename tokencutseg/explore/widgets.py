@@ -1,4 +1,4 @@
-"""Widgets wrap figure functions: the notebook shows the static figure first, then lets a reader move its controls."""
+"""Widgets around figure functions: a notebook shows the static figure first, then lets a reader move its controls."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import ipywidgets
 from IPython.display import Javascript, display
 from matplotlib.figure import Figure
 
+HEADLESS = "TOKENCUTSEG_HEADLESS"
+"""Environment variable, set where a notebook is executed and nobody can move a control: widgets then show nothing."""
+
 
 def explore(figure: Callable[..., Figure], **controls: Any) -> None:
-    """Show `figure(**values)` again whenever a control moves; does nothing under the runner.
+    """Show `figure(**values)` again whenever a control moves; does nothing in a headless execution.
 
-    `controls` are what `ipywidgets.interactive` takes: (low, high), (low, high, step), a list of choices, or a widget.
+    `controls` are what `ipywidgets.interactive` takes; a dictionary is a slider's min, max, step and value.
     """
     if headless():
         return
@@ -23,7 +26,7 @@ def explore(figure: Callable[..., Figure], **controls: Any) -> None:
         display(figure(**values))
 
     keep_arrow_keys()
-    ipywidgets.interact(show, **{name: _lazy(control) for name, control in controls.items()})
+    ipywidgets.interact(show, **{name: _slider(control) for name, control in controls.items()})
 
 
 def keep_arrow_keys() -> None:
@@ -36,14 +39,13 @@ def keep_arrow_keys() -> None:
 
 
 def headless() -> bool:
-    """True when the runner executes the notebook and nobody is there to move a slider."""
-    return "TOKENCUTSEG_RECORD" in os.environ
+    """Whether the notebook is being executed without a reader."""
+    return HEADLESS in os.environ
 
 
-def _lazy(control: Any) -> Any:
-    """Sliders that report when they are let go, so that a drag does not queue a hundred pictures."""
-    if isinstance(control, tuple) and all(isinstance(part, int | float) for part in control):
-        kind = ipywidgets.IntSlider if all(isinstance(part, int) for part in control) else ipywidgets.FloatSlider
-        bounds = dict(zip(("min", "max", "step"), control, strict=False))
-        return kind(**bounds, value=control[0], continuous_update=False)
-    return control
+def _slider(control: Any) -> Any:
+    """A slider that reports when it is let go, so that a drag does not queue a hundred pictures."""
+    if not isinstance(control, dict):
+        return control
+    whole = all(isinstance(value, int) for value in control.values())
+    return (ipywidgets.IntSlider if whole else ipywidgets.FloatSlider)(**control, continuous_update=False)

@@ -322,7 +322,7 @@ def baselines(table: pd.DataFrame, measure: str = "iou") -> Figure:
     colours, markers = method_colours(methods), method_markers(methods)
     for method, shift in zip(methods, _shifts(len(methods)), strict=True):
         own = rows[rows["method"] == method].set_index("reduction").loc[reductions]
-        name = method if own["weights"].iloc[0] == "none" else f"{method} ({own['weights'].iloc[0]})"
+        name = method if own["initialisation"].iloc[0] == "none" else f"{method} ({own['weights'].iloc[0]})"
         _dodged(axis, own["mean"], own["low"], own["high"], shift, colours[method], name, markers[method])
     axis.set_yticks(range(len(reductions))[::-1], reductions)
     axis.set_ylim(-0.5, len(reductions) - 0.5)
