@@ -217,7 +217,9 @@ def _run(arguments: argparse.Namespace) -> int:
         _describe(study, notebooks, parameters)
         return OK
     runner.check_writable(results, "--results")
-    if not study.folder.exists() and (problems := study.source.check()):  # now, and not in the first notebook
+    if not study.folder.exists() and (
+        problems := getattr(study.source, "check", list)()
+    ):  # now, and not in the first notebook
         raise DataError(summed_up(problems))
     if trains_here or not executes:
         _train(study, arguments)
@@ -426,7 +428,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
     if arguments.out:
         check_writable(arguments.out, "--out")
-    source = open_source([str(folder) for folder in arguments.data], configure())
+    source = open_source(arguments.data, configure())
     sets = {
         (dataset, split): source.load(dataset, split) for dataset, splits in source.datasets.items() for split in splits
     }
