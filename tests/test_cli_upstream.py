@@ -203,7 +203,7 @@ def test_what_train_seg_refuses(folders, trained, tmp_path, capsys):
     (tmp_path / "masks").mkdir()
     mixed = ["--train-data-dir", folders / "train-data", "--train-mask-dir", tmp_path / "masks", *data(folders, "val")]
     assert run("train-seg --vqgan-checkpoint", FIXTURE, *mixed, "--output-dir", tmp_path / "out") == 2
-    assert "without mask" in capsys.readouterr().err
+    assert "masks holds no mask" in capsys.readouterr().err
     last = only(trained, "vq/runs/vqgan-*") / "last.ckpt"
     last.touch()
     assert train_seg(folders, tmp_path, last) == 2

@@ -315,19 +315,17 @@ def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The files that the arguments mean, each once and none of ours, and a sentence for each that means none."""
     import glob
 
-    from tokencutseg.data.datasets import IMAGE_SUFFIXES
+    from tokencutseg.data.pairing import is_image, is_visible
 
     found: dict[Path, Path] = {}  # by real path
     failures = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
-            files = [file for file in files if not file.stem.endswith("_superpixels") and not _is_ours(file)]
-            others = [file.name for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
-            if others:
+            there = [file for file in sorted(path.iterdir()) if file.is_file() and is_visible(file.name)]
+            files = [file for file in there if is_image(file) and not _is_ours(file)]
+            if others := [file.name for file in there if not is_image(file)]:
                 print(f"note: skipped in {path}, as no images: {', '.join(others)}", file=sys.stderr)
-            files = [file for file in files if file.name not in others]
         elif path.exists() or not glob.has_magic(argument):
             files = [path]  # a file that is missing is reported when it is read
         else:

@@ -18,7 +18,7 @@ from tokencutseg.config import Config, ConfigError, configure
 if TYPE_CHECKING:
     from torch import nn
 
-    from tokencutseg.experiments.pipeline import Pipeline
+    from tokencutseg.experiments.study import Study
     from tokencutseg.models.vqgan import VQGAN
     from tokencutseg.training.fit import Hardware
 
@@ -169,7 +169,7 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_vq(arguments: argparse.Namespace) -> int:
-    run = _pipeline(arguments, masks=False).tokenizer()
+    run = _study(arguments, masks=False).tokenizer()
     size, folder = getattr(arguments, "data.image_size"), shlex.quote(str(run.folder))
     print(f"tokenizer: {run.folder}\nnext: tokencutseg train-seg --image-size {size} --vqgan-checkpoint {folder} …")
     return 0
@@ -177,13 +177,13 @@ def _train_vq(arguments: argparse.Namespace) -> int:
 
 def _train_seg(arguments: argparse.Namespace) -> int:
     vqgan = _open_tokenizer(arguments.vqgan_checkpoint)
-    pipeline = _pipeline(arguments, masks=True)
-    pipeline.adopt_tokenizer(vqgan, str(arguments.vqgan_checkpoint))
-    _note_sizes(arguments, "vqgan", pipeline.config, arguments.vqgan_checkpoint)
-    run = pipeline.segmenter()
+    study = _study(arguments, masks=True)
+    study.adopt_tokenizer(vqgan, str(arguments.vqgan_checkpoint))
+    _note_sizes(arguments, "vqgan", study.config, arguments.vqgan_checkpoint)
+    run = study.segmenter()
     size, reduction, metrics = (
         getattr(arguments, "data.image_size"),
-        pipeline.config.evaluation.score_reduction,
+        study.config.evaluation.score_reduction,
         run.metrics,
     )
     print(f"segmenter: {run.folder}\nbest epoch {metrics['best_epoch']} of {metrics['epochs']}, ", end="")
@@ -198,18 +198,17 @@ def _settings(arguments: argparse.Namespace, *sections: str) -> dict[str, Any]:
     }
 
 
-def _pipeline(arguments: argparse.Namespace, masks: bool) -> Pipeline:
-    """The stages in OUTPUT_DIR/NAME, with the recipe `released` and what the flags say."""
+def _study(arguments: argparse.Namespace, masks: bool) -> Study:
+    """A study whose runs are in OUTPUT_DIR/NAME, with the recipe `released` and what the flags say."""
     values = _settings(arguments, "data", "vqgan", "masked_gpt", "segmentation")
     values["evaluation.batch_size"] = max(8, values.get("segmentation.batch_size") or values["vqgan.batch_size"])
     config = configure("full", "released", arguments.seed, values | read_overrides(arguments.overrides))
     if masks and not (arguments.train_mask_dir and arguments.val_mask_dir):
         raise ConfigError("train-seg needs --train-mask-dir and --val-mask-dir")
 
-    from tokencutseg.data.datasets import pair_folders
+    from tokencutseg.data.folders import pair_folders
     from tokencutseg.data.source import folder_source
-    from tokencutseg.experiments.pipeline import Pipeline
-    from tokencutseg.experiments.runs import RunStore
+    from tokencutseg.experiments.study import Study
     from tokencutseg.report.notebooks import check_writable
 
     folders = {
@@ -217,12 +216,15 @@ def _pipeline(arguments: argparse.Namespace, masks: bool) -> Pipeline:
         "validation": (arguments.val_data_dir, arguments.val_mask_dir),
     }
     splits = [pair_folders("folders", name, images, own if masks else None) for name, (images, own) in folders.items()]
-    store = arguments.output_dir / arguments.experiment_name / "runs"
-    check_writable(store, "--output-dir")
+    folder = arguments.output_dir / arguments.experiment_name
+    check_writable(folder / "runs", "--output-dir")
     machine, size = hardware(arguments), config.data.image_size
     train, validation = (len(split.samples) for split in splits)
-    print(f"{train} training and {validation} validation images at {size}×{size}; runs go to {store}", flush=True)
-    return Pipeline(config, folder_source("folders", size, splits), RunStore(store), machine)
+    print(
+        f"{train} training and {validation} validation images at {size}×{size}; runs go to {folder / 'runs'}",
+        flush=True,
+    )
+    return Study(config, folder_source("folders", size, splits), folder, machine)
 
 
 # models -------------------------------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def _note_sizes(arguments: argparse.Namespace, section: str, config: Config, pat
 def _test_seg(arguments: argparse.Namespace) -> int:
     import torch
 
-    from tokencutseg.data.datasets import pair_folders
+    from tokencutseg.data.folders import pair_folders
     from tokencutseg.data.image_set import load_split
     from tokencutseg.evaluation.inference import predict_masks
     from tokencutseg.evaluation.per_image import score
