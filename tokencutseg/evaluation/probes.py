@@ -65,10 +65,10 @@ def layer_features(
 @torch.no_grad()
 def decoder_features(baseline: nn.Module, images: ImageSet, grid: tuple[int, int], batch_size: int = 32) -> Tensor:
     """The input of a baseline network's last layer, averaged over each token's pixels: (N, T, E)."""
-    from tokencutseg.models.baselines import padding  # segmentation_models_pytorch is slow to import
+    from tokencutseg.models.baselines import padding
 
     found: list[Tensor] = []
-    head = baseline.network.network.segmentation_head
+    head = baseline.network.segmentation_head
     hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     (H, W), parts = images.images.shape[-2:], []
     left, right, top, bottom = padding(H, W)
@@ -151,25 +151,21 @@ def probe_scores(
 ) -> dict[str, float | int]:
     """Scores of a probe, or of several, over all tokens; arguments as `token_records`.
 
-    Gives `balanced_accuracy` with its bootstrap 95 % interval over images (`low`, `high`), `iou` of the token masks
-    (`iou_low`, `iou_high`), `auc`, and `n`, the tokens, each once.
+    Gives what `token_scores` does, `auc`, and `n`, the tokens, each once.
     """
-    records = token_records(lesion_scores, labels, units)
-    counts = records[list(COUNTS)].to_numpy(float)
+    classes = np.broadcast_to(labels.numpy(), lesion_scores.shape)
+    found = token_scores(token_records(lesion_scores, labels, units), draws)
+    return found | {"auc": float(roc_auc_score(classes.ravel(), lesion_scores.ravel())), "n": labels.numel()}
+
+
+def token_scores(records: pd.DataFrame, draws: int = 10_000) -> dict[str, float]:
+    """`balanced_accuracy` of `token_records` with its bootstrap 95 % interval over images (`low`, `high`), and `iou` of
+    the token masks (`iou_low`, `iou_high`)."""
+    counts, units = records[list(COUNTS)].to_numpy(float), records.get("cluster")
     low, high = interval(counts, _balanced_accuracy, draws, units=units)
-    iou = summarise(records, "micro_lesion", "iou", draws)
-    return {
-        "balanced_accuracy": float(_balanced_accuracy(counts.sum(0))),
-        "low": low,
-        "high": high,
-        "iou": iou.mean,
-        "iou_low": iou.low,
-        "iou_high": iou.high,
-        "auc": float(
-            roc_auc_score(np.broadcast_to(labels.numpy(), lesion_scores.shape).ravel(), lesion_scores.ravel())
-        ),
-        "n": labels.numel(),
-    }
+    accuracy, iou = _balanced_accuracy(counts.sum(0)), summarise(records, "micro_lesion", "iou", draws)
+    found = {"balanced_accuracy": float(accuracy), "low": low, "high": high}
+    return found | {"iou": iou.mean, "iou_low": iou.low, "iou_high": iou.high}
 
 
 def iou_difference(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 
-from tokencutseg.experiments import ablations, tables
+from tokencutseg.experiments import tables
+from tokencutseg.experiments.ablations import ABLATIONS, efficiency, run_ablation
 from tokencutseg.experiments.claims import claims
+from tokencutseg.experiments.features import feature_quality, feature_quality_tokens
 from tokencutseg.experiments.pipeline import Training
 from tokencutseg.experiments.study import Study
 
@@ -22,20 +25,15 @@ TABLES: dict[str, Callable[[Study], pd.DataFrame]] = {
     "cross_dataset": lambda study: tables.cross_dataset(tables.main_results(study)),
     "score_by_group": tables.score_by_group,
     "leakage": tables.leakage,
-    "codebook_size": ablations.codebook_size,
-    "stages": ablations.stages,
-    "graph_radius": ablations.graph_radius,
-    "feature_quality": ablations.feature_quality,
-    "label_efficiency": ablations.label_efficiency,
-    "deviations": ablations.deviations,
-    "revised_steps": ablations.revised_steps,
-    "efficiency": ablations.efficiency,
-    "baselines": ablations.baselines,
+    **{name: partial(run_ablation, name=name) for name in ABLATIONS},
+    "feature_quality_tokens": feature_quality_tokens,
+    "feature_quality": feature_quality,
+    "efficiency": efficiency,
     "claims": claims,
 }
 """Each is made alone from a study; `claims` reads those that are written."""
 
 
 def trainings(study: Study) -> list[Training]:
-    """The trainings behind the tables of the notebooks, in an order that the engine can take."""
-    return [study.training("vqgan"), study.training("masked_gpt"), *tables.main_trainings(study).values()]
+    """The trainings behind the tables of notebooks 01 to 04; the engine trains what these build on, too."""
+    return list(tables.main_trainings(study).values())

@@ -82,7 +82,7 @@ def masked_prediction(study: Study) -> pd.DataFrame:
     model, draws, rows = run.model(), study.config.evaluation.bootstrap_draws, []
     batches = [chunk.float() / 255 for chunk in images.images.split(32)]
     encoded = [model.encode_to_tokens(batch) for batch in batches]
-    encoded = [(tokens, encoding._replace(stages=[])) for tokens, encoding in encoded]  # feature maps take GiB
+    encoded = [(tokens, encoding._replace(features=[])) for tokens, encoding in encoded]  # feature maps take GiB
     commonest = torch.cat([tokens.flatten() for tokens, _ in encoded]).mode().values
     for pattern, ratio in itertools.product(("iid", "block"), MASK_RATIOS):
         config = study.config.override({"masked_gpt.mask_pattern": pattern}).masked_gpt
