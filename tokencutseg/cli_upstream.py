@@ -7,6 +7,7 @@ ours has its name as destination, such as `vqgan.code_dim`.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -105,7 +106,10 @@ def hardware(arguments: argparse.Namespace) -> Hardware:
         _note("--precision 16 is for GPUs: computing in 32 bits")
         precision = "32-true"
     accelerator = "gpu" if gpus else "cpu"
-    return Hardware(accelerator, precision, max(1, gpus), num_nodes=arguments.num_nodes, progress_bar=True)
+    found = Hardware(accelerator, precision, max(1, gpus), num_nodes=arguments.num_nodes, progress_bar=True)
+    if not found.leading:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends; errors are still printed)
+    return found
 
 
 def read_overrides(pairs: Sequence[str]) -> dict[str, str]:
