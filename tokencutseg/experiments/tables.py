@@ -221,8 +221,8 @@ def budgets(study: Study) -> pd.DataFrame:
             run = study.run(training)
             unlabelled = not training.supervised and getattr(training.config, training.stage).images == "unlabelled"
             row = {"train": train, "method": method, "recipe": _recipe(last), "stage": training.stage}
-            row |= {"data": "unlabelled" if unlabelled else train} | {name: run.metrics.get(name) for name in costs}
-            rows.append(row | {"runs": run.id})
+            row["data"] = "unlabelled" if unlabelled else train
+            rows.append(row | {name: run.metrics.get(name) for name in costs} | {"runs": run.id})
     return pd.DataFrame(rows).drop_duplicates(["method", "runs"], ignore_index=True)
 
 
