@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps
 
 from tokencutseg.data.images import DataError, lesion_threshold, read_header, read_image, read_mask
-from tokencutseg.models.tokencutseg import image_array
+from tokencutseg.models.predict import image_array
 
 
 def rgb(height=20, width=30, seed=0):
