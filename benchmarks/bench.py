@@ -33,9 +33,10 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.transforms import Augmentation
 from tokencutseg.evaluation.cost import peak_memory, synchronize
 from tokencutseg.evaluation.per_image import score
+from tokencutseg.models.decoder import upsample
 from tokencutseg.models.deepcut import to_grid
 from tokencutseg.models.losses import masked_token_loss, segmentation_loss
-from tokencutseg.models.tokencutseg import TokenCutSeg, upsample
+from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import EMAQuantizer
 from tokencutseg.training.batches import TrainLoader
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tokencutseg.data import download
-from tokencutseg.data.datasets import OFFICIAL, find_datasets
+from tokencutseg.data.datasets import DATASETS
+from tokencutseg.data.folders import find_datasets
 from tokencutseg.data.download import archives, fetch
 from tokencutseg.data.images import DataError
 
@@ -128,13 +129,13 @@ def is_clean(root, name="isic2016") -> bool:
     return not visible and not kept
 
 
-@pytest.mark.parametrize("name", list(OFFICIAL))
+@pytest.mark.parametrize("name", list(DATASETS))
 def test_what_is_fetched_is_what_the_folder_reader_reads(host, tmp_path, name):
     serve(host, name, n=40)
     assert fetch(name, tmp_path, host.url, progress=False) == tmp_path / name
-    splits = find_datasets(tmp_path)[name]
-    assert splits.keys() >= OFFICIAL[name].keys()
-    assert sum(len(split.samples) for split in splits.values()) == 40 * len(OFFICIAL[name])
+    splits = find_datasets(tmp_path).datasets[name]
+    assert splits.keys() >= DATASETS[name].keys()
+    assert sum(len(split.samples) for split in splits.values()) == 40 * len(DATASETS[name])
     sample = next(iter(splits.values())).samples[0]
     assert sample.image.read_bytes()[:2] == b"\xff\xd8"
     assert not (tmp_path / name / ".downloads").exists()

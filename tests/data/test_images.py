@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from tokencutseg.data.images import DataError, file_size, read_image, read_mask
-from tokencutseg.models.tokencutseg import image_array
+from tokencutseg.data.images import DataError, read_header, read_image, read_mask
+from tokencutseg.models.predict import image_array
 
 
 def rgb(height=20, width=30, seed=0):
@@ -29,7 +29,7 @@ def test_a_lossless_rgb_file_gives_its_pixels_back(tmp_path_factory, pixels):
     path = tmp_path_factory.mktemp("images") / "image.png"
     Image.fromarray(pixels).save(path)
     np.testing.assert_array_equal(read_image(path), pixels)
-    assert file_size(path) == pixels.shape[:2]
+    assert read_header(path) == (*pixels.shape[:2], 1)
 
 
 def test_grey_is_repeated_over_the_channels(tmp_path):
