@@ -31,7 +31,19 @@ if TYPE_CHECKING:
 
 OURS = "tokencutseg"
 """The method under study, in columns `method`."""
-BASELINE_SETTINGS = ["epochs", "images_per_epoch", "class_weighted_dice", "cross_entropy_weight", "augmentation", "schedule", "weight_average", "test_time_flips", "batch_size", "learning_rate", "weight_decay"]
+BASELINE_SETTINGS = [
+    "epochs",
+    "images_per_epoch",
+    "class_weighted_dice",
+    "cross_entropy_weight",
+    "augmentation",
+    "schedule",
+    "weight_average",
+    "test_time_flips",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+]
 """What of stage 3's settings a baseline shares; the others are about our own model."""
 
 
