@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokencutseg.models.decoder import upsample
 from tokencutseg.models.deepcut import DeepCut, node_positions, orthogonality, to_grid
 from tokencutseg.models.masked_transformer import Block, MaskedTransformer
-from tokencutseg.models.tokencutseg import TokenCutSeg, upsample
+from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import EMAQuantizer, Quantized
 
 
@@ -28,13 +29,13 @@ def dense_graph(grid: tuple[int, int], radius: float, like: Tensor) -> Tensor:
 
 def deepcut(head: DeepCut, features: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Features (B, T, E) → assignments (B, T, C) and the scalar graph loss, image by image."""
-    pool, assignments, losses = head.pool, [], []
+    gnn, assignments, losses = head.gnn, [], []
     for image in features:  # (T, E)
         A = dense_graph(grid, head.config.graph_radius, image)
         x = torch.cat([image, node_positions(grid).to(image)], -1)
-        h = F.elu(pool.norms[0](A @ pool.convs[0].lin(x) + pool.convs[0].bias)) + pool.res_proj(x)
-        h = F.elu(pool.norms[1](A @ pool.convs[1].lin(h) + pool.convs[1].bias)) + h
-        S = pool.mlp(h).softmax(-1)  # (T, C)
+        h = F.elu(gnn.norms[0](A @ gnn.convs[0].lin(x) + gnn.convs[0].bias)) + gnn.res_proj(x)
+        h = F.elu(gnn.norms[1](A @ gnn.convs[1].lin(h) + gnn.convs[1].bias)) + h
+        S = gnn.mlp(h).softmax(-1)  # (T, C)
         volume = torch.trace(S.T @ torch.diag(A.sum(1)) @ S)
         cut = -torch.trace(S.T @ A @ S) / (volume + 1e-6)
         image_of_S = to_grid(S[None], grid)

@@ -59,7 +59,7 @@ def test_commands_exist(path, capsys):
 @each_document
 def test_options_exist(path):
     named = set(
-        re.findall(r"\b((?:data|vqgan|masked_gpt|segmentation|evaluation|ablation)\.[a-z_0-9]+)\b", path.read_text())
+        re.findall(r"(?<![\w.])((?:data|vqgan|masked_gpt|segmentation|evaluation|ablation)\.[a-z_0-9]+)\b", path.read_text())
     )
     files = {name for name in named if name.endswith((".py", ".md", ".csv", ".load", ".image_set"))}
     assert named - files <= set(known_keys())

@@ -1,6 +1,5 @@
 import itertools
 import os
-from pathlib import Path
 
 import imagehash
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from tokencutseg.data import audit
 from tokencutseg.data.audit import COLUMNS, appearance, overlaps
-from tokencutseg.data.datasets import find_datasets
+from tokencutseg.data.folders import find_datasets
 from tokencutseg.data.image_set import ImageSet, load_split
 
 
@@ -202,7 +201,7 @@ def test_appearance_starts_with_the_image_as_it_is():
 
 @pytest.mark.skipif("TOKENCUTSEG_DATA" not in os.environ, reason="TOKENCUTSEG_DATA does not name a data folder")
 def test_known_pairs_of_isic_2017_are_found(tmp_path):
-    splits = find_datasets(Path(os.environ["TOKENCUTSEG_DATA"])).get("isic2017", {})
+    splits = find_datasets(os.environ["TOKENCUTSEG_DATA"]).datasets.get("isic2017", {})
     if not splits.keys() >= {"train", "validation", "test"}:
         pytest.skip("ISIC 2017 is not in TOKENCUTSEG_DATA")
     identical = {

@@ -1,12 +1,14 @@
 import functools
+import json
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tokencutseg.config import ConfigError
 from tokencutseg.models import baselines
-from tokencutseg.models.baselines import BASELINES, LenientBatchNorm, build_baseline, otsu
+from tokencutseg.models.baselines import BASELINES, SMP, Baseline, LenientBatchNorm, declaration, otsu
 
 
 def dermoscopy(size=96, lesion_radius=0.4, corners=False):
@@ -35,67 +37,70 @@ def test_otsu_of_a_flat_image_is_empty():
 
 
 @pytest.mark.parametrize("name", list(BASELINES))
-def test_every_baseline_runs_and_learns_at_any_size(name):
+@pytest.mark.parametrize(("B", "size"), [(2, 48), (1, 32)])
+def test_every_baseline_trains_at_any_size(tiny, name, B, size):
+    """Also on a single image, where a branch pools the whole map into one cell."""
     torch.manual_seed(0)
-    network = build_baseline(name, pretrained=False)
-    assert network.weights == "scratch"
-    logits = network(torch.rand(2, 3, 48, 48))
-    assert logits.shape == (2, 2, 48, 48)
+    model = Baseline(name, tiny, pretrained=False).train()
+    assert model.initialisation == "scratch"
+    logits = model(torch.rand(B, 3, size, size))
+    assert logits.shape == (B, 2, size, size)
     logits.square().mean().backward()
-    assert all(p.grad is not None for p in network.network.parameters() if p.requires_grad)
+    assert all(p.grad is not None for p in model.network.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", list(BASELINES))
-def test_a_single_small_image_can_be_learned_from(name):
-    """Also where a branch pools the whole map into one cell, whose batch statistics would say nothing."""
-    network = build_baseline(name, pretrained=False).train()
-    logits = network(torch.rand(1, 3, 32, 32))
-    assert logits.shape == (1, 2, 32, 32)
-    logits.square().mean().backward()
-    assert all(p.grad is not None for p in network.network.parameters() if p.requires_grad)
-
-
-def test_a_single_cell_is_normalised_as_in_prediction_and_all_else_as_usual():
+def test_lenient_batch_norm_differs_only_on_a_single_cell():
     torch.manual_seed(0)
-    ours, theirs = LenientBatchNorm(5), nn.BatchNorm2d(5)
+    ours, reference = LenientBatchNorm(5), nn.BatchNorm2d(5)
     for size in ((4, 5, 3, 3), (2, 5, 1, 1)):
         x = torch.randn(size)
-        torch.testing.assert_close(ours(x), theirs(x))
+        torch.testing.assert_close(ours(x), reference(x))
     one = torch.randn(1, 5, 1, 1)
-    torch.testing.assert_close(ours(one), theirs.eval()(one))
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(ours(one), reference.eval()(one))
+    torch.testing.assert_close(ours.state_dict(), reference.state_dict())
 
 
-def test_padding_keeps_pixels_in_place_and_normalisation_is_imagenets(monkeypatch):
-    seen = []
+class Identity(nn.Module):
+    initialisation = "elsewhere"
 
-    def identity(pretrained):
-        class Network(nn.Module):
-            def forward(self, images):
-                seen.append(images)
-                return images[:, :2]
+    def forward(self, images):
+        self.seen = images
+        return images[:, :2]
 
-        return Network(), "scratch"
 
-    monkeypatch.setitem(BASELINES, "mine", identity)
+def test_own_network_with_padding_and_normalisation(monkeypatch, tiny):
+    monkeypatch.setitem(BASELINES, "mine", Identity)
     images = torch.rand(1, 3, 33, 70)
-    logits = build_baseline("mine")(images)
-    assert seen[0].shape == (1, 3, 64, 96)
+    model = Baseline("mine", tiny)
+    logits = model(images)
+    assert model.initialisation == "elsewhere" and model.network.seen.shape == (1, 3, 64, 96)
     mean, std = torch.tensor([0.485, 0.456]).view(2, 1, 1), torch.tensor([0.229, 0.224]).view(2, 1, 1)
     torch.testing.assert_close(logits[0], (images[0, :2] - mean) / std)
 
 
-def test_without_a_network_it_starts_from_scratch(monkeypatch, tmp_path):
+def test_declaration_tells_networks_apart(monkeypatch):
+    unet = declaration("unet")
+    monkeypatch.setitem(BASELINES, "unet", SMP("Unet", "resnet34"))
+    assert declaration("unet") != unet and json.loads(json.dumps(unet)) == unet
+    monkeypatch.setitem(BASELINES, "mine", Identity)
+    assert "images[:, :2]" in declaration("mine")["source"]
+    monkeypatch.setitem(BASELINES, "mine", functools.partial(Identity))
+    with pytest.raises(ConfigError, match="source of baseline 'mine'"):
+        declaration("mine")
+
+
+def test_without_a_network_it_starts_from_scratch(monkeypatch, tmp_path, tiny):
     monkeypatch.setattr(baselines, "unreachable", lambda url: "no network here")
     monkeypatch.setattr(
         baselines, "try_to_load_from_cache", functools.partial(baselines.try_to_load_from_cache, cache_dir=tmp_path)
     )
     baselines._has_imagenet_weights.cache_clear()
-    with pytest.warns(UserWarning, match="resnet18.*no network here.*from scratch"):
-        assert build_baseline("unet").weights == "scratch"
+    with pytest.warns(UserWarning, match=r"resnet18.*no network here.*from scratch"):
+        assert Baseline("unet", tiny).initialisation == "scratch"
     baselines._has_imagenet_weights.cache_clear()
 
 
-def test_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match=r"'vnet'.*unet, unetplusplus, deeplabv3plus, fpn, segformer"):
-        build_baseline("vnet")
+@pytest.mark.parametrize("call", [declaration, lambda name: Baseline(name, None)])
+def test_unknown_name_lists_the_known(call):
+    with pytest.raises(ConfigError, match=r"'vnet'.*unet, unetplusplus, deeplabv3plus, fpn, segformer"):
+        call("vnet")

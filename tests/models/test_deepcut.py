@@ -12,7 +12,6 @@ from tokencutseg.config import SegmentationConfig
 from tokencutseg.models.deepcut import (
     DeepCut,
     GridGraph,
-    convolve_nodes,
     node_positions,
     normalised_cut,
     orthogonality,
@@ -22,7 +21,6 @@ from tokencutseg.models.deepcut import (
     to_nodes,
 )
 
-torch.set_default_dtype(torch.float32)
 GRIDS = [(8, 8), (5, 9), (1, 6), (12, 7)]
 
 
@@ -142,22 +140,3 @@ def test_bounds_of_the_cut():
     halves = torch.zeros(1, 36, 2)
     halves[:, :18, 0] = halves[:, 18:, 1] = 1
     assert orthogonality(halves).item() == pytest.approx(0, abs=1e-5)
-
-
-@pytest.mark.parametrize("grid", [(5, 7), (1, 6), (3, 3)])
-def test_convolving_nodes_is_a_convolution(grid):
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (
-        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-        for shape in ((2, grid[0] * grid[1], 6), (4, 6, 3, 3), (4,))
-    )
-    ours = convolve_nodes(x, weight, bias, grid)
-    theirs = torch.nn.functional.conv2d(to_grid(x, grid), weight, bias, padding=1)
-    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
-    target = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
-    for a, b in zip(
-        torch.autograd.grad(ours, (x, weight, bias), target),
-        torch.autograd.grad(theirs, (x, weight, bias), target),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)

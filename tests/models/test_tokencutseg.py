@@ -9,8 +9,10 @@ import tokencutseg
 from tokencutseg.config import configure
 from tokencutseg.data.images import DataError
 from tokencutseg.files import write_json
-from tokencutseg.models.checkpoint import CONFIG, Baseline, build, save_weights
-from tokencutseg.models.tokencutseg import TokenCutSeg, image_array, resized
+from tokencutseg.models.baselines import Baseline
+from tokencutseg.models.checkpoint import CONFIG, build, save_weights
+from tokencutseg.models.predict import image_array, resize_image
+from tokencutseg.models.tokencutseg import TokenCutSeg
 
 
 def model_of(recipe="revised", **overrides):
@@ -113,7 +115,7 @@ def test_what_fills_in_hidden_words_never_sees_their_pixels(encoder):
     words, encoding = model.encode_to_tokens(images)
     if encoder == "trained":
         assert torch.equal(model.predict_masked(painted, hidden.flatten(1), (words, encoding))[1], logits)
-        encoding = model.encoder(model.vqgan.normalise(images) * ~pixels)
+        encoding = model.encoder.encode(model.vqgan.normalise(images) * ~pixels)
     features = model.transformer_features(words, encoding, hidden.flatten(1))
     torch.testing.assert_close(logits, model.masked_gpt.lm_head(features))
     shown = torch.where(pixels, images, torch.rand_like(images))
@@ -159,8 +161,8 @@ def test_predict_takes_any_size_and_kind_alike(tmp_path, size):
 def test_what_a_model_looks_at_is_the_same_from_any_kind(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    assert torch.equal(resized(pixels, 32), torch.from_numpy(pixels).permute(2, 0, 1))
-    small = [resized(x, 8) for x in (pixels, Image.fromarray(pixels), tmp_path / "image.png")]
+    assert torch.equal(resize_image(pixels, 32), torch.from_numpy(pixels).permute(2, 0, 1))
+    small = [resize_image(x, 8) for x in (pixels, Image.fromarray(pixels), tmp_path / "image.png")]
     assert small[0].shape == (3, 8, 8) and small[0].dtype == torch.uint8
     assert all(torch.equal(small[0], other) for other in small)
 

@@ -52,7 +52,7 @@ def test_ema_equals_vector_quantize_pytorch():
         threshold_ema_dead_code=0,
     )
     codebook = theirs._codebook
-    ours = EMAQuantizer(K, D, start="uniform", restart_dead=False)
+    ours = EMAQuantizer(K, D, init="uniform", restart_dead=False)
     start = torch.randn(K, D)
     with torch.no_grad():
         ours.embedding.weight.copy_(start)
@@ -99,9 +99,9 @@ def test_starting_from_data_and_restarting_keep_every_code_alive():
             tokens = quantizer(torch.randn(4, 4, 8, 8) * 0.3 + 5).tokens
         return len(tokens.unique())
 
-    assert used(start="uniform", restart_dead=False) <= 4
-    assert used(start="data", restart_dead=True) >= 15
-    assert used(start="uniform", restart_dead=True) >= 12
+    assert used(init="uniform", restart_dead=False) <= 4
+    assert used(init="kmeans", restart_dead=True) >= 15
+    assert used(init="uniform", restart_dead=True) >= 12
 
 
 def test_released_sizes():

@@ -1,143 +1,112 @@
-"""Notebook 03's figures show the data that they are given."""
+"""Notebook 03's figures, and the whole method in one, show the data that they are given."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from plots.conftest import H, K, N, S, shown
 
-from tokencutseg.models.deepcut import GridGraph, stencil_offsets
-from tokencutseg.models.tokencutseg import Segmentation
-from tokencutseg.plots import segmentation as figures
+from tokencutseg import plots
+from tokencutseg.models.deepcut import GridGraph
+from tokencutseg.plots.style import REDUCTIONS
 
-N, S, GRID, K = 5, 16, (4, 4), 8
+SCORES = np.array([0.4, 0.9, 0.1, 0.7, 0.8])
 
 
 @pytest.fixture(scope="module")
-def data():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(N, 3, S, S, generator=generator)
-    masks = torch.zeros(N, S, S, dtype=torch.uint8)
-    masks[:, 4:10, 5:12] = 1
-    predicted = masks.roll(1, -1)
-    return images, masks, predicted, np.array([0.4, 0.9, 0.1, 0.7, 0.8])
+def segmentation(model, images):
+    with torch.no_grad():
+        return model(images.images / 255)
 
 
-def history():
-    return pd.DataFrame(
-        {
-            "train": ["a"] * 3 + ["b"] * 3,
-            "chosen_by": "validation_per_image_iou",
-            "epoch": [1, 2, 3] * 2,
-            "train_dice": [0.9, 0.5, 0.4, 0.8, 0.7, 0.6],
-            "train_deepcut": [-0.1, -0.2, -0.15, -0.1, -0.1, -0.1],
-            "validation_cross_entropy": [0.5] * 6,
-            "validation_per_image_iou": [0.3, 0.75, 0.7, 0.2, 0.3, 0.4],
-            "validation_micro_two_class_iou": [0.6, 0.8, 0.85, 0.5, 0.6, 0.7],
-        }
-    )
-
-
-def title(figure):
-    """In one line, however it is wrapped."""
-    return " ".join(figure.get_suptitle().split())
+@pytest.fixture(scope="module")
+def parts(images):
+    return images.images / 255, images.masks, images.masks.roll(2, -1), SCORES
 
 
 def pictures(figure):
-    return [axis.images[0] for axis in figure.axes if axis.images and isinstance(axis.images[0], AxesImage)]
+    axes = [axis for axis in figure.axes if axis.images and isinstance(axis.images[0], AxesImage)]
+    return [np.asarray(axis.images[0].get_array()) for axis in axes]
+
+
+def test_pipeline_shows_what_the_model_computes(images, segmentation):
+    offsets = [(0, 0), (0, 1), (1, 0)]
+    figure = plots.pipeline(images.images[:2] / 255, segmentation, K, offsets)
+    image, tokens, features, assignments, masked = pictures(figure)[5:]
+    np.testing.assert_allclose(image, images.images[1].permute(1, 2, 0) / 255)
+    np.testing.assert_array_equal(tokens.ravel(), segmentation.tokens[1])
+    assert features.shape == (H, H, 3)
+    np.testing.assert_allclose(assignments.ravel(), segmentation.assignments[1, :, 1])
+    np.testing.assert_allclose(masked, image)
+    edges = [axis for axis in figure.axes if axis.lines][1].lines
+    assert [line.get_xydata()[1].tolist() for line in edges] == [[2 + dx, 2 + dy] for dy, dx in offsets]
 
 
 @pytest.mark.parametrize(("radius", "unit"), [(1.5, "cells"), (0.0, "cells"), (0.4, "image")])
 def test_graph_stencil_draws_every_offset_and_the_degrees(radius, unit):
-    figure = figures.graph_stencil((6, 5), radius, unit)
-    stencil, degrees = figure.axes[:2]
-    offsets = stencil_offsets(6, 5, radius, unit)
+    graph = GridGraph(6, 5, radius, unit)
+    weighted = GridGraph(6, 5, radius, unit, torch.randn(1, 3, 6, 5))
+    degrees = {"plain": graph.degree[0, 0], "weighted": weighted.degree[0, 0]}
+    stencil, *maps = plots.graph_stencil(graph.offsets, degrees).axes[:3]
     drawn = {tuple(map(float, xy)) for points in stencil.collections for xy in points.get_offsets()}
-    assert drawn == {(dx, dy) for dy, dx in offsets}
-    assert np.array_equal(degrees.images[0].get_array(), GridGraph(6, 5, radius, unit).degree[0, 0])
-    assert f"{len(offsets) - 1} neighbours" in title(figure)
-    assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in (stencil, degrees))
+    assert drawn == {(dx, dy) for dy, dx in graph.offsets}
+    np.testing.assert_array_equal(shown(maps), [graph.degree[0, 0], weighted.degree[0, 0]])
 
 
-def test_graph_stencil_shows_weighted_degrees_of_given_features():
-    features = torch.randn(1, 3, 6, 5, generator=torch.Generator().manual_seed(0))
-    figure = figures.graph_stencil((6, 5), 1.5, "cells", features)
-    expected = GridGraph(6, 5, 1.5, "cells", features).degree[0, 0]
-    assert np.array_equal(figure.axes[2].images[0].get_array(), expected)
+@pytest.mark.parametrize("trained", [["a"], ["a", "b"]])
+def test_segmentation_curves_are_the_columns_of_the_history(trained):
+    columns = ["train_dice", "train_deepcut", "validation_per_image_iou", "validation_micro_two_class_iou"]
+    table = pd.DataFrame(np.random.default_rng(0).uniform(size=(3 * len(trained), 4)), columns=columns)
+    table = table.assign(
+        train=np.repeat(trained, 3), epoch=[1, 2, 3] * len(trained), chosen_by="validation_per_image_iou"
+    )
+    losses, scores = plots.segmentation_curves(table).axes
+    for axis, names in ((losses, columns[:2]), (scores, columns[2:])):
+        drawn = {tuple(line.get_ydata()) for line in axis.lines if len(line.get_ydata()) == 3}
+        assert drawn == {tuple(run[name]) for _, run in table.groupby("train") for name in names}
+    rings = [tuple(line.get_xydata()[0]) for line in scores.lines if len(line.get_xdata()) == 1]
+    kept = table.loc[table.groupby("train")["validation_per_image_iou"].idxmax()]
+    assert rings == list(zip(kept["epoch"], kept["validation_per_image_iou"], strict=True))
+    legend = [text.get_text() for text in scores.get_legend().get_texts()]
+    assert {REDUCTIONS["per_image"].label, REDUCTIONS["micro_two_class"].label} <= set(legend)
+    assert set(trained) <= set(legend) or len(trained) == 1
 
 
-def test_segmentation_curves_are_the_columns_of_the_history():
-    table = history()
-    figure = figures.segmentation_curves(table)
-    losses, scores = figure.axes
-    lines = [line for axis in (losses, scores) for line in axis.lines]
-    styles = {line.get_label(): line.get_linestyle() for line in lines if len(line.get_xdata()) == 0}
-    names = {line.get_color(): line.get_label() for line in lines if not line.get_label().startswith("_")}
-    drawn = {
-        (names[line.get_color()], line.get_linestyle()): line.get_ydata()
-        for line in lines
-        if len(line.get_xdata()) == 3
-    }
-    assert styles.keys() == {"a", "b"} and len(set(styles.values())) == 2
-    for train, rows in table.groupby("train"):
-        style = styles[train]
-        assert np.array_equal(drawn["dice", style], rows["train_dice"])
-        assert np.array_equal(drawn["image lesion IoU", style], rows["validation_per_image_iou"])
-        assert np.array_equal(drawn["pooled two class IoU", style], rows["validation_micro_two_class_iou"])
-    rings = [(line.get_xdata()[0], line.get_ydata()[0]) for line in scores.lines if len(line.get_xdata()) == 1]
-    assert rings == [(2, 0.75), (3, 0.4)]
-    assert "after epoch 2 of 3 are kept, validation image lesion IoU 0.750" in title(figure)
-    assert (losses.get_xlabel(), scores.get_xlabel(), scores.get_ylabel()) == ("epoch", "epoch", "IoU")
-
-
-def test_predictions_shows_each_step_of_each_image(data):
-    images, masks, _, scores = data
-    T, generator = GRID[0] * GRID[1], torch.Generator().manual_seed(1)
-    tokens = torch.randint(0, K, (N, T), generator=generator)
-    assignments = torch.rand(N, T, 2, generator=generator).softmax(-1)
-    probabilities = torch.rand(N, 2, S, S, generator=generator)
-    said = Segmentation(tokens, torch.zeros(N, T, 3), assignments, probabilities, probabilities, torch.zeros(()))
-    figure = figures.predictions(images, masks, said, GRID, K, scores)
-    assert "0.10 to 0.90 on 5 test images" in title(figure)
-    shown = [np.asarray(part.get_array()) for part in pictures(figure)]
+def test_predictions_show_each_step_of_each_image(parts, segmentation):
+    images, masks, _, _ = parts
+    drawn = pictures(plots.predictions(images, masks, segmentation, K, SCORES))
     for i in range(N):
-        image, words, coarse, fine, outlined = shown[5 * i : 5 * i + 5]
-        assert np.allclose(image, images[i].permute(1, 2, 0)) and np.allclose(outlined, image)
-        assert np.array_equal(words.ravel(), tokens[i])
-        assert np.allclose(coarse.ravel(), assignments[i, :, 1])
-        assert np.allclose(fine, probabilities[i, 1])
+        image, tokens, coarse, fine, outlined = drawn[5 * i : 5 * i + 5]
+        np.testing.assert_allclose(image, images[i].permute(1, 2, 0))
+        np.testing.assert_allclose(outlined, image)
+        np.testing.assert_array_equal(tokens.ravel(), segmentation.tokens[i])
+        np.testing.assert_allclose(coarse.ravel(), segmentation.assignments[i, :, 1])
+        np.testing.assert_allclose(fine, segmentation.probabilities[i, 1])
 
 
-def test_best_median_worst_are_in_order_of_their_scores(data):
-    figure = figures.best_median_worst(*data, per_row=1)
-    images, _, _, _ = data
-    titles = [axis.get_title() for axis in figure.axes]
-    assert titles == ["best: IoU 0.90", "median: IoU 0.70", "worst: IoU 0.10"]
-    for shown, i in zip(pictures(figure), (1, 3, 2), strict=True):
-        assert np.allclose(shown.get_array(), images[i].permute(1, 2, 0))
-    assert "best 0.90, median 0.70, worst 0.10" in title(figure)
+def test_best_median_worst_are_in_order_of_their_scores(parts):
+    figure = plots.best_median_worst(*parts, per_row=1)
+    assert [axis.get_title() for axis in figure.axes] == ["best: IoU 0.90", "median: IoU 0.70", "worst: IoU 0.10"]
+    np.testing.assert_allclose(pictures(figure), parts[0][[1, 3, 2]].permute(0, 2, 3, 1))
+    assert all(len(axis.collections) == 2 for axis in figure.axes), "two outlines each"
 
 
-def test_best_median_worst_with_fewer_images_than_columns(data):
-    figure = figures.best_median_worst(*(part[:2] for part in data))
-    assert len(pictures(figure)) == 6
+def test_best_median_worst_with_fewer_images_than_columns(parts):
+    assert len(pictures(plots.best_median_worst(*(part[:2] for part in parts)))) == 6
+
+
+def test_failures_keep_their_order(parts):
+    order = np.argsort(SCORES)
+    figure = plots.failures(*(part[order] for part in parts))
+    assert [axis.get_title() for axis in figure.axes] == [f"IoU {SCORES[i]:.2f}" for i in order]
+    np.testing.assert_allclose(pictures(figure), parts[0][order].permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize(("rank", "score"), [(1, 0.9), (3, 0.7), (5, 0.1)])
-def test_by_rank_shows_the_image_of_that_rank(data, rank, score):
-    figure = figures.by_rank(*data, rank)
-    assert isinstance(figure, Figure)
-    picture, curve = figure.axes
-    assert f"{score:.3f}" in title(figure)
-    index = list(data[3]).index(score)
-    assert np.allclose(picture.images[0].get_array(), data[0][index].permute(1, 2, 0))
-    assert np.array_equal(curve.lines[0].get_ydata(), np.sort(data[3])[::-1])
-    assert (curve.lines[1].get_xdata()[0], curve.lines[1].get_ydata()[0]) == (rank, score)
-
-
-def test_failures_keep_their_order(data):
-    images, masks, predicted, scores = data
-    order = np.argsort(scores)[:5]
-    figure = figures.failures(images[order], masks[order], predicted[order], np.asarray(scores)[order])
-    assert [axis.get_title() for axis in figure.axes] == [f"IoU {scores[i]:.2f}" for i in order]
+def test_by_rank_shows_the_image_of_that_rank(parts, rank, score):
+    image, curve = plots.by_rank(*parts, rank).axes
+    np.testing.assert_allclose(shown([image])[0], parts[0][list(SCORES).index(score)].permute(1, 2, 0))
+    np.testing.assert_array_equal(curve.lines[0].get_ydata(), np.sort(SCORES)[::-1])
+    assert curve.lines[1].get_xydata().tolist() == [[rank, score]]
+    assert image.images[0].get_array().shape[0] == S

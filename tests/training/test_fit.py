@@ -16,7 +16,7 @@ from tokencutseg.models.losses import dice_loss
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.training.batches import EvalLoader, TrainLoader
 from tokencutseg.training.fit import AtomicCheckpointIO, Hardware, fit
-from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCache, TokenCutSegModule, VQGANModule
+from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
 
 
 class Interrupted(Exception):
@@ -172,35 +172,11 @@ def test_joint_training_teaches_the_vocabulary_head(tmp_path):
     assert {"train_masked_tokens", "train_deepcut", "train_cross_entropy", "train_dice"} <= set(history)
 
 
-@pytest.mark.parametrize(
-    ("stage", "recipe"), [("masked_gpt", "revised"), ("segmentation", "revised"), ("segmentation", "released")]
-)
-def test_validation_images_are_encoded_once(tmp_path, monkeypatch, stage, recipe):
-    """With the same scores as without the cache; a codebook that drifts is not cached."""
-    histories, counts = [], []
-    for limit in (2**30, 0):
-        monkeypatch.setattr(TokenCache, "LIMIT", limit)
-        module, batches, validation, _ = made(stage, recipe)
-        seen, words = [], module.model.encode_to_tokens
-
-        def counted(images, encoded=words, seen=seen):
-            seen.append(len(images))
-            return words(images)
-
-        module.model.encode_to_tokens = counted
-        fit(module, batches, validation, 3, tmp_path / str(limit), stage)
-        counts.append(len(seen))
-        histories.append(pd.read_csv(tmp_path / str(limit) / "history.csv").drop(columns="seconds"))
-    pd.testing.assert_frame_equal(*histories)
-    assert counts[1] - counts[0] == 2 * len(validation), "two of three epochs looked up"
-    assert made("segmentation", **{"segmentation.frozen_codebook": False})[0]._validation_words is None
-
-
 def test_the_running_mean_of_weights_takes_their_batch_statistics_along():
     """Both follow the same recursion: decay (1 + n) / (10 + n), at most 0.995; counters are those of the last step."""
     module = made("baseline")[0]
     norm = next(part for part in module.model.modules() if isinstance(part, nn.BatchNorm2d))
-    averaged = dict(module.averaged.module.named_modules())[
+    averaged = dict(module.ema_model.module.named_modules())[
         next(name for name, part in module.model.named_modules() if part is norm)
     ]
     expected = None
@@ -236,19 +212,19 @@ def test_the_self_training_loss_is_the_supervised_one_against_the_averaged_weigh
     module.augment = Augmentation.none()
     module.eval()  # the graph module has dropout
     with torch.no_grad():
-        for p in module.averaged.parameters():
+        for p in module.ema_model.parameters():
             p += 0.1 * torch.randn_like(p)
     loss = module.self_training_loss(8, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
     images = module.unlabelled.images[torch.randint(len(module.unlabelled), (4,), generator=generator)] / 255
-    masks = module.scored(images).mask
+    masks = module.eval_model(images).mask
     module.augment(images, masks, generator)  # which draws, though it changes nothing
     out = module.model(recolour(images, generator))
     chosen = out.logits.log_softmax(1).gather(1, masks[:, None]).mean()
     dice = dice_loss(out.probabilities, masks, False)
     torch.testing.assert_close(loss, -chosen + dice + module.config.deepcut_loss_weight * out.deepcut_loss)
     loss.backward()
-    assert all(p.grad is None for p in module.averaged.parameters())
+    assert all(p.grad is None for p in module.ema_model.parameters())
 
 
 @pytest.mark.parametrize("averaged", [True, False])

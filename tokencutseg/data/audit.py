@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import imagehash
 import numpy as np
@@ -29,12 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.source import POOL_SPLITS, DataSource
 
-if TYPE_CHECKING:
-    from tokencutseg.data.source import DataSource
-
-POOL_SPLITS = ("train", "unlabelled")
-"""Splits whose images self-supervised stages use."""
 COLUMNS = ["dataset_1", "split_1", "id_1", "dataset_2", "split_2", "id_2", "kind", "distance"]
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE**2

@@ -1,10 +1,9 @@
-"""Fetching the official ISIC archives: resumed when interrupted, checked before unpacked, unpacked whole or not at all.
+"""Fetch the official archives: resumed when interrupted, checked before unpacked, unpacked whole or not at all.
 
-Which bytes are right? The organisers publish no checksums that we could compare with, so this is trust on first use:
-the first complete download of an archive is pinned by its SHA-256 in `checksums.json` beside the data, and any later
-one must be the same. To check the first download too, put a `checksums.json` with ``{"<archive>.zip": "<sha256>"}``
-there before fetching, for instance one from a colleague. Without it, only transmission errors are found (the announced
-length and the CRC of every file in the archive), not a host that serves something else.
+The organisers publish no checksums, so this is trust on first use: the first complete download of an archive is pinned
+by its SHA-256 in `checksums.json` beside the data, and any later one must be the same. Put ``{"<archive>.zip":
+"<sha256>"}`` there before fetching to check the first one too. Without it only transmission errors are found (the
+announced length and the CRC of every file), not a host that serves something else.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import tempfile
 import time
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pooch
@@ -25,11 +23,11 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from tokencutseg.data.datasets import OFFICIAL
+from tokencutseg.data.datasets import DATASETS, Archive
 from tokencutseg.data.images import DataError
+from tokencutseg.files import write_json
 
 HOST = "https://isic-challenge-data.s3.amazonaws.com"
-WEBSITE = "https://challenge.isic-archive.com/data/"
 CHECKSUMS = "checksums.json"
 ATTEMPTS = 4
 """Connections in a row that bring nothing new before a download is given up."""
@@ -39,82 +37,50 @@ WAIT = 2.0
 """Seconds before the second attempt; doubled before each further one."""
 
 
-@dataclass(frozen=True)
-class Archive:
-    """One zip file of the host, and the folder it is unpacked to."""
-
-    path: str
-    folder: str
-    counts_as_present: tuple[str, ...]
-    """Folder names that make this archive unnecessary."""
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.path).name
-
-
-def archives(name: str) -> tuple[Archive, ...]:
-    """The archives of a dataset: one per official folder of the years 2016 to 2018, and one for HAM10000.
-
-    HAM10000 (Tschandl et al. 2018, doi 10.7910/DVN/DBW86T) is taken from the same host, as the training images of the
-    2018 challenge's Task 3: the same 10,015 files, in one archive whose download can be resumed.
-
-    Raises DataError for an unknown name.
-    """
-    if name not in OFFICIAL:
-        raise DataError(f"no dataset {name!r} to fetch; choose one of {', '.join(OFFICIAL)}")
-    if name == "ham10000":
-        present = OFFICIAL[name]["unlabelled"].images
-        return (Archive("2018/ISIC2018_Task3_Training_Input.zip", "ham10000_unlabelled", present),)
-    folders = [folder for split in OFFICIAL[name].values() for folder in (*split.images, split.masks)]
-    return tuple(Archive(f"{name.removeprefix('isic')}/{folder}.zip", folder, (folder,)) for folder in folders)
-
-
 def fetch(name: str, root: str | Path, base_url: str | None = None, progress: bool = True) -> Path:
-    """Download and unpack a dataset to `root`/`name`/<official folder>, as `find_datasets` reads it.
+    """Download and unpack a dataset to `root`/`name`/<official folder>, as `find_datasets` reads it, and return that.
 
     Folders that are already there are skipped; an interrupted call is continued by the next one. A folder appears
-    complete or not at all, and each archive is deleted once unpacked.
+    complete or not at all, and each archive is deleted once unpacked. `base_url` is a mirror with the official paths
+    below it (`2017/ISIC-2017_Training_Data.zip`), instead of `HOST`.
 
-    Args:
-        name: "isic2016", "isic2017", "isic2018" or "ham10000".
-        root: the folder that holds all datasets; made if missing.
-        base_url: a mirror with the official paths below it (`2017/ISIC-2017_Training_Data.zip`), instead of `HOST`.
-        progress: show a progress bar and messages.
-
-    Returns `root`/`name`.
-
-    Raises DataError for an unknown name, a file that the host does not have, a connection that stays broken, a full
-    disk, and an archive that is damaged, unsafe or differs from its pinned checksum.
+    Raises DataError for a name that cannot be fetched, a file that the host does not have, a connection that stays
+    broken, a full disk, and an archive that is damaged, unsafe or differs from its pinned checksum.
     """
-    root = Path(root)
-    home, wanted = root / name, archives(name)
+    home, wanted = Path(root) / name, archives(name)
     downloads = home / ".downloads"
     pooch.get_logger().setLevel("WARNING")  # its notes on each file would break the progress bar
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         with FileLock(downloads / "lock"):
             for archive in wanted:
-                there = [
-                    path
-                    for place in (root, home)
-                    for folder in archive.counts_as_present
-                    if (path := place / folder).is_dir()
-                ]
-                if there:
-                    _say(f"{there[0]} is already there: skipped", progress)
+                places = [place / folder for place in (Path(root), home) for folder in archive.counts_as_present]
+                if there := next((place for place in places if place.is_dir()), None):
+                    _say(f"{there} is already there: skipped", progress)
                 else:
                     _fetch_one(archive, home, f"{(base_url or HOST).rstrip('/')}/{archive.path}", progress)
         shutil.rmtree(downloads, ignore_errors=True)  # another process may be doing the same
     except OSError as error:
-        raise DataError(_about_disk(error, home)) from error
+        full = error.errno == errno.ENOSPC
+        what = f"the disk of {home} is full" if full else f"cannot write to {home}"
+        then = "make room and run the same command again" if full else "give another folder or correct its permissions"
+        raise DataError(f"{what} ({error.strerror or error}); {then}") from error
     return home
+
+
+def archives(name: str) -> tuple[Archive, ...]:
+    """The archives of a dataset. Raises DataError for an unknown name and for a set that has to be asked for."""
+    if name not in DATASETS or not DATASETS[name].archives:
+        known = ", ".join(known for known, dataset in DATASETS.items() if dataset.archives)
+        by_hand = f": get it from {DATASETS[name].website}" if name in DATASETS else ""
+        raise DataError(f"no dataset {name!r} to fetch{by_hand}; choose one of {known}")
+    return DATASETS[name].archives
 
 
 def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
     """Download, verify, unpack, pin, move into place: in this order, so that nothing wrong is pinned or visible."""
-    downloads = home / ".downloads"
-    pinned = _read_checksums(home).get(archive.name)
+    downloads, pins = home / ".downloads", _read_checksums(home)
+    pinned = pins.get(archive.name)
 
     def download(url: str, output_file: str, _: object) -> None:
         partial = downloads / f"{archive.name}.part"  # kept when the connection breaks, unlike pooch's own file
@@ -127,9 +93,8 @@ def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
         raise
     except ValueError as error:
         raise DataError(
-            f"{archive.name} from {url} does not have the SHA-256 {pinned} pinned in {home / CHECKSUMS}: "
-            f"it was changed or tampered with; find out why, or remove its line there to trust the new "
-            f"file"
+            f"{archive.name} from {url} does not have the SHA-256 {pinned} pinned in {home / CHECKSUMS}: it was "
+            f"changed or tampered with; find out why before you pin the new one"
         ) from error
     with tempfile.TemporaryDirectory(dir=downloads) as temporary:
         whole = Path(temporary) / archive.folder
@@ -137,19 +102,12 @@ def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
             _unpack(file, whole, progress)
         except (DataError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             file.unlink()  # so that the next call downloads it again
-            if isinstance(error, DataError):
-                raise
-            raise DataError(
-                f"{archive.name} from {url} is not an intact zip archive ({error}); run the same command "
-                f"again to download it anew"
-            ) from error
-        _pin(home, archive.name, pooch.file_hash(str(file)))
+            unsafe = str(error) if isinstance(error, DataError) else f"it is not an intact zip archive, {error}"
+            raise DataError(f"{archive.name} from {url} was not unpacked: {unsafe}; fetch it again") from error
+        write_json(pins | {archive.name: pooch.file_hash(str(file))}, home / CHECKSUMS)
         whole.rename(home / archive.folder)
     file.unlink()
     _say(f"{home / archive.folder} is complete", progress)
-
-
-# download -----------------------------------------------------------------------------------------------------------
 
 
 def _download(url: str, partial: Path, progress: bool) -> None:
@@ -166,12 +124,11 @@ def _download(url: str, partial: Path, progress: bool) -> None:
             problem = type(error).__name__
         except requests.RequestException as error:
             raise DataError(f"{url} cannot be fetched ({error}); correct the base_url") from error
-        size = _size(partial)
-        failures = failures + 1 if size <= furthest else 0
-        furthest = max(furthest, size)
+        failures = failures + 1 if _size(partial) <= furthest else 0
+        furthest = max(furthest, _size(partial))
     raise DataError(
-        f"{url} could not be downloaded ({problem}, {furthest / 1e6:.1f} MB so far); check the network and "
-        f"run the same command again to continue, or get it by hand from {WEBSITE}"
+        f"{url} could not be downloaded ({problem}, {furthest / 1e6:.1f} MB so far); check the network and run the "
+        f"same command again to continue"
     )
 
 
@@ -189,15 +146,14 @@ def _transfer(url: str, partial: Path, progress: bool) -> bool:
             raise requests.ConnectionError(f"HTTP {response.status_code}")
         if response.status_code >= 400:
             raise DataError(
-                f"{url} cannot be had (HTTP {response.status_code} {response.reason}); look for it on "
-                f"{WEBSITE} and unpack it by hand, or give another base_url"
+                f"{url} cannot be had (HTTP {response.status_code} {response.reason}); look for it on the set's "
+                f"website and unpack it by hand, or give another base_url"
             )
         resumed = response.status_code == 206
         have = have if resumed else 0  # a server without range support sends the whole file again
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        if total:
-            _check_space(partial.parent, total - have, url)
+        _check_space(partial.parent, total - have if total else 0, url)
         with (
             partial.open("ab" if resumed else "wb") as file,
             tqdm(desc=partial.stem, total=total, initial=have, unit="B", unit_scale=True, disable=not progress) as bar,
@@ -208,13 +164,6 @@ def _transfer(url: str, partial: Path, progress: bool) -> bool:
     return total is None or _size(partial) == total
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-# unpacking ----------------------------------------------------------------------------------------------------------
-
-
 def _unpack(file: Path, folder: Path, progress: bool) -> None:
     """Unpack to `folder`, which must not exist; a single top folder in the archive is replaced by it.
 
@@ -222,10 +171,10 @@ def _unpack(file: Path, folder: Path, progress: bool) -> None:
     member that would land elsewhere, a link, or an encrypted member.
     """
     with zipfile.ZipFile(file) as archive:
-        members = [(m, _safe_path(m, file.name)) for m in archive.infolist() if not m.is_dir()]
+        members = [(m, _safe_path(m)) for m in archive.infolist() if not m.is_dir()]
         members = [(m, path) for m, path in members if path.parts[0] != "__MACOSX"]  # Finder's attributes
         if not members:
-            raise DataError(f"{file.name} is an empty archive; download it again or from elsewhere")
+            raise DataError("it is an empty archive")
         _check_space(file.parent, sum(m.file_size for m, _ in members), file.name)
         tops = {path.parts[0] for _, path in members}
         depth = 1 if len(tops) == 1 and all(len(path.parts) > 1 for _, path in members) else 0
@@ -236,52 +185,32 @@ def _unpack(file: Path, folder: Path, progress: bool) -> None:
                 shutil.copyfileobj(source, copy)
 
 
-def _safe_path(member: zipfile.ZipInfo, archive: str) -> PurePosixPath:
-    """Where a member goes, relative to the folder. Raises DataError if that is outside it, and for links."""
+def _safe_path(member: zipfile.ZipInfo) -> PurePosixPath:
+    """Where a member goes, relative to the folder. Raises DataError if that is outside it, for links and encryption."""
     path = PurePosixPath(member.filename)
     outside = path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename
     if outside or not path.parts or stat.S_ISLNK(member.external_attr >> 16):
-        raise DataError(
-            f"{archive} holds {member.filename!r}, which is a link or lies outside the target folder; "
-            f"nothing was unpacked: do not use this archive"
-        )
+        raise DataError(f"it holds {member.filename!r}, which is a link or lies outside the target folder")
     if member.flag_bits & 1:
-        raise DataError(f"{archive} is encrypted; get the public archive from {WEBSITE}")
+        raise DataError("it is encrypted, which the public archive is not")
     return path
-
-
-# checksums and disk -------------------------------------------------------------------------------------------------
 
 
 def _read_checksums(home: Path) -> dict[str, str]:
     path = home / CHECKSUMS
-    if not path.exists():
-        return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except (ValueError, TypeError) as error:
-        raise DataError(
-            f'{path} is not of the form {{"<archive>.zip": "<sha256>"}} ({error}); repair or remove it'
-        ) from error
-
-
-def _pin(home: Path, name: str, sha256: str) -> None:
-    record = _read_checksums(home) | {name: sha256}
-    new = home / f"{CHECKSUMS}.new"
-    new.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    new.replace(home / CHECKSUMS)
+        raise DataError(f'{path} is not of the form {{"<archive>.zip": "<sha256>"}} ({error}); repair it') from error
 
 
 def _check_space(folder: Path, needed: int, what: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+    if needed > (free := shutil.disk_usage(folder).free):
         raise OSError(errno.ENOSPC, f"{what} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", str(folder))
 
 
-def _about_disk(error: OSError, home: Path) -> str:
-    if error.errno == errno.ENOSPC:
-        return f"the disk of {home} is full ({error.strerror}); make room and run the same command again to continue"
-    return f"cannot write to {home} ({error.strerror or error}); give another folder or correct its permissions"
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _say(message: str, progress: bool) -> None:

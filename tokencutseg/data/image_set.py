@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -21,11 +21,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokencutseg.data.datasets import Sample, Split
-from tokencutseg.data.images import DataError, file_size, read_image, read_mask
+from tokencutseg.data.images import (
+    QUARTER_TURNS,
+    DataError,
+    lesion_threshold,
+    mask_values,
+    read_header,
+    read_image,
+    read_mask,
+    summed_up,
+)
 from tokencutseg.files import available_cores
 
-_DECODING = 1
+_DECODING = 2
 """Raise it when reading or resizing changes, so that older caches are not used."""
+_PER_IMAGE = ("ids", "native_sizes", "mask_files", "clusters", "groups")
 
 
 @dataclass(eq=False)
@@ -42,11 +52,15 @@ class ImageSet:
     expected: int | None
     """How many images the official split has; None where there is no official count."""
     native_sizes: list[tuple[int, int]]
-    """(H, W) in pixels of each photograph: of its file, unless a manifest says otherwise."""
-    mask_files: list[Path] | None = None
-    """Where each mask lies at its native size; None for masks that are in no files, and for none."""
+    """(H, W) in pixels of each photograph: of its file, unless a table says otherwise."""
+    mask_files: list[tuple[Path, int]] | None = None
+    """Where each mask lies at its native size, and the value above which it is lesion; None for masks in no files."""
     clusters: list[str | None] | None = None
     """What images share, the patient or the lesion, where it is known of any."""
+    groups: list[str | None] | None = None
+    """The diagnosis of each image, where it is known of any."""
+    notes: list[str] = field(default_factory=list)
+    """What was chosen while reading, and what looks wrong with the masks."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,19 +92,28 @@ class ImageSet:
         known = json.dumps([self.fingerprint, [list(map(int, size)) for size in self.native_sizes], self.units])
         return hashlib.sha256(known.encode()).hexdigest()
 
+    def native_mask(self, index: int) -> np.ndarray:
+        """The mask of one image as bool (H, W), from its file where it has one. Raises DataError if that is gone."""
+        if self.mask_files is None:
+            return self.masks[index].bool().numpy()
+        path, threshold = self.mask_files[index]
+        return read_mask(path, threshold=threshold)
+
     def subset(self, indices: Sequence[int] | Tensor | np.ndarray) -> ImageSet:
         """The images at `indices`, in that order. A part chosen from a complete split counts as complete."""
         index = torch.as_tensor(np.asarray(indices), dtype=torch.long)
+        chosen = {
+            name: None if (all_of := getattr(self, name)) is None else [all_of[i] for i in index.tolist()]
+            for name in _PER_IMAGE
+        }
         return ImageSet(
             self.dataset,
             self.split,
-            [self.ids[i] for i in index.tolist()],
-            self.images[index],
-            None if self.masks is None else self.masks[index],
-            len(index) if self.complete and self.expected is not None else self.expected,
-            [self.native_sizes[i] for i in index.tolist()],
-            None if self.mask_files is None else [self.mask_files[i] for i in index.tolist()],
-            None if self.clusters is None else [self.clusters[i] for i in index.tolist()],
+            images=self.images[index],
+            masks=None if self.masks is None else self.masks[index],
+            expected=len(index) if self.complete and self.expected is not None else self.expected,
+            notes=self.notes,
+            **chosen,
         )
 
     @staticmethod
@@ -102,20 +125,21 @@ class ImageSet:
         sizes = {tuple(s.images.shape[1:]) for s in sets}
         if len(sizes) != 1:
             raise DataError(f"cannot join image sets of the sizes {sorted(sizes)}; load them all at one size")
+
+        def joined(name: str, needs: Callable) -> list | None:
+            parts = [getattr(s, name) for s in sets]
+            none = needs(part is None for part in parts)
+            return None if none else [x for s, part in zip(sets, parts, strict=True) for x in part or [None] * len(s)]
+
+        counts = [len(s) if s.expected is None else s.expected for s in sets]
         return ImageSet(
             "+".join(dict.fromkeys(s.dataset for s in sets)),
             "+".join(dict.fromkeys(s.split for s in sets)),
-            [i for s in sets for i in s.ids],
-            torch.cat([s.images for s in sets]),
-            None if any(s.masks is None for s in sets) else torch.cat([s.masks for s in sets]),
-            None
-            if all(s.expected is None for s in sets)
-            else sum(len(s) if s.expected is None else s.expected for s in sets),
-            [size for s in sets for size in s.native_sizes],
-            None if any(s.mask_files is None for s in sets) else [file for s in sets for file in s.mask_files],
-            None
-            if all(s.clusters is None for s in sets)
-            else [cluster for s in sets for cluster in s.clusters or [None] * len(s)],
+            images=torch.cat([s.images for s in sets]),
+            masks=None if any(s.masks is None for s in sets) else torch.cat([s.masks for s in sets]),
+            expected=None if all(s.expected is None for s in sets) else sum(counts),
+            notes=[note for s in sets for note in s.notes],
+            **{name: joined(name, all if name in ("clusters", "groups") else any) for name in _PER_IMAGE},
         )
 
 
@@ -129,19 +153,24 @@ def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
 
     The first call decodes the files and stores the pixels under `cache` (default `default_cache()`); later calls map
     that file into memory, until an id, a file's length or its time of change differs. Old entries are not removed.
-    Raises DataError for an unreadable file and for a mask that has not its image's size.
+    Raises DataError that names every unreadable file, every mask that has not its image's size, and masks whose values
+    can be read in two ways.
     """
     arrays = cached_arrays(_key(split, size), lambda: _decode(split, size), cache)
+    about = json.loads(str(arrays["about"][0]))
+    samples, labelled = split.samples, "masks" in arrays
     return ImageSet(
         split.dataset,
         split.name,
-        [s.id for s in split.samples],
+        [s.id for s in samples],
         torch.from_numpy(arrays["images"]),
-        torch.from_numpy(arrays["masks"]) if "masks" in arrays else None,
+        torch.from_numpy(arrays["masks"]) if labelled else None,
         split.expected,
-        [s.native_size or (int(h), int(w)) for s, (h, w) in zip(split.samples, arrays["native_sizes"], strict=True)],
-        [s.mask for s in split.samples] if "masks" in arrays else None,
-        [s.cluster for s in split.samples] if any(s.cluster for s in split.samples) else None,
+        [s.native_size or (int(h), int(w)) for s, (h, w) in zip(samples, arrays["native_sizes"], strict=True)],
+        [(s.mask, about["threshold"]) for s in samples] if labelled else None,
+        [s.cluster for s in samples] if any(s.cluster for s in samples) else None,
+        [s.group for s in samples] if any(s.group for s in samples) else None,
+        about["notes"],
     )
 
 
@@ -193,43 +222,115 @@ def _mapped(entry: Path) -> dict[str, np.ndarray]:
 def _key(split: Split, size: int) -> str:
     digest = hashlib.sha256(f"{_DECODING} {size}".encode())
     for sample in split.samples:
-        for path in (sample.image, sample.mask):
-            if path is not None:
-                stat = path.stat()
-                digest.update(f"\n{sample.id} {stat.st_size} {stat.st_mtime_ns}".encode())
+        for path in sample.files:
+            stat = path.stat()
+            digest.update(f"\n{sample.id} {stat.st_size} {stat.st_mtime_ns}".encode())
     return f"{split.dataset}-{split.name}-{size}-{digest.hexdigest()[:16]}"
 
 
-def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
-    n, labelled = len(split.samples), split.samples[0].mask is not None
-    arrays = {"images": np.empty((n, 3, size, size), np.uint8), "native_sizes": np.empty((n, 2), np.int64)}
-    if labelled:
-        arrays["masks"] = np.empty((n, size, size), np.uint8)
+# decoding -----------------------------------------------------------------------------------------------------------
 
-    def fill(index: int, sample: Sample) -> None:
-        arrays["native_sizes"][index] = file_size(sample.image)
-        arrays["images"][index] = read_image(sample.image, size).transpose(2, 0, 1)
-        if labelled:
-            _check_sizes(sample)
-            arrays["masks"][index] = read_mask(sample.mask, size)
+
+def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
+    n, labelled, name = len(split.samples), split.samples[0].mask is not None, f"{split.dataset}/{split.name}"
+    arrays = {"images": np.empty((n, 3, size, size), np.uint8), "native_sizes": np.empty((n, 2), np.int64)}
+    values, counts = np.empty((n, size, size), np.uint8) if labelled else None, np.zeros((n, 256), np.int64)
+
+    def fill(index: int, sample: Sample, upright: bool) -> list[str]:
+        problems = []
+        try:
+            arrays["images"][index] = read_image(sample.image, size, upright).transpose(2, 0, 1)
+        except DataError as error:
+            problems.append(str(error))
+        try:
+            if labelled:
+                values[index], counts[index] = mask_values(sample.mask, size)
+        except DataError as error:
+            problems.append(str(error))
+        return problems
 
     # threads, since Pillow lets go of the interpreter while it decodes
     with ThreadPoolExecutor(min(8, available_cores())) as pool:
-        done = pool.map(fill, range(n), split.samples)
-        for _ in tqdm(done, desc=f"decoding {split.dataset}/{split.name}", total=n, unit="image", disable=None):
-            pass
-    if labelled and not arrays["masks"].any():
-        raise DataError(
-            f"all {n} masks of {split.dataset}/{split.name} are empty, such as {split.samples[0].mask}; "
-            f"lesion must be brighter than half of the range, or 1 in masks of 0 and 1"
-        )
-    return arrays
+        upright, notes, problems = _orientations(list(pool.map(_headers, split.samples)), arrays["native_sizes"])
+        done = pool.map(fill, range(n), split.samples, upright)
+        bar = tqdm(done, desc=f"decoding {name}", total=n, unit="image", disable=None)
+        problems += [problem for found in bar for problem in found]
+    if problems:
+        raise DataError(summed_up(list(dict.fromkeys(problems))))
+    threshold = 0
+    if labelled:
+        try:
+            threshold, note = lesion_threshold(counts)
+        except DataError as error:
+            raise DataError(f"{name}, as in {split.samples[0].mask}: {error}") from error
+        arrays["masks"] = (values > threshold).astype(np.uint8)
+        notes += [note] * bool(note) + implausible(arrays["masks"])
+        if split.name == "train" and not arrays["masks"].any():
+            raise DataError(
+                f"all {n} masks of {name} are empty, such as {split.samples[0].mask}: nothing can be learnt"
+            )
+    about = {"threshold": threshold, "notes": [f"{name}: {note}" for note in notes]}
+    return arrays | {"about": np.array([json.dumps(about)])}
 
 
-def _check_sizes(sample: Sample) -> None:
-    image, mask = file_size(sample.image), file_size(sample.mask)
-    if image != mask:
-        raise DataError(
-            f"{sample.mask} is {mask[1]}×{mask[0]} pixels, but its image {sample.image} is "
-            f"{image[1]}×{image[0]}; resize the mask to its image or get both again"
-        )
+def _headers(sample: Sample) -> list[tuple[Path, int, int, int]] | None:
+    """(file, height, width, EXIF orientation) of an image and its mask; None if one cannot be read, which reading the
+    pixels then says."""
+    try:
+        return [(file, *read_header(file)) for file in sample.files]
+    except DataError:
+        return None
+
+
+def _orientations(headers: list, native_sizes: np.ndarray) -> tuple[list[bool], list[str], list[str]]:
+    """(whether to turn each image upright, notes, problems with sizes); fills in `native_sizes` (N, 2).
+
+    A photograph with an EXIF orientation is turned upright unless its mask has the shape of the stored pixels. Where
+    both shapes fit, as for a half turn, it is done as for the others of the split.
+    """
+    votes, turned, problems = [], 0, []
+    for header in headers:
+        if header and len(header) == 2 and header[0][3] in QUARTER_TURNS:
+            (_, h, w, _), (_, *mask, _) = header
+            votes += [False] * (mask == [h, w] and h != w) + [True] * (mask == [w, h] and h != w)
+    for_all = not votes or any(votes)
+    upright = []
+    for index, header in enumerate(headers):
+        if header is None:
+            upright.append(True)
+            continue
+        path, *stored, orientation = header[0]
+        shapes = {True: stored[::-1] if orientation in QUARTER_TURNS else stored, False: stored}
+        mask = header[1][1:3] if len(header) == 2 else None
+        choice = for_all if mask is None or [*mask] == shapes[for_all] else not for_all
+        turned += orientation != 1 and choice
+        upright.append(choice)
+        native_sizes[index] = (h, w) = shapes[choice]
+        if mask is not None and [*mask] != shapes[choice]:
+            what = " turned upright" if orientation != 1 and choice else ""
+            problems.append(
+                f"{header[1][0]} is {mask[1]}×{mask[0]} pixels, but its image {path} is {w}×{h}{what}; "
+                f"resize the mask to its image or get both again"
+            )
+    kept = sum(header is not None and header[0][3] != 1 for header in headers) - turned
+    notes = [f"{turned} images are turned upright, as their EXIF orientation says"] * bool(turned)
+    notes += [f"{kept} images are left as they are stored, since masks fit them so, not as EXIF says"] * bool(kept)
+    return upright, notes, problems
+
+
+def implausible(masks: np.ndarray) -> list[str]:
+    """What looks wrong with the masks (N, S, S) of a split, in words: nothing where they look like lesions on skin."""
+    n = len(masks)
+    share = masks.mean((1, 2))
+    border = np.concatenate([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], 1).mean(1)
+    full, empty, reversed_ = (share > 0.98).sum(), (share == 0).sum(), (border > 0.75).sum()
+    notes = []
+    if full > 0.5 * n:
+        notes.append(f"{full} of {n} masks cover the whole image")
+    elif reversed_ > 0.5 * n:
+        notes.append(f"the lesion covers the border of {reversed_} of {n} images: are lesion and skin exchanged?")
+    if empty > 0.5 * n:
+        notes.append(f"{empty} of {n} masks are empty")
+    elif n and np.median(share) < 0.005:
+        notes.append(f"half of the {n} masks cover less than 0.5 % of their image")
+    return notes

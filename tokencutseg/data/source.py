@@ -1,4 +1,4 @@
-"""Where a study's images come from: synthetic lesions, the official ISIC sets, or a folder of the user's own."""
+"""Where a study's images come from: synthetic lesions, official sets, folders of the user's own, or several of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,51 +15,45 @@ import torch
 
 from tokencutseg.config import Config
 from tokencutseg.data import synthetic
-from tokencutseg.data.datasets import Split, expected_folders, find_datasets
+from tokencutseg.data.datasets import DATASETS, EXTERNAL_TEST, TRAIN_AND_TEST, UNLABELLED, Split
+from tokencutseg.data.folders import expected_folders, find_datasets
 from tokencutseg.data.image_set import ImageSet, cached_arrays, load_split
-from tokencutseg.data.images import DataError
+from tokencutseg.data.images import DataError, summed_up
+from tokencutseg.data.pairing import Found
 
-ISIC_ROWS = [
-    ("isic2016", "isic2016"),
-    ("isic2017", "isic2017"),
-    ("isic2018", "isic2018"),
-    ("isic2016", "isic2017"),
-    ("isic2016", "isic2018"),
-]
-"""The (train, test) pairs of the paper's tables."""
 _SYNTHETIC_SEED = 2024
 """The synthetic images are the same for every seed of a study, as real ones are."""
-_POOL_SPLITS = ("train", "unlabelled")
+POOL_SPLITS = ("train", "unlabelled")
+"""Splits whose images self-supervised stages use."""
+
+Rows = list[tuple[str, str]]
+Loaders = dict[str, dict[str, Callable[[], ImageSet]]]
 
 
 class DataSource:
     """Everything a study may look at, at one image size.
 
     Attributes:
-        name: "synthetic", "isic", or the name of the user's folder.
+        name: "synthetic", "isic" for the official ISIC sets, the name of the user's folder, or several joined by "-".
         study_name: what stands for the data in a study's folder name: letters and digits of any script, and a digest
             of what the data hold, so that two folders of one name are two studies; synthetic is plainly "synthetic".
         primary: the dataset that most of the study is about.
         rows: (train dataset, test dataset) pairs of the main results; `has` tells which of them can be run.
         image_size: side S of every image, in pixels.
+        found: what the folders hold, with notes and problems; empty for other data.
     """
 
     def __init__(
-        self,
-        name: str,
-        primary: str,
-        rows: list[tuple[str, str]],
-        image_size: int,
-        loaders: dict[str, dict[str, Callable[[], ImageSet]]],
-        root: Path | None = None,
-        digest: str = "",
+        self, name: str, primary: str, rows: Rows, image_size: int, loaders: Loaders, found: Found | None = None
     ) -> None:
+        self.found = found or Found()
+        splits = [split for parts in self.found.datasets.values() for split in parts.values()]
         slug = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).strip("_.-")
-        self.study_name = "-".join(filter(None, (slug, digest)))
+        self.study_name = "-".join(filter(None, (slug, _digest(splits))))
         self.name, self.primary, self.rows, self.image_size = name, primary, rows, image_size
-        self._loaders, self._root = loaders, root
+        self._loaders = loaders
         self._loaded: dict[tuple[str, str], ImageSet] = {}
-        self._pool: tuple[ImageSet, list[dict[str, str]]] | None = None
+        self._unlabelled: tuple[ImageSet, list[dict[str, str]]] | None = None
 
     @property
     def datasets(self) -> dict[str, list[str]]:
@@ -76,6 +70,16 @@ class DataSource:
         if (dataset, split) not in self._loaded:
             self._loaded[dataset, split] = self._loaders[dataset][split]()
         return self._loaded[dataset, split]
+
+    def note(self, dataset: str, split: str) -> str:
+        """What has to be said beside every number of a split, such as that it stands in for another; mostly nothing."""
+        part = self.found.datasets.get(dataset, {}).get(split)
+        return part.note if part else ""
+
+    def purpose(self, dataset: str) -> str:
+        """TRAIN_AND_TEST, EXTERNAL_TEST or UNLABELLED, by the splits that are there."""
+        splits = self._loaders.get(dataset, {})
+        return TRAIN_AND_TEST if "train" in splits else EXTERNAL_TEST if "test" in splits else UNLABELLED
 
     def train(self, dataset: str, fraction: float = 1.0, seed: int = 0) -> ImageSet:
         """A share of the training split, at least two images, in the split's order.
@@ -96,8 +100,8 @@ class DataSource:
 
         Left out is each image that is also in a validation or test split of any dataset, or shows a patient or lesion
         of one there as far as that is known, and each but the first of equal images. Two images are the same if they
-        share their id or every pixel at the size S; files with the same
-        bytes decode to the same pixels. `unlabelled_exclusions` says what was left out and why.
+        share their id or every pixel at the size S; files with the same bytes decode to the same pixels.
+        `unlabelled_exclusions` says what was left out and why.
         """
         return self._unlabelled_and_exclusions()[0]
 
@@ -113,64 +117,112 @@ class DataSource:
         parts = [f"{split} {self.load(dataset, split).fingerprint}" for split in sorted(self._loaders[dataset])]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
+    def check(self) -> list[str]:
+        """Read every split, and return all that cannot be used, one sentence each; afterwards all pixels are cached."""
+        problems = list(self.found.problems)
+        for dataset, splits in self.datasets.items():
+            for split in splits:
+                try:
+                    self.load(dataset, split)
+                except DataError as error:
+                    problems.append(str(error))
+        return problems
+
+    def describe(self) -> list[str]:
+        """What is there, one line each: every split with its count and what is missing, the rows that will be scored
+        and those that will not, and the notes of what was chosen or skipped."""
+        lines = []
+        for dataset, splits in self.found.datasets.items():
+            for name, split in splits.items():
+                of = "" if split.complete else f" of {split.expected}: partial"
+                lines.append(f"{dataset}/{name}: {len(split.samples)}{of}{split.note and f' ({split.note})'}")
+        for train, test in self.rows:
+            absent = [f"{dataset}/{s}" for dataset, s in ((train, "train"), (test, "test")) if not self.has(dataset, s)]
+            lines.append(f"{train} → {test}: " + (f"not scored, no {' and '.join(absent)}" if absent else "scored"))
+        loaded = [note for images in self._loaded.values() for note in images.notes]
+        return lines + [f"note: {note}" for note in (*self.found.notes, *loaded)]
+
     def _unlabelled_and_exclusions(self) -> tuple[ImageSet, list[dict[str, str]]]:
-        if self._pool is None:
+        if self._unlabelled is None:
             pairs = [(dataset, split) for dataset, splits in self._loaders.items() for split in splits]
             seen: dict[tuple[str, str], str] = {}
             for dataset, split in pairs:
-                if split not in _POOL_SPLITS:
+                if split not in POOL_SPLITS:
                     scored = self.load(dataset, split)
                     for key in itertools.chain(*_identities(scored), _shared_units(scored)):
                         seen.setdefault(key, f"{dataset}/{split}")
             members, exclusions = [], []
             for dataset, split in pairs:
-                if split in _POOL_SPLITS:
+                if split in POOL_SPLITS:
                     member, left_out = _without(self.load(dataset, split), seen)
                     members.append(member)
                     exclusions += left_out
             pool = ImageSet.concatenate(members)
-            self._pool = (ImageSet(self.name, "pool", pool.ids, pool.images, None, None, pool.native_sizes), exclusions)
-        return self._pool
+            pool = ImageSet(self.name, "unlabelled", pool.ids, pool.images, None, None, pool.native_sizes)
+            self._unlabelled = pool, exclusions
+        return self._unlabelled
 
     def _missing(self, dataset: str, split: str) -> str:
-        message = f"{dataset}/{split} is not in the {self.name} data" + (f" under {self._root}" if self._root else "")
-        folders = expected_folders(dataset, split)
-        if self._root and folders:
-            return f"{message}: put {folders} there, or run `tokencutseg fetch {dataset}`"
+        message = f"{dataset}/{split} is not in the {self.name} data"
+        if self.found.datasets and (folders := expected_folders(dataset, split)):
+            get = f", or run `tokencutseg fetch {dataset}`" if DATASETS[dataset].archives else ""
+            return f"{message}: put {folders} beside the others{get}"
         there = ", ".join(f"{name}/{part}" for name, parts in self.datasets.items() for part in parts)
         return f"{message}; there is {there}"
 
 
-def open_source(data: str | Path | None, config: Config, cache: Path | None = None) -> DataSource:
-    """The data of a study: synthetic lesions for None or "", else what lies in the folder `data`.
+def open_source(
+    data: str | Path | Sequence[str | Path] | None, config: Config, cache: Path | None = None, strict: bool = True
+) -> DataSource:
+    """The data of a study: synthetic lesions for "" or None, else what lies in the folder or folders `data`.
 
-    Raises DataError when the folder cannot be used, as `find_datasets` says.
+    Raises DataError that names every problem of the folders (`find_datasets`), or that nothing can be trained and
+    scored; with `strict=False` problems are left in `found.problems`.
     """
-    size = config.data.image_size
-    if data is None or data == "":
+    roots = [root for root in ([data] if data is None or isinstance(data, str | Path) else data) if root]
+    if not roots:
         return _synthetic_source(config, cache)
-    datasets = find_datasets(data)
-    loaders = {
-        dataset: {split: _file_loader(part, size, cache) for split, part in splits.items()}
-        for dataset, splits in datasets.items()
-    }
-    digest = _digest([split for splits in datasets.values() for split in splits.values()])
-    official = [name for name in ("isic2017", "isic2016", "isic2018") if name in datasets]
-    if official:
-        return DataSource("isic", official[0], list(ISIC_ROWS), size, loaders, Path(data), digest)
-    name = next(iter(datasets))
-    if "train" not in datasets[name]:
-        raise DataError(
-            f"{data} holds only images without masks ({name}); add a labelled set beside them, for example "
-            f"with `tokencutseg fetch isic2017`"
+    found = find_datasets(*roots)
+    sets, size = found.datasets, config.data.image_size
+    trained = [name for name, splits in sets.items() if "train" in splits]
+    rows = _rows(sets, trained)
+    scored = any("train" in sets.get(train, {}) and "test" in sets.get(test, {}) for train, test in rows)
+    if not scored and not found.problems:
+        there = ", ".join(f"{name}/{split}" for name, splits in sets.items() for split in splits) or "nothing"
+        found.problems.append(
+            f"{', '.join(map(str, roots))} cannot be trained and scored on: there is {there}; add images with masks, "
+            f"for example with `tokencutseg fetch isic2017`"
         )
-    return DataSource(name, name, [(name, name)], size, loaders, Path(data), digest)
+    if strict and found.problems:
+        raise DataError(summed_up(found.problems))
+    loaders = {
+        name: {split: _file_loader(part, size, cache) for split, part in splits.items()}
+        for name, splits in sets.items()
+    }
+    names = dict.fromkeys("isic" if name in DATASETS and trained else name for name in sets)
+    first = next(iter(trained or sets), "")
+    if first in DATASETS:
+        first = min((name for name in trained or sets if name in DATASETS), key=lambda name: DATASETS[name].preference)
+    return DataSource("-".join(names), first, rows, size, loaders, found)
 
 
 def folder_source(name: str, image_size: int, splits: list[Split], cache: Path | None = None) -> DataSource:
     """A source of one dataset whose splits lie in folders of any name, as `pair_folders` reads them."""
     loaders = {name: {split.name: _file_loader(split, image_size, cache) for split in splits}}
     return DataSource(name, name, [(name, name)], image_size, loaders)
+
+
+def _rows(sets: dict[str, dict[str, Split]], trained: list[str]) -> Rows:
+    """Each training set on its own test split, the paper's pairs, then every training set on every other test set; of
+    two official sets that are both trained on, the paper's pairs alone."""
+    official = [name for name in DATASETS if DATASETS[name].purpose == TRAIN_AND_TEST]
+    rows = [(name, name) for name in trained if name not in DATASETS]
+    if any(name in official for name in trained):
+        rows += [(name, name) for name in official]
+        rows += [(name, test) for name in official for test in DATASETS[name].also_tested_on]
+    tested = [name for name, splits in sets.items() if "test" in splits]
+    rows += [(train, test) for train in sorted(trained) for test in tested if not {train, test} <= {*official}]
+    return list(dict.fromkeys(rows))
 
 
 def _digest(splits: list[Split]) -> str:
@@ -180,7 +232,7 @@ def _digest(splits: list[Split]) -> str:
         for split in splits
         for sample in split.samples
     ]
-    return hashlib.sha256("\n".join(sorted(held)).encode()).hexdigest()[:8]
+    return hashlib.sha256("\n".join(sorted(held)).encode()).hexdigest()[:8] if held else ""
 
 
 def _file_loader(split: Split, size: int, cache: Path | None) -> Callable[[], ImageSet]:

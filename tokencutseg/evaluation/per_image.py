@@ -20,7 +20,6 @@ import torch
 from scipy.spatial import KDTree
 
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.data.images import read_mask
 from tokencutseg.files import available_cores
 
 COLUMNS_VERSION = 5
@@ -108,10 +107,7 @@ def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
     """
 
     def one(index: int) -> dict[str, float]:
-        target = (
-            images.masks[index].bool().numpy() if images.mask_files is None else read_mask(images.mask_files[index])
-        )
-        target = _in_shape(target, images.native_sizes[index])
+        target = _in_shape(images.native_mask(index), images.native_sizes[index])
         stretched = torch.nn.functional.interpolate(
             margins[index][None, None].float(), target.shape, mode="bilinear", align_corners=False
         )

@@ -182,7 +182,8 @@ def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
     rows = rows[rows["measure"].isin(claim.measures)]
     own, others = rows.query(claim.own), rows.query(claim.others)
     if own.empty or others.empty:
-        return {"reason": f"{claim.table} has no row of {claim.own if own.empty else claim.others} and {claim.rows}"}
+        query = f"{claim.own if own.empty else claim.others} and {claim.rows}"
+        return {"reason": f"{claim.table} has no row with {query.replace(' ==', '').replace(chr(34), '')}"}
     better = np.array([_significantly_better(row) for _, row in others.iterrows()])
     reason = f"{'' if better.all() else 'not '}significantly better: " + "; ".join(
         f"{row['measure']} {row['diff']:+.3g} [{row['diff_low']:.3g}, {row['diff_high']:.3g}] to {row[claim.label]}"

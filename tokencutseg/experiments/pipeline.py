@@ -21,6 +21,7 @@ from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.inference import predict_lesion_scores
 from tokencutseg.evaluation.per_image import contrast, native_scores, score
 from tokencutseg.experiments.runs import Run, RunSpec, RunStore
+from tokencutseg.models.baselines import declaration
 from tokencutseg.models.checkpoint import PRETRAINED_PARTS, build
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
@@ -30,7 +31,19 @@ if TYPE_CHECKING:
 
 OURS = "tokencutseg"
 """The method under study, in columns `method`."""
-BASELINE_SETTINGS = ["epochs", "images_per_epoch", "class_weighted_dice", "cross_entropy_weight", "augmentation", "schedule", "weight_average", "test_time_flips", "batch_size", "learning_rate", "weight_decay"]
+BASELINE_SETTINGS = [
+    "epochs",
+    "images_per_epoch",
+    "class_weighted_dice",
+    "cross_entropy_weight",
+    "augmentation",
+    "schedule",
+    "weight_average",
+    "test_time_flips",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+]
 """What of stage 3's settings a baseline shares; the others are about our own model."""
 
 
@@ -173,7 +186,7 @@ class Pipeline:
             settings["masked_gpt"] = config.non_default("masked_gpt")
         dependencies = {name: images.fingerprint for name, images in data.items()}
         dependencies |= {name: self._id(parent) for name, parent in self.parents(training).items()}
-        declared = None if training.baseline is None else baseline_declaration(training.baseline)
+        declared = None if training.baseline is None else declaration(training.baseline)
         return RunSpec(training.stage, config, settings, dependencies, training.baseline, declared)
 
     def _id(self, training: Training) -> str:
@@ -261,7 +274,7 @@ class Pipeline:
         if "unlabelled" in data:
             facts["unlabelled_seen"] = int(module.unlabelled_seen)
         if training.stage == "baseline":
-            facts["pretrained_weights"] = module.model.network.weights
+            facts["pretrained_weights"] = module.model.initialisation
         return state, facts
 
     # ---- scores ---------------------------------------------------------------------------------------------------
@@ -290,11 +303,3 @@ class Pipeline:
     def otsu_records(self, dataset: str, split: str) -> pd.DataFrame:
         """Per-image records of the Otsu threshold, which learns nothing."""
         return self.records(self.baseline("otsu"), dataset, split)
-
-
-def baseline_declaration(name: str) -> Any:
-    """What a baseline is declared as, as JSON: its content decides the id of its runs."""
-    from tokencutseg.models.baselines import BASELINES  # segmentation_models_pytorch is slow to import
-
-    declared = BASELINES[name]
-    return dataclasses.asdict(declared) if dataclasses.is_dataclass(declared) else getattr(declared, "__name__", name)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 
-from tokencutseg.experiments import ablations, tables
+from tokencutseg.experiments import tables
+from tokencutseg.experiments.ablations import ABLATIONS, Row, efficiency, run_ablation
 from tokencutseg.experiments.claims import claims
-from tokencutseg.experiments.pipeline import Training
+from tokencutseg.experiments.features import feature_quality, feature_quality_tokens
+from tokencutseg.experiments.pipeline import OURS, Training
 from tokencutseg.experiments.study import Study
 
 TABLES: dict[str, Callable[[Study], pd.DataFrame]] = {
@@ -22,20 +26,22 @@ TABLES: dict[str, Callable[[Study], pd.DataFrame]] = {
     "cross_dataset": lambda study: tables.cross_dataset(tables.main_results(study)),
     "score_by_group": tables.score_by_group,
     "leakage": tables.leakage,
-    "codebook_size": ablations.codebook_size,
-    "stages": ablations.stages,
-    "graph_radius": ablations.graph_radius,
-    "feature_quality": ablations.feature_quality,
-    "label_efficiency": ablations.label_efficiency,
-    "deviations": ablations.deviations,
-    "revised_steps": ablations.revised_steps,
-    "efficiency": ablations.efficiency,
-    "baselines": ablations.baselines,
+    **{name: partial(run_ablation, name=name) for name in ABLATIONS},
+    "feature_quality_tokens": feature_quality_tokens,
+    "feature_quality": feature_quality,
+    "efficiency": efficiency,
     "claims": claims,
 }
 """Each is made alone from a study; `claims` reads those that are written."""
 
 
 def trainings(study: Study) -> list[Training]:
-    """The trainings behind the tables of the notebooks, in an order that the engine can take."""
-    return [study.training("vqgan"), study.training("masked_gpt"), *tables.main_trainings(study).values()]
+    """The trainings behind the tables of the notebooks; the engine trains what these build on, too.
+
+    Those of `revised_steps` are not among them, apart from its first and last: each depends on the scores before it.
+    """
+    found = [study.method(OURS), *tables.main_trainings(study).values()]
+    for ablation in ABLATIONS.values():
+        rows = [row for row in ablation.rows(study) if isinstance(row, Row)]
+        found += itertools.chain.from_iterable(ablation.trainings(study, row) for row in rows)
+    return found

@@ -212,7 +212,8 @@ def one_sentence_when_full(folder: Path) -> Iterator[None]:
 
 def environment() -> dict[str, Any]:
     """The machine and the versions that a result was obtained with."""
-    packages = "tokencutseg torch torchvision pytorch-lightning lpips numpy scikit-image segmentation-models-pytorch torchmetrics"
+    packages = ["tokencutseg", "torch", "torchvision", "pytorch-lightning", "lpips", "numpy", "scikit-image"]
+    packages += ["segmentation-models-pytorch", "torchmetrics"]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -220,7 +221,7 @@ def environment() -> dict[str, Any]:
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: version(name) for name in [*packages, "segmentation-models-pytorch"]},
+        "packages": {name: version(name) for name in packages},
         "commit": _own_commit(),
     }
 

@@ -20,7 +20,6 @@ from tokencutseg.experiments.pipeline import Pipeline
 from tokencutseg.experiments.runs import ENVIRONMENT, RunStore, environment
 from tokencutseg.files import CHECKOUT, atomic_write, write_csv, write_json
 from tokencutseg.models.checkpoint import CONFIG
-from tokencutseg.training.processes import leads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +45,7 @@ class Study(Pipeline):
         data: Data | None = None,
     ) -> None:
         """`data` is what `source` was opened from; without it trainings run in this process only."""
-        leading = hardware is None or hardware.processes == 1 or leads()
+        leading = hardware is None or hardware.leading
         super().__init__(config, source, RunStore(Path(results) / "runs", training, leading), hardware)
         self.results, self.data, self.jobs, self.dask = Path(results), data, 1, None
         self.folder = self.results / study_name(config, source.study_name)
@@ -122,7 +121,7 @@ def study_name(config: Config, source_name: str) -> str:
 
 def _check_methods(config: Config) -> None:
     """Raise ConfigError for a method that the tables are to hold and nobody knows."""
-    from tokencutseg.models.baselines import BASELINES  # segmentation_models_pytorch is slow to import
+    from tokencutseg.models.baselines import BASELINES
 
     for setting, known in (
         ("evaluation.rivals", ["otsu", *BASELINES, *RECIPES]),

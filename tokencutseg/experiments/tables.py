@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from tokencutseg.config import Config
@@ -20,7 +21,7 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.evaluation.codebook import codebook_table
 from tokencutseg.evaluation.inference import downsample_mask, map_batches, predict_masks, tokenize
-from tokencutseg.evaluation.probes import layer_features, probe_scores, token_labels, train_linear_probe
+from tokencutseg.evaluation.probes import layer_features, token_labels, token_records, token_scores, train_linear_probe
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import holm, interval, mean_interval, paired_differences, summary_table
 from tokencutseg.experiments.claims import PUBLISHED, missing_images
@@ -82,7 +83,7 @@ def masked_prediction(study: Study) -> pd.DataFrame:
     model, draws, rows = run.model(), study.config.evaluation.bootstrap_draws, []
     batches = [chunk.float() / 255 for chunk in images.images.split(32)]
     encoded = [model.encode_to_tokens(batch) for batch in batches]
-    encoded = [(tokens, encoding._replace(stages=[])) for tokens, encoding in encoded]  # feature maps take GiB
+    encoded = [(tokens, encoding._replace(features=[])) for tokens, encoding in encoded]  # feature maps take GiB
     commonest = torch.cat([tokens.flatten() for tokens, _ in encoded]).mode().values
     for pattern, ratio in itertools.product(("iid", "block"), MASK_RATIOS):
         config = study.config.override({"masked_gpt.mask_pattern": pattern}).masked_gpt
@@ -106,7 +107,7 @@ def masked_prediction(study: Study) -> pd.DataFrame:
 def linear_probes(study: Study) -> pd.DataFrame:
     """A logistic regression lesion/skin on every layer's frozen features: training images → test images.
 
-    Columns features, then those of `probe_scores`, runs.
+    Columns features, then those of `token_scores`, auc (of all tokens), n (tokens), runs.
     """
     run, primary = study.transformer(), study.source.primary
     train, test = study.source.load(primary, "train"), study.source.load(primary, "test")
@@ -116,8 +117,10 @@ def linear_probes(study: Study) -> pd.DataFrame:
     features, test_features = (layer_features(model, images) for images in (train, test))
     for name in features:
         lesion_scores = train_linear_probe(features[name], labels, test_features[name])
-        scores = probe_scores(lesion_scores, test_labels, study.config.evaluation.bootstrap_draws, test.units)
-        rows.append({"features": name, **scores, "runs": run.id})
+        records = token_records(lesion_scores, test_labels, test.units)
+        scores = token_scores(records, study.config.evaluation.bootstrap_draws)
+        auc = roc_auc_score(test_labels.ravel(), lesion_scores.ravel())
+        rows.append({"features": name, **scores, "auc": auc, "n": test_labels.numel(), "runs": run.id})
     return pd.DataFrame(rows)
 
 
@@ -221,8 +224,8 @@ def budgets(study: Study) -> pd.DataFrame:
             run = study.run(training)
             unlabelled = not training.supervised and getattr(training.config, training.stage).images == "unlabelled"
             row = {"train": train, "method": method, "recipe": _recipe(last), "stage": training.stage}
-            row |= {"data": "unlabelled" if unlabelled else train} | {name: run.metrics.get(name) for name in costs}
-            rows.append(row | {"runs": run.id})
+            row["data"] = "unlabelled" if unlabelled else train
+            rows.append(row | {name: run.metrics.get(name) for name in costs} | {"runs": run.id})
     return pd.DataFrame(rows).drop_duplicates(["method", "runs"], ignore_index=True)
 
 

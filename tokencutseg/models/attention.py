@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokencutseg.models.parallel import part
-
 BLOCK_CELLS = 2_500_000
 """Attention weights in one block, at least one row; the way back holds three blocks."""
 
@@ -23,7 +21,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """softmax(q kᵀ / √d) v for q, k, v (B, heads, T, d), its weights dropped with probability `dropout`."""
     if dropout == 0 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    seed = int(torch.randint(2**62, ())) + part()  # from torch's own state: a seeded training repeats itself
+    seed = int(torch.randint(2**62, ()))  # from torch's own state: a seeded training repeats itself
     flat = (x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v / (1 - dropout)))
     return _BlockedAttention.apply(*flat, dropout, seed).view_as(q)
 

@@ -1,37 +1,165 @@
 """What TokenCutSeg is compared with: Otsu's threshold, and networks of segmentation_models_pytorch.
 
-A network of your own joins the comparison by a name; it sees ImageNet-normalised RGB and gives two logits per pixel:
+A network of your own joins the comparison by a name. It sees ImageNet-normalised RGB (B, 3, H, W), sides divisible by
+`STRIDE`, and gives two logits per pixel (B, 2, H, W):
 
     from tokencutseg.models.baselines import BASELINES
 
-    def mine(pretrained):
-        return MyNetwork(), "scratch"     # the network and the name of the weights that it starts from
-
-    BASELINES["mine"] = mine
+    BASELINES["mine"] = MyNetwork     # a class or function without arguments
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 from scipy import ndimage
 from skimage.filters import threshold_otsu
-from torch import nn
+from torch import Tensor, nn
 
+from tokencutseg.config import Config, ConfigError
 from tokencutseg.models.perceptual import unreachable
+from tokencutseg.models.predict import SegmentationModel
+from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD
 
 STRIDE = 32
 """The networks halve their input five times."""
 
 
-def otsu(images: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class SMP:
+    """A network of segmentation_models_pytorch: the names of its class and its encoder."""
+
+    architecture: str
+    encoder: str
+    pretrained: bool = True
+    """Whether the encoder starts from ImageNet weights, where they can be had."""
+
+    def build(self, pretrained: bool) -> tuple[nn.Module, str]:
+        """The network, and what it starts from: "imagenet" or "scratch"."""
+        import segmentation_models_pytorch as smp  # slow to import
+
+        weights = "imagenet" if pretrained and self.pretrained and _has_imagenet_weights(self.encoder) else None
+        network = getattr(smp, self.architecture)(self.encoder, encoder_weights=weights, classes=2)
+        return network, weights or "scratch"
+
+
+BASELINES: dict[str, SMP | Callable[[], nn.Module]] = {
+    "unet": SMP("Unet", "resnet18"),
+    "unetplusplus": SMP("UnetPlusPlus", "resnet18"),
+    "deeplabv3plus": SMP("DeepLabV3Plus", "resnet18"),
+    "fpn": SMP("FPN", "resnet18"),
+    "segformer": SMP("Segformer", "mit_b0"),
+    "upernet": SMP("UPerNet", "mit_b1"),
+}
+
+
+def declaration(name: str) -> dict[str, Any]:
+    """What a baseline is declared as, in JSON's types: another declaration under the same name is another network.
+
+    Raises ConfigError for a name that is not in `BASELINES`, and for a callable whose source cannot be read.
+    """
+    declared = _declared(name)
+    if isinstance(declared, SMP):
+        return dataclasses.asdict(declared)
+    try:
+        return {"source": inspect.getsource(declared)}
+    except (OSError, TypeError) as error:
+        raise ConfigError(
+            f"the source of baseline {name!r}, which names its trainings, cannot be read; define it as a class or "
+            f"function in a file or a notebook cell"
+        ) from error
+
+
+class Baseline(SegmentationModel):
+    """The baseline `name`: RGB in [0, 1] (B, 3, S, S) of any size → logits (B, 2, S, S), 1 is lesion.
+
+    Normalisation (ImageNet's mean and standard deviation) belongs to the module. Sides that `STRIDE` does not divide
+    are padded by repeating the edge, equally on both sides, and the logits are cropped; so are sides below 2·`STRIDE`,
+    since BatchNorm needs a deepest map of more than one cell. `pretrained` False leaves out ImageNet weights;
+    `initialisation` says what the network starts from. Raises ConfigError for a name that is not in `BASELINES`.
+    """
+
+    def __init__(self, name: str, config: Config, pretrained: bool = True) -> None:
+        super().__init__()
+        self.name, self.config, declared = name, config, _declared(name)
+        if isinstance(declared, SMP):
+            self.network, self.initialisation = declared.build(pretrained)
+        else:
+            self.network = declared()
+            self.initialisation = getattr(self.network, "initialisation", "scratch")
+        for module in self.network.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = LenientBatchNorm
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        (H, W), (left, right, top, bottom) = images.shape[-2:], padding(*images.shape[-2:])
+        padded = F.pad((images - self.mean) / self.std, (left, right, top, bottom), mode="replicate")
+        return self.network(padded)[..., top : top + H, left : left + W]
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        return self(images).softmax(1)
+
+
+class LenientBatchNorm(nn.BatchNorm2d):
+    """BatchNorm that uses its running statistics where a training batch has one value per channel.
+
+    The recipe `released` trains on single images, whose global pooling branch in DeepLabV3+ and UPerNet torch refuses.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+def padding(H: int, W: int) -> tuple[int, int, int, int]:
+    """How many pixels a baseline adds left, right, above and below an image of H × W."""
+    h, w = (max(-side % STRIDE, 2 * STRIDE - side) for side in (H, W))
+    return w // 2, w - w // 2, h // 2, h - h // 2
+
+
+def _declared(name: str) -> SMP | Callable[[], nn.Module]:
+    if name not in BASELINES:
+        raise ConfigError(f"unknown baseline {name!r}. Known: {', '.join(BASELINES)}")
+    return BASELINES[name]
+
+
+@functools.cache
+def _has_imagenet_weights(encoder: str) -> bool:
+    """Whether the encoder's weights are, or now are, in the Hugging Face cache, where smp looks for them."""
+    import segmentation_models_pytorch as smp
+
+    settings = smp.encoders.encoders[encoder]["pretrained_settings"]["imagenet"]
+    repo, files = {key: settings[key] for key in ("repo_id", "revision")}, ("config.json", "model.safetensors")
+    if all(isinstance(try_to_load_from_cache(filename=file, **repo), str) for file in files):
+        return True
+    reason = unreachable(hf_hub_url(filename=files[0], **repo))
+    if reason is None:
+        try:
+            for file in files:
+                hf_hub_download(filename=file, **repo)
+            return True
+        except OSError as error:
+            reason = str(error)
+    warnings.warn(
+        f"ImageNet weights of {encoder} could not be fetched ({reason}): the baseline starts from scratch", stacklevel=2
+    )
+    return False
+
+
+def otsu(images: Tensor) -> Tensor:
     """The classical segmentation of a dark lesion on brighter skin, without learning.
 
     Blue channel, in which lesions stand out most; Gaussian blur against hairs (σ 1.5 % of the side); Otsu's threshold
@@ -58,99 +186,3 @@ def _otsu_mask(channel: np.ndarray, disc: np.ndarray, window: np.ndarray) -> np.
         return np.zeros(channel.shape, dtype=bool)
     weights = ndimage.sum_labels(window, components, np.arange(1, count + 1))
     return ndimage.binary_fill_holes(components == 1 + weights.argmax())
-
-
-class LenientBatchNorm(nn.BatchNorm2d):
-    """BatchNorm that takes its running statistics where a batch is one value per channel, of which nothing can be
-    learned: one image whose whole map was pooled."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
-
-
-class Baseline(nn.Module):
-    """A network in the study's terms: RGB in [0, 1] (B, 3, S, S) of any size → logits (B, 2, S, S), 1 is lesion.
-
-    Normalisation (ImageNet's mean and standard deviation) belongs to the module. Sides that `STRIDE` does not divide
-    are padded by repeating the edge, equally on both sides, and the logits are cropped; so are sides below 2·`STRIDE`,
-    for BatchNorm cannot learn from one image whose deepest map is one cell. `weights` names what the encoder started
-    from, "imagenet" or "scratch".
-    """
-
-    def __init__(self, network: nn.Module, weights: str) -> None:
-        super().__init__()
-        for module in network.modules():
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = LenientBatchNorm
-        self.network = network
-        self.weights = weights
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        (H, W), (left, right, top, bottom) = images.shape[-2:], padding(*images.shape[-2:])
-        padded = F.pad((images - self.mean) / self.std, (left, right, top, bottom), mode="replicate")
-        return self.network(padded)[..., top : top + H, left : left + W]
-
-
-def padding(H: int, W: int) -> tuple[int, int, int, int]:
-    """How many pixels a baseline adds left, right, above and below an image of H × W."""
-    h, w = (max(-side % STRIDE, 2 * STRIDE - side) for side in (H, W))
-    return w // 2, w - w // 2, h // 2, h - h // 2
-
-
-def build_baseline(name: str, pretrained: bool = True) -> Baseline:
-    """The baseline of that name, on an encoder with ImageNet weights if they can be had, else from scratch.
-
-    Raises ValueError for a name that is not in `BASELINES`.
-    """
-    if name not in BASELINES:
-        raise ValueError(f"unknown baseline {name!r}. Known: {', '.join(BASELINES)}")
-    return Baseline(*BASELINES[name](pretrained))
-
-
-def _smp(architecture: Callable[..., nn.Module], encoder: str) -> Callable[[bool], tuple[nn.Module, str]]:
-    def build(pretrained: bool) -> tuple[nn.Module, str]:
-        weights = "imagenet" if pretrained and _has_imagenet_weights(encoder) else None
-        return architecture(encoder, encoder_weights=weights, classes=2), weights or "scratch"
-
-    return build
-
-
-@functools.cache
-def _has_imagenet_weights(encoder: str) -> bool:
-    """Whether the encoder's weights are, or now are, in the Hugging Face cache, where smp looks for them."""
-    settings = smp.encoders.encoders[encoder]["pretrained_settings"]["imagenet"]
-    files = [
-        {"repo_id": settings["repo_id"], "filename": filename, "revision": settings["revision"]}
-        for filename in ("config.json", "model.safetensors")
-    ]
-    if all(isinstance(try_to_load_from_cache(**file), str) for file in files):
-        return True
-    reason = unreachable(hf_hub_url(**files[0]))
-    if reason is None:
-        try:
-            for file in files:
-                hf_hub_download(**file)
-            return True
-        except OSError as error:
-            reason = str(error)
-    warnings.warn(
-        f"ImageNet weights of {encoder} could not be fetched ({reason}): the baseline starts from scratch", stacklevel=2
-    )
-    return False
-
-
-BASELINES: dict[str, Callable[[bool], tuple[nn.Module, str]]] = {
-    "unet": _smp(smp.Unet, "resnet18"),
-    "unetplusplus": _smp(smp.UnetPlusPlus, "resnet18"),
-    "deeplabv3plus": _smp(smp.DeepLabV3Plus, "resnet18"),
-    "fpn": _smp(smp.FPN, "resnet18"),
-    "segformer": _smp(smp.Segformer, "mit_b0"),
-    "upernet": _smp(smp.UPerNet, "mit_b1"),
-}
-"""Name → function of whether ImageNet weights are wanted, giving a network and the name of the weights it has.
-
-The network maps normalised RGB (B, 3, H, W), sides divisible by `STRIDE`, to logits (B, 2, H, W)."""

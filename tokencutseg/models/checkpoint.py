@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tokencutseg.config import Config
 from tokencutseg.data.images import DataError
 from tokencutseg.files import atomic_write
-from tokencutseg.models.tokencutseg import TokenCutSeg, predict_mask, predict_probabilities
+from tokencutseg.models.baselines import Baseline
+from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -20,54 +21,30 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """The model that comes with the package: a revised segmenter with its tokenizer; `README.md` beside it is its card."""
 
 PRETRAINED_PARTS = ("vqgan.", "masked_gpt.", "encoder.")
-"""What a masked-token run holds of a `TokenCutSeg`: the parts that the first two stages train, and the encoder
-that the third goes on with."""
+"""The parts of a `TokenCutSeg` that a masked-token run holds: what the first two stages train, and the encoder that the
+third fine-tunes."""
 
 
-class Baseline(nn.Module):
-    """A baseline network behind the segmenter's interface."""
+def build(stage: str, config: Config, name: str | None = None, pretrained: bool = True) -> nn.Module:
+    """An untrained model of a stage: `vqgan`, `masked_gpt`, `segmentation` or `baseline` (which needs a name).
 
-    def __init__(self, name: str, config: Config) -> None:
-        super().__init__()
-        from tokencutseg.models.baselines import build_baseline  # segmentation_models_pytorch is slow to import
-
-        self.name, self.config = name, config
-        self.network = build_baseline(name)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """RGB in [0, 1] (B, 3, S, S) → logits (B, 2, S, S)."""
-        return self.network(images)
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """RGB in [0, 1] (B, 3, S, S) → (B, 2, S, S), from one look at each image."""
-        return self(images).softmax(1)
-
-    def predict_probabilities(self, images: Tensor) -> Tensor:
-        """RGB in [0, 1] (B, 3, S, S) → (B, 2, S, S), averaged over the four flips where the recipe says so."""
-        return predict_probabilities(self, images, self.config.segmentation.test_time_flips)
-
-    def predict(self, image: Any) -> Any:
-        """One image of any size → its lesion mask (H, W) bool; see `TokenCutSeg.predict`."""
-        return predict_mask(self, image, self.config.data.image_size)
-
-
-def build(stage: str, config: Config, name: str | None = None) -> nn.Module:
-    """An untrained model of a stage: `vqgan`, `masked_gpt`, `segmentation` or `baseline` (which needs a name)."""
+    `pretrained` says whether a baseline may start from ImageNet weights.
+    """
     if stage == "vqgan":
         return VQGAN(config.vqgan)
     if stage == "baseline":
-        return Baseline(name, config)
+        return Baseline(name or "", config, pretrained)
     return TokenCutSeg(config)
 
 
 def save_weights(state: dict[str, Tensor], folder: Path) -> None:
-    """Write `model.safetensors` so that nobody ever sees half of it."""
+    """Write `model.safetensors` atomically."""
     with atomic_write(folder / WEIGHTS) as file:
         save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, file)
 
 
 def save_half(run: str | Path, folder: Path) -> int:
-    """Write a run's model once more into `folder`, in half precision, for `load`; gives the bytes of its weights.
+    """Write a run's model into another `folder` in half precision, for `load`; returns the bytes of its weights.
 
     Raises DataError when there is no model, when half precision cannot hold its weights, and when `folder` is a run's.
     """
@@ -76,9 +53,8 @@ def save_half(run: str | Path, folder: Path) -> int:
     if (folder / CONFIG).exists() and not (folder / WEIGHTS).exists():
         raise DataError(f"{folder} has settings of its own, as a study has, which would be lost; write to another one")
     about, source = _about(run)
-    state = {
-        key: value.half() if value.is_floating_point() else value for key, value in load_file(source / WEIGHTS).items()
-    }
+    state = load_file(source / WEIGHTS)
+    state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
         raise DataError(f"{source} holds weights beyond half precision in {broken[0]}; keep it in full precision")
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +64,7 @@ def save_half(run: str | Path, folder: Path) -> int:
 
 
 def load(path: str | Path = PRETRAINED) -> nn.Module:
-    """Open a saved model in evaluation mode: a run's folder, the `model.safetensors` in it, or by default the trained
+    """A saved model in evaluation mode: a run's folder, the `model.safetensors` in it, or by default the trained
     segmenter that comes with the package.
 
     Gives a `TokenCutSeg` for a segmentation or masked-token run, a `Baseline` or a `VQGAN` for theirs. Raises DataError
@@ -96,16 +72,11 @@ def load(path: str | Path = PRETRAINED) -> nn.Module:
     """
     about, folder = _about(path)
     config, state = Config.from_dict(about["config"]), load_file(folder / WEIGHTS)
-    model = build(about["stage"], config, about.get("name"))
+    model = build(about["stage"], config, about.get("name"), pretrained=False)
+    if about["stage"] == "masked_gpt":
+        state = model.state_dict() | state  # the head and the up-sampler are not trained yet
     try:
-        if about["stage"] == "masked_gpt":
-            tokenizer, transformer, encoder = (
-                {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
-                for part in PRETRAINED_PARTS
-            )
-            model.load_pretrained(tokenizer, transformer, encoder if config.masked_gpt.trains_encoder else None)
-        else:
-            model.load_state_dict(state)
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise DataError(
             f"{folder} holds a model that this version of tokencutseg cannot open "
@@ -125,13 +96,13 @@ def saved_stage(path: str | Path) -> str:
 
 
 def _about(path: str | Path) -> tuple[dict[str, Any], Path]:
-    """What `config.json` says, and the folder of a run whose own path or weights' path is given."""
+    """The content of `config.json`, and the folder; `path` is the folder or the weights in it."""
     folder = Path(path)
     folder = folder.parent if folder.name == WEIGHTS else folder
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise DataError(
                 f"{folder} holds no saved model: {name} is missing there; give a run's folder such as "
-                f"results/quick-synthetic/runs/segmentation-…"
+                f"results/runs/segmentation-…"
             )
     return json.loads((folder / CONFIG).read_text()), folder

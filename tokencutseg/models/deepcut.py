@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokencutseg.config import SegmentationConfig
-from tokencutseg.models.parallel import Dropout, batch_mean
+
+Grid = tuple[int, int]
+"""Rows H and columns W of tokens."""
 
 
 @lru_cache(maxsize=64)
@@ -51,29 +53,22 @@ class GridGraph:
     TEMPERATURE = 0.2
 
     def __init__(
-        self,
-        H: int,
-        W: int,
-        radius: float,
-        unit: str = "image",
-        features: Tensor | None = None,
-        like: Tensor | None = None,
+        self, H: int, W: int, radius: float, unit: str, features: Tensor | None = None, like: Tensor | None = None
     ) -> None:
         self.offsets = stencil_offsets(H, W, radius, unit)
-        self.reach = (max(abs(dy) for dy, _ in self.offsets), max(abs(dx) for _, dx in self.offsets))
-        reference = features if features is not None else like if like is not None else torch.empty(0)
+        self.reach = tuple(max(steps) for steps in zip(*self.offsets, strict=True))
         self.weights = None if features is None else self._affinities(features)
-        kernel = torch.zeros(1, 1, 2 * self.reach[0] + 1, 2 * self.reach[1] + 1)
+        reference = features if features is not None else like if like is not None else torch.empty(0)
+        self.kernel = reference.new_zeros(1, 1, 2 * self.reach[0] + 1, 2 * self.reach[1] + 1)
         for dy, dx in self.offsets:
-            kernel[0, 0, dy + self.reach[0], dx + self.reach[1]] = 1
-        self.kernel = kernel.to(reference)
-        ones = torch.ones(1, 1, H, W).to(reference)
+            self.kernel[0, 0, dy + self.reach[0], dx + self.reach[1]] = 1
+        ones = reference.new_ones(1, 1, H, W)
         self.degree = self._adjacent(ones) if features is None else self.weights.sum(1, keepdim=True)  # (1|B, 1, H, W)
         self.scale = self.degree.rsqrt()
 
     def propagate(self, x: Tensor) -> Tensor:
         """Ã x for node values x (B, C, H, W)."""
-        return _Propagate.apply(x, self)
+        return self.scale * self._adjacent(self.scale * x)
 
     @cached_property
     def normalised_degree(self) -> Tensor:
@@ -96,33 +91,17 @@ class GridGraph:
     def _affinities(self, features: Tensor) -> Tensor:
         """Edge weights (B, offsets, H, W), zero where the edge would leave the grid."""
         unit = F.normalize(features.detach(), dim=1)
-        inside = self._shifts(torch.ones_like(unit[:, :1]))
-        weights = [
-            torch.exp(((unit * other).sum(1) - 1) / self.TEMPERATURE) * there[:, 0]
-            for other, there in zip(self._shifts(unit), inside, strict=True)
-        ]
-        return torch.stack(weights, 1)
-
-
-class _Propagate(torch.autograd.Function):
-    """Ã is symmetric and no gradient goes to its weights: the way back is the way there, and nothing is kept for it."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, graph: GridGraph) -> Tensor:
-        ctx.graph = graph
-        return graph.scale * graph._adjacent(graph.scale * x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Propagate.apply(gradient, ctx.graph), None
+        similarity = torch.stack([(unit * other).sum(1) for other in self._shifts(unit)], 1)
+        inside = torch.stack(self._shifts(torch.ones_like(unit[:, 0])), 1)
+        return torch.exp((similarity - 1) / self.TEMPERATURE) * inside
 
 
 @lru_cache(maxsize=16)
 def position_graph(H: int, W: int, radius: float, unit: str, device: torch.device, dtype: torch.dtype) -> GridGraph:
-    """The graph of all images of one size, where edges do not look at features."""
+    """The graph of all images of one size, for edges that depend on position only."""
     with torch.no_grad(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         graph = GridGraph(H, W, radius, unit, like=torch.empty(0, device=device, dtype=dtype))
-        _ = graph.normalised_degree  # kept from here on, whoever asks first
+        _ = graph.normalised_degree  # computed here, outside autocast
         return graph
 
 
@@ -134,13 +113,9 @@ class GCNLayer(nn.Module):
         self.lin = nn.Linear(inputs, outputs, bias=False)
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x: Tensor, graph: GridGraph, grid: tuple[int, int]) -> Tensor:
-        """(B, T, inputs) → (B, T, outputs). Projects first: outputs are fewer, and Ã commutes with W."""
-        return self.spread(self.lin(x), graph, grid)
-
-    def spread(self, projected: Tensor, graph: GridGraph, grid: tuple[int, int]) -> Tensor:
-        """Ã(XW) + b for XW (B, T, outputs)."""
-        return to_nodes(graph.propagate(to_grid(projected, grid))) + self.bias
+    def forward(self, x: Tensor, graph: GridGraph, grid: Grid) -> Tensor:
+        """(B, T, inputs) → (B, T, outputs), as Ã(XW) + b: there are fewer outputs than inputs."""
+        return to_nodes(graph.propagate(to_grid(self.lin(x), grid))) + self.bias
 
 
 class GNN(nn.Module):
@@ -153,21 +128,14 @@ class GNN(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.res_proj = nn.Sequential(nn.Linear(inputs, width), nn.LayerNorm(width))
         self.mlp = nn.Sequential(
-            nn.Linear(width, width),
-            nn.LayerNorm(width),
-            nn.ELU(inplace=True),
-            Dropout(0.25),
-            nn.Linear(width, n_classes),
+            nn.Linear(width, width), nn.LayerNorm(width), nn.ELU(), nn.Dropout(0.25), nn.Linear(width, n_classes)
         )
 
-    def forward(self, x: Tensor, graph: GridGraph, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, graph: GridGraph, grid: Grid) -> Tensor:
         """(B, T, E) → logits (B, T, C)."""
-        first, (project, norm) = self.convs[0], self.res_proj
-        weights = torch.cat([first.lin.weight, project.weight])  # one product for both branches
-        both = F.linear(x, weights[:, :-2]) + _linear_of_positions(weights[:, -2:], grid)
-        h, residual = both.split(len(first.lin.weight), -1)
-        h = F.elu(self.norms[0](first.spread(h, graph, grid)), inplace=True) + norm(residual + project.bias)
-        h = F.elu(self.norms[1](self.convs[1](h, graph, grid)), inplace=True) + h
+        x = torch.cat([x, node_positions(grid).to(x).expand(len(x), -1, -1)], -1)
+        h = F.elu(self.norms[0](self.convs[0](x, graph, grid))) + self.res_proj(x)
+        h = F.elu(self.norms[1](self.convs[1](h, graph, grid))) + h
         return self.mlp(h)
 
 
@@ -178,81 +146,39 @@ class DeepCut(nn.Module):
         super().__init__()
         self.config = config
         C = n_classes
-        self.pool = GNN(n_features, C)
-        self.smoothness_conv = nn.Sequential(
-            nn.Conv2d(C, C, 3, padding=1, groups=C),
-            nn.GroupNorm(C, C),
-            nn.ReLU(),
-            nn.Conv2d(C, C, 3, padding=1, groups=C),
-            nn.GroupNorm(C, C),
-        )
+        self.gnn = GNN(n_features, C)
+        first, second = (nn.Conv2d(C, C, 3, padding=1, groups=C) for _ in range(2))
+        self.smoothness_conv = nn.Sequential(first, nn.GroupNorm(C, C), nn.ReLU(), second, nn.GroupNorm(C, C))
         self.edge_conv = nn.Sequential(
-            nn.Conv2d(n_features, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.ReLU(inplace=True), nn.Conv2d(32, 1, 1)
+            nn.Conv2d(n_features, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.ReLU(), nn.Conv2d(32, 1, 1)
         )
 
-    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, features: Tensor, grid: Grid) -> Tensor:
         """Features (B, T, E) → logits (B, T, C)."""
-        return self.pool(features, self.graph(features, grid), grid)
+        return self.gnn(features, self.graph(features, grid), grid)
 
-    def graph(self, features: Tensor, grid: tuple[int, int]) -> GridGraph:
-        """The graph that these features stand on."""
+    def graph(self, features: Tensor, grid: Grid) -> GridGraph:
+        """The graph whose nodes have these features."""
         c = self.config
         if c.affinity == "position":
             return position_graph(*grid, c.graph_radius, c.radius_unit, features.device, features.dtype)
         return GridGraph(*grid, c.graph_radius, c.radius_unit, to_grid(features, grid))
 
-    def loss(self, assignments: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:
+    def loss(self, assignments: Tensor, features: Tensor, grid: Grid) -> Tensor:
         """Scalar. assignments (B, T, C) are probabilities, features (B, T, E) what they came from."""
         S = to_grid(assignments, grid).contiguous()  # (B, C, H, W); with so few channels, channels-last is slow
         graph = self.graph(features, grid)
         smooth = (self.smoothness_conv(S) - S).square().mean((1, 2, 3))
         cut = normalised_cut(S, graph) + orthogonality(assignments) + 0.01 * smooth
-        return batch_mean(cut) + 0.09 * self._feature_smoothness(features, grid)
+        return cut.mean() + 0.09 * self._feature_smoothness(features, grid)
 
-    def _feature_smoothness(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Squared differences of neighbouring features (B, T, E), where the learned map sees no edge."""
-        B, _, E = features.shape
-        first, *rest = self.edge_conv
-        edges = (
-            convolve_nodes(features, first.weight, first.bias, grid)
-            if features.device.type == "cpu"
-            else first(to_grid(features, grid))
-        )
-        for layer in rest:
-            edges = layer(edges)
-        e, f = torch.sigmoid(edges[:, 0]), features.view(B, *grid, E)  # (B, H, W), (B, H, W, E)
-        vertical = batch_mean(F.mse_loss(f[:, 1:], f[:, :-1], reduction="none").sum(-1) * e[:, 1:])
-        horizontal = batch_mean(F.mse_loss(f[:, :, 1:], f[:, :, :-1], reduction="none").sum(-1) * e[..., 1:])
-        return (vertical + horizontal) / (2 * E**2)
-
-
-class _ConvolveNodes(torch.autograd.Function):
-    """Its way back works on the patches of the gradient, which has few channels, with matrix products: on a CPU three
-    times as fast as torch's own."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        # the grid of nodes is channels-last in memory, and so must the weight be to save a copy
-        return F.conv2d(to_grid(x, grid), weight.contiguous(memory_format=torch.channels_last), bias, padding=1)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        nodes, weight = ctx.saved_tensors
-        outputs, E = weight.shape[:2]
-        (H, W), padded = gradient.shape[-2:], F.pad(gradient, (1, 1, 1, 1))
-        patches = torch.stack(
-            [padded[..., 2 - y : 2 - y + H, 2 - x : 2 - x + W] for y in range(3) for x in range(3)], 1
-        )
-        patches = patches.flatten(1, 2).flatten(2)  # (B, 9·outputs, T): what each node gave to, offset by offset
-        dx = patches.mT @ weight.permute(2, 3, 0, 1).reshape(9 * outputs, E) if ctx.needs_input_grad[0] else None
-        dw = (patches @ nodes).sum(0).view(3, 3, outputs, E).permute(2, 3, 0, 1)
-        return dx, dw, gradient.sum((0, 2, 3)), None
-
-
-def convolve_nodes(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int]) -> Tensor:
-    """3×3 convolution, padded by one, of node features x (B, T, E) with weight (O, E, 3, 3): (B, O, H, W)."""
-    return _ConvolveNodes.apply(x, weight, bias, grid)
+    def _feature_smoothness(self, features: Tensor, grid: Grid) -> Tensor:
+        """Squared differences of neighbouring features (B, T, E), weighted down where the learned map sees an edge."""
+        f = to_grid(features, grid)
+        e = torch.sigmoid(self.edge_conv(f))
+        vertical = ((f[:, :, 1:] - f[:, :, :-1]).square() * e[:, :, 1:]).mean()
+        horizontal = ((f[..., 1:] - f[..., :-1]).square() * e[..., 1:]).mean()
+        return (vertical + horizontal) / (2 * features.shape[-1])
 
 
 def normalised_cut(S: Tensor, graph: GridGraph) -> Tensor:
@@ -264,28 +190,20 @@ def normalised_cut(S: Tensor, graph: GridGraph) -> Tensor:
 
 def orthogonality(assignments: Tensor) -> Tensor:
     """‖SᵀS/‖SᵀS‖ − I/‖I‖‖_F for assignments (B, T, C): (B,), zero for equal hard clusters (MinCutPool, eq. 9)."""
-    # (B, C, C); element by element, since a matrix product of so few columns is slow on its way back
-    gram = (assignments[..., :, None] * assignments[..., None, :]).sum(1)
+    gram = assignments.mT @ assignments  # (B, C, C)
     identity = torch.eye(gram.shape[-1]).to(gram)
     gram = gram / (gram.norm(dim=(1, 2), keepdim=True) + 1e-6)
     return (gram - identity / (identity.norm() + 1e-6)).norm(dim=(1, 2))
 
 
-def node_positions(grid: tuple[int, int]) -> Tensor:
+def node_positions(grid: Grid) -> Tensor:
     """(x, y) in [0, 1]² of every node, row by row: (T, 2)."""
     H, W = grid
     y, x = torch.meshgrid(torch.linspace(0, 1, H), torch.linspace(0, 1, W), indexing="ij")
     return torch.stack([x, y], -1).reshape(-1, 2)
 
 
-def _linear_of_positions(weight: Tensor, grid: tuple[int, int]) -> Tensor:
-    """`node_positions` times a weight (outputs, 2), as the sum of a row's and a column's part: (T, outputs)."""
-    (H, W), (wx, wy) = grid, weight.unbind(1)
-    x, y = torch.linspace(0, 1, W).to(weight)[:, None] * wx, torch.linspace(0, 1, H).to(weight)[:, None] * wy
-    return (y[:, None] + x).flatten(0, 1)
-
-
-def to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
+def to_grid(x: Tensor, grid: Grid) -> Tensor:
     """Nodes (B, T, C) → map (B, C, H, W); `to_nodes` is its inverse."""
     return x.transpose(1, 2).reshape(len(x), x.shape[-1], *grid)
 

@@ -6,19 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokencutseg.models.parallel import batch_mean, batch_sum
+from tokencutseg.models.decoder import upsample
 from tokencutseg.models.perceptual import load_lpips
 from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD
 
 
 def reconstruction_loss(x: Tensor, reconstruction: Tensor, clamped: bool, edge_weighted: bool) -> Tensor:
-    """Mean absolute error of network values (B, 3, S, S); the released code clamps it at 1 and weighs flat areas up."""
+    """Mean absolute error of network values (B, 3, S, S); the released code clamps it at 1 and weights flat areas."""
     error = (x - reconstruction).abs()
     if clamped:
         error = error.clamp(0, 1)
     if edge_weighted:
         error = error * (1 + flatness(x))
-    return batch_mean(error)
+    return _mean(error)
 
 
 def flatness(x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class PerceptualLoss(nn.Module):
     """How different two images look to VGG16. The weights never train.
 
     lpips: learned distance (Zhang et al. 2018). vgg_l1 (released): L1 between the activations of five slices, each
-    cut at 10, and their sum again. `weights_name` says whether the VGG weights are ImageNet's or random.
+    clamped at 10, and their sum again. `weights_name` says whether the VGG weights are ImageNet's or random.
     """
 
     def __init__(self, kind: str, size: int) -> None:
@@ -49,50 +49,45 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
         """Scalar distance of two batches of values in [−1, 1] (clamped there), (B, 3, S, S)."""
-        a, b = (
-            F.interpolate(v.clamp(-1, 1), (self.size, self.size), mode="bilinear", align_corners=False)
-            if v.shape[-1] != self.size
-            else v.clamp(-1, 1)
-            for v in (x, reconstruction)
-        )
+        a, b = (upsample(v.clamp(-1, 1), (self.size, self.size)) for v in (x, reconstruction))
         if self.kind == "lpips":
-            return batch_mean(self.lpips(a, b))
+            return _mean(self.lpips(a, b))
         a, b = (self.lpips.net(((v + 1) / 2 - self.mean) / self.std) for v in (a, b))
-        apart = (batch_mean((p.float() - q.float()).abs()) for p, q in zip(a, b, strict=True))
-        return sum(distance.clamp(max=10) for distance in apart).clamp(0, 10)
+        distances = (_mean((p.float() - q.float()).abs()) for p, q in zip(a, b, strict=True))
+        return sum(distance.clamp(max=10) for distance in distances).clamp(0, 10)
 
 
 def generator_loss(fake: Tensor, clamped: bool) -> Tensor:
-    """−mean D(x̂); the released code cuts it at ±1."""
-    loss = -batch_mean(fake)
+    """−mean D(x̂); the released code clamps it at ±1."""
+    loss = -_mean(fake)
     return loss.clamp(-1, 1) if clamped else loss
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, clamped: bool, steps_since_start: int = 0) -> Tensor:
     """Logits on real and reconstructed images → scalar.
 
-    Corrected: the hinge loss. Released: softplus, cut at ±1 and ramped up from 1 %. Its un-cut value starts near
-    2·log 2 ≈ 1.4 or above, so that the cut leaves no gradient at the start.
+    Corrected: the hinge loss. Released: softplus, clamped at ±1 and ramped up from 1 %. The un-clamped value starts
+    near 2·log 2 ≈ 1.4 or above, so that the clamp leaves no gradient at the start.
     """
     if not clamped:
-        return 0.5 * (batch_mean(F.relu(1 - real)) + batch_mean(F.relu(1 + fake)))
-    loss = (batch_mean(F.softplus(-real)) + batch_mean(F.softplus(fake))).clamp(-1, 1)
+        return 0.5 * (_mean(F.relu(1 - real)) + _mean(F.relu(1 + fake)))
+    loss = (_mean(F.softplus(-real)) + _mean(F.softplus(fake))).clamp(-1, 1)
     return loss * min(1.0, 0.01 * (1 + steps_since_start // 1000))
 
 
 def dice_loss(probabilities: Tensor, target: Tensor, class_weighted: bool) -> Tensor:
     """Mean over images and classes of 1 − Dice, for probabilities (B, C, S, S) and target (B, S, S) int64.
 
-    class_weighted (released): each class times its inverse frequency in the batch, cut to [0.5, 2].
+    class_weighted (released): each class times its inverse frequency in the batch, clamped to [0.5, 2].
     """
     C = probabilities.shape[1]
     onehot = F.one_hot(target, C).movedim(-1, 1).to(probabilities.dtype)  # (B, C, S, S)
     overlap = (probabilities * onehot).sum((2, 3))
     loss = 1 - (2 * overlap + 1e-8) / (probabilities.sum((2, 3)) + onehot.sum((2, 3)) + 1e-8)  # (B, C)
     if class_weighted:
-        counts = batch_sum(onehot.sum((0, 2, 3)))
+        counts = onehot.sum((0, 2, 3))
         loss = loss * (counts.sum() / (counts * C)).clamp(0.5, 2)
-    return batch_mean(loss)
+    return loss.mean()
 
 
 def segmentation_loss(
@@ -108,10 +103,15 @@ def segmentation_loss(
     loss_input "probabilities" (released) feeds softmax outputs to a cross-entropy that applies softmax once more.
     """
     scores = probabilities if loss_input == "probabilities" else logits
-    cross_entropy = batch_mean(F.cross_entropy(scores, target, reduction="none"))
+    cross_entropy = F.cross_entropy(scores, target)
     return cross_entropy_weight * cross_entropy, dice_loss(probabilities, target, class_weighted)
 
 
 def masked_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy on the hidden tokens: logits (B, T, V), tokens (B, T), mask (B, T) True where hidden."""
-    return batch_mean(F.cross_entropy(logits[mask], tokens[mask], reduction="none"))
+    """Cross-entropy on the masked tokens: logits (B, T, V), tokens (B, T), mask (B, T) True where masked."""
+    return F.cross_entropy(logits[mask], tokens[mask])
+
+
+def _mean(x: Tensor) -> Tensor:
+    """The mean in single precision at least, since half precision cannot sum many values."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).mean()

@@ -1,7 +1,7 @@
-"""Stage 2, the transformer: a bidirectional encoder of token maps, trained to fill in masked tokens.
+"""Stage 2, the transformer: a bidirectional encoder of token maps, trained to predict masked tokens.
 
-Devlin et al., "BERT", 2019 (masked-token training); Chang et al., "MaskGIT", CVPR 2022 (the same on visual words, with
-a variable high ratio); Bao et al., "BEiT", 2022 (block masking).
+Devlin et al., "BERT", 2019 (masked-token training); Chang et al., "MaskGIT", CVPR 2022 (the same on image tokens,
+with a variable high ratio); Bao et al., "BEiT", 2022 (block masking).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tokencutseg.config import MaskedGPTConfig
 from tokencutseg.models.attention import attention
-from tokencutseg.models.parallel import Dropout
+
+Grid = tuple[int, int]
 
 
 class Block(nn.Module):
@@ -30,7 +31,7 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(C, 4 * C)
         self.fc2 = nn.Linear(4 * C, C)
         self.norm2 = nn.LayerNorm(C, eps=1e-12)
-        self.drop = Dropout(config.dropout)
+        self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
@@ -57,7 +58,10 @@ class Block(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """The released code's second vocabulary head, tied to the token embedding; it is never trained there."""
+    """The unused BERT MLM head of the released code, tied to the token embedding; nothing trains it.
+
+    It is kept so that the released checkpoints can be read and written back.
+    """
 
     def __init__(self, d_model: int, vocabulary: int) -> None:
         super().__init__()
@@ -86,7 +90,7 @@ class MaskedTransformer(nn.Module):
         self.position_embedding = nn.Embedding(n_tokens, C)
         self.vector_embedding = nn.Linear(code_dim, C) if config.inputs == "tokens_and_vectors" else None
         self.embedding_norm = nn.LayerNorm(C, eps=1e-12)
-        self.drop = Dropout(config.dropout)
+        self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(C, eps=1e-12) if config.norm == "pre" else nn.Identity()
         self.lm_head = nn.Linear(C, codebook_size + 1)
@@ -98,27 +102,19 @@ class MaskedTransformer(nn.Module):
         return 0 if self.config.mask_id == "zero" else self.codebook_size
 
     def forward(
-        self,
-        tokens: Tensor,
-        vectors: Tensor | None = None,
-        mask: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
+        self, tokens: Tensor, vectors: Tensor | None = None, mask: Tensor | None = None, grid: Grid | None = None
     ) -> Tensor:
         """Contextual features (B, T, C).
 
-        tokens: (B, T) int64 in [0, K]. vectors: (B, T, D), the encoder's latents; used by the recipe that wants them.
-        mask: (B, T) bool, True where a token is hidden. grid: (H, W) when it is not the square one of the position
+        tokens: (B, T) int64 in [0, K]. vectors: (B, T, D), the encoder's latents, for `inputs: tokens_and_vectors`.
+        mask: (B, T) bool, True where a token is masked. grid: (H, W) when it is not the square one of the position
         table; positions are then interpolated (under `positions: first`, where T fits the table, its first T). Raises
         ValueError where that is needed and `grid` is missing.
         """
         return self.hidden_states(tokens, vectors, mask, grid)[-1]
 
     def hidden_states(
-        self,
-        tokens: Tensor,
-        vectors: Tensor | None = None,
-        mask: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
+        self, tokens: Tensor, vectors: Tensor | None = None, mask: Tensor | None = None, grid: Grid | None = None
     ) -> list[Tensor]:
         """The embedding, each block's output, and the final features: n_layer + 2 tensors (B, T, C)."""
         x = self.embed(tokens, vectors, mask, grid)
@@ -128,11 +124,7 @@ class MaskedTransformer(nn.Module):
         return [*states, self.final_norm(states[-1])]
 
     def embed(
-        self,
-        tokens: Tensor,
-        vectors: Tensor | None = None,
-        mask: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
+        self, tokens: Tensor, vectors: Tensor | None = None, mask: Tensor | None = None, grid: Grid | None = None
     ) -> Tensor:
         """Token, position and (where the recipe says so) vector embedding: (B, T, C)."""
         if mask is not None:
@@ -140,20 +132,20 @@ class MaskedTransformer(nn.Module):
         x = self.token_embedding(tokens) + self._positions(tokens.shape[1], grid)
         if self.vector_embedding is not None:
             if vectors is None:
-                raise ValueError("this transformer reads the tokenizer's vectors too; pass `vectors` (B, T, D)")
-            seen = self.vector_embedding(vectors)
-            x = x + (seen if mask is None else seen.masked_fill(mask[..., None], 0))
+                raise ValueError("this transformer takes the tokenizer's vectors too; pass `vectors` (B, T, D)")
+            embedded = self.vector_embedding(vectors)
+            x = x + (embedded if mask is None else embedded.masked_fill(mask[..., None], 0))
         return self.drop(self.embedding_norm(x))
 
-    def _positions(self, T: int, grid: tuple[int, int] | None) -> Tensor:
+    def _positions(self, T: int, grid: Grid | None) -> Tensor:
         table = self.position_embedding.weight  # (T0, C)
         side = math.isqrt(len(table))
+        if len(table) == T and grid in (None, (side, side)):
+            return table
         if self.config.positions == "first" and len(table) >= T:
             return table[:T]
-        if grid is None or grid == (side, side):
-            if len(table) != T:
-                raise ValueError(f"{T} tokens, but positions for {len(table)}; pass `grid` to have them interpolated")
-            return table
+        if grid is None:
+            raise ValueError(f"{T} tokens, but positions for {len(table)}; pass `grid` to have them interpolated")
         square = table.T.reshape(1, -1, side, side)
         return F.interpolate(square, grid, mode="bicubic", align_corners=True)[0].flatten(1).T
 
@@ -164,11 +156,11 @@ def sample_token_mask(
     generator: torch.Generator | None = None,
     ratio: float | None = None,
 ) -> Tensor:
-    """Which tokens to hide: (B, H·W) bool, True is hidden. Drawn on the CPU.
+    """Which tokens to mask: (B, H·W) bool, True is masked. Drawn on the CPU.
 
     iid: every position alone with probability `mask_ratio` (released: 15 %). block: connected squares that cover the
     ratio exactly (after BEiT). variable: the same with the ratio drawn anew for each image from mask_ratio ± 0.3
-    (after MaskGIT). At least one token is hidden and one is left. `ratio` replaces the configured one.
+    (after MaskGIT). At least one token is masked and one is left. `ratio` replaces the configured one.
     """
     B, H, W = shape
     T = H * W
@@ -177,7 +169,7 @@ def sample_token_mask(
         return _keep_one_of_each(torch.rand(B, T, generator=generator) < ratios[:, None], generator)
     if config.mask_pattern == "variable" and ratio is None:
         ratios = (ratios + 0.6 * (torch.rand(B, generator=generator) - 0.5)).clamp(0.05, 0.95)
-    # A smooth random field, thresholded at the wanted share, hides connected blobs without a loop over squares.
+    # a smooth random field, thresholded at the wanted share, masks connected blobs without a loop over squares
     cells = max(2, min(H, W) // 4)
     coarse = torch.rand(B, 1, max(2, H // cells + 1), max(2, W // cells + 1), generator=generator)
     field = F.interpolate(coarse, (H, W), mode="nearest") + 0.5 * torch.rand(B, 1, H, W, generator=generator)
@@ -186,7 +178,7 @@ def sample_token_mask(
 
 
 def _keep_one_of_each(mask: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Hide one token where none is hidden, show one where none is seen."""
+    """Mask one token where none is masked, unmask one where all are."""
     B, T = mask.shape
     at = torch.randint(T, (B, 1), generator=generator)
     mask = mask.scatter(1, at, mask.gather(1, at) | ~mask.any(1, keepdim=True))
@@ -194,7 +186,7 @@ def _keep_one_of_each(mask: Tensor, generator: torch.Generator | None) -> Tensor
 
 
 def _initialise(module: nn.Module) -> None:
-    """Truncated normal, deviation 0.02, cut at ±0.04 (released)."""
+    """Truncated normal, deviation 0.02, bounds ±0.04 (released)."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
     if isinstance(module, nn.Linear):

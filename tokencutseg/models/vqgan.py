@@ -7,13 +7,14 @@ Module names follow the released checkpoints, so that their state dicts load as 
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from tokencutseg.config import VQGANConfig
-from tokencutseg.models.parallel import BatchNorm2d, all_rows, batch_mean, batch_rows, batch_sum, take_rows
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,11 +29,11 @@ class Quantized(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """An encoded image: `latents` (B, D, H, W) before quantization, and the feature maps of each
-    down-sampling stage, finest first, (B, h·2^i, S/2^i, S/2^i)."""
+    """An encoded image: `latents` (B, D, H, W) before quantization, and the encoder's feature pyramid, one map
+    (B, h·2^i, S/2^i, S/2^i) for each down-sampling stage i, finest first."""
 
     latents: Tensor
-    stages: list[Tensor]
+    features: list[Tensor]
 
 
 class ResidualBlock(nn.Module):
@@ -40,14 +41,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block = nn.Sequential(
-            _norm(channels, groups),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            _norm(channels, groups),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 1),
-        )
+        first = [_norm(channels, groups), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)]
+        self.block = nn.Sequential(*first, _norm(channels, groups), nn.SiLU(), nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.block(x)
@@ -63,21 +58,15 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i in range(config.n_stages):
             c = h * 2 ** (i + 1)
-            self.down.append(
-                nn.Sequential(
-                    nn.Conv2d(c // 2, c, 4, stride=2, padding=1),
-                    _norm(c, g),
-                    nn.SiLU(),
-                    *[ResidualBlock(c, g) for _ in range(config.n_res_blocks)],
-                )
-            )
+            halve = [nn.Conv2d(c // 2, c, 4, stride=2, padding=1), _norm(c, g), nn.SiLU()]
+            self.down.append(nn.Sequential(*halve, *(ResidualBlock(c, g) for _ in range(config.n_res_blocks))))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x, stages = self.conv_in(x), []
+        x, features = self.conv_in(x), []
         for stage in self.down:
             x = stage(x)
-            stages.append(x)
-        return stages
+            features.append(x)
+        return features
 
 
 class Decoder(nn.Module):
@@ -89,15 +78,9 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList()
         for i in reversed(range(config.n_stages)):
             c = h * 2 ** (i + 1)
-            self.up.append(
-                nn.Sequential(
-                    *[ResidualBlock(c, g) for _ in range(config.n_res_blocks)],
-                    nn.Upsample(scale_factor=2, mode="nearest"),
-                    nn.Conv2d(c, c // 2, 3, padding=1),
-                    _norm(c // 2, g),
-                    nn.SiLU(),
-                )
-            )
+            residual = [ResidualBlock(c, g) for _ in range(config.n_res_blocks)]
+            double = [nn.Upsample(scale_factor=2), nn.Conv2d(c, c // 2, 3, padding=1), _norm(c // 2, g), nn.SiLU()]
+            self.up.append(nn.Sequential(*residual, *double))
         self.final_conv = nn.Conv2d(h, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,14 +92,15 @@ class Decoder(nn.Module):
 class EMAQuantizer(nn.Module):
     """Nearest code by squared Euclidean distance; codes follow their vectors by an exponential moving average.
 
-    No gradient ever reaches the codes: in training mode each forward pass updates them (decay 0.99, Laplace
-    smoothing), in evaluation mode nothing changes. `init` and `restart_dead` are the recipe's switches.
+    No gradient reaches the codes: in training mode each forward pass updates them (decay 0.99, Laplace smoothing), in
+    evaluation mode nothing changes. Where several processes train together, their counts and sums are added up and the
+    first one draws new codes, so that all have the same codebook.
     """
 
     DECAY, EPS = 0.99, 1e-5
     DEAD = 0.1
-    """A code is dead when its EMA count falls under this share of the mean count; it starts anew with twice that much,
-    so that it has some 70 updates to prove itself."""
+    """A code is dead when its EMA count falls below this share of the mean count; it restarts with twice that count,
+    which is enough for some 70 updates."""
 
     def __init__(
         self,
@@ -127,12 +111,8 @@ class EMAQuantizer(nn.Module):
         restart_dead: bool = True,
     ) -> None:
         super().__init__()
-        self.codebook_size, self.commitment, self.init, self.restart_dead = (
-            codebook_size,
-            commitment,
-            init,
-            restart_dead,
-        )
+        self.codebook_size, self.commitment = codebook_size, commitment
+        self.init, self.restart_dead = init, restart_dead
         self.embedding = nn.Embedding(codebook_size, code_dim)
         self.embedding.weight.requires_grad_(False).uniform_(-1 / codebook_size, 1 / codebook_size)
         self.register_buffer("cluster_size", torch.zeros(codebook_size))
@@ -141,7 +121,7 @@ class EMAQuantizer(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """`z` (B, D, H, W) → its nearest codes. Gradients pass straight through to `z`."""
         B, D, H, W = z.shape
-        z = z.to(self.embedding.weight.dtype)  # which code is nearest is decided in its precision, not the encoder's
+        z = z.to(self.embedding.weight.dtype)  # distances in the codebook's precision, not in the encoder's
         flat = z.permute(0, 2, 3, 1).reshape(-1, D)  # (BHW, D)
         if self.training and self.init == "kmeans" and not self.cluster_size.any():
             self._kmeans_init(flat.detach())
@@ -149,7 +129,7 @@ class EMAQuantizer(nn.Module):
         vectors = self.lookup(tokens.view(B, H, W))
         if self.training:
             self._update(flat.detach(), tokens)
-        commitment_loss = self.commitment * batch_mean((vectors - z).square())
+        commitment_loss = self.commitment * (vectors - z).square().mean()
         return Quantized(z + (vectors - z).detach(), tokens.view(B, H, W), commitment_loss)
 
     def nearest(self, flat: Tensor) -> Tensor:
@@ -164,36 +144,67 @@ class EMAQuantizer(nn.Module):
 
     @torch.no_grad()
     def _kmeans_init(self, flat: Tensor, iterations: int = 10) -> None:
-        """k-means on the first batch (Łańcucki et al. 2020)."""
-        codes, flat = self.embedding.weight, all_rows(flat)
-        codes.copy_(flat[_draw(len(flat), self.codebook_size, flat.device)])
+        """k-means on the first batch, the first process's (Łańcucki et al. 2020)."""
+        codes = self.embedding.weight
+        codes.copy_(self._draw(flat))
         for _ in range(iterations):
-            tokens = self.nearest(flat)
-            counts, sums = _count_and_sum(flat, tokens, self.codebook_size)
+            counts, sums = self._count_and_sum(flat, self.nearest(flat))
             codes.copy_(torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), codes))
-        counts, _ = _count_and_sum(flat, self.nearest(flat), self.codebook_size)
+        counts, _ = self._count_and_sum(flat, self.nearest(flat))
         self.cluster_size.copy_(counts.clamp(min=1))
         self.embedding_avg.copy_(codes * self.cluster_size[:, None])
+        for tensor in (codes, self.cluster_size, self.embedding_avg):
+            _broadcast(tensor)
 
     @torch.no_grad()
     def _update(self, flat: Tensor, tokens: Tensor) -> None:
-        counts, sums = (batch_sum(x) for x in _count_and_sum(flat, tokens, self.codebook_size))
+        counts, sums = map(_all_reduce, self._count_and_sum(flat, tokens))
         self.cluster_size.lerp_(counts, 1 - self.DECAY)
         self.embedding_avg.lerp_(sums, 1 - self.DECAY)
         if self.restart_dead:
             mean = self.cluster_size.mean()
             dead = (self.cluster_size < self.DEAD * mean)[:, None]  # (K, 1)
-            fresh = take_rows(flat, _draw(batch_rows(flat)[1], self.codebook_size, flat.device))
-            count = 2 * self.DEAD * mean
+            fresh, count = _broadcast(self._draw(flat)), 2 * self.DEAD * mean
             self.cluster_size.copy_(torch.where(dead[:, 0], count, self.cluster_size))
             self.embedding_avg.copy_(torch.where(dead, fresh * count, self.embedding_avg))
         n = self.cluster_size.sum()
         smoothed = (self.cluster_size + self.EPS) / (n + self.codebook_size * self.EPS) * n
         self.embedding.weight.copy_(self.embedding_avg / smoothed[:, None])
 
+    def _draw(self, flat: Tensor) -> Tensor:
+        """K of the vectors (N, D), each once where N allows: (K, D)."""
+        n, k = len(flat), self.codebook_size
+        return flat[torch.randperm(n, device=flat.device)[:k] if n >= k else torch.randint(n, (k,), device=flat.device)]
 
-class VQGAN(nn.Module):
-    """Image ↔ visual words. `forward` takes and returns network values; see `normalise` for what they are."""
+    def _count_and_sum(self, flat: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (N, D) and their codes (N,) → how many belong to each code (K,), and their sum (K, D)."""
+        counts = torch.bincount(tokens, minlength=self.codebook_size).to(flat.dtype)
+        return counts, flat.new_zeros(self.codebook_size, flat.shape[1]).index_add_(0, tokens, flat)
+
+
+class ImageEncoder(nn.Module):
+    """What encodes images: the tokenizer, and the copy of its encoder that later stages fine-tune."""
+
+    encoder: Encoder
+    quant_conv: nn.Conv2d
+
+    def encode(self, x: Tensor) -> Encoding:
+        """Network input (B, 3, S, S) → latents before quantization, and the feature pyramid."""
+        features = self.encoder(x)
+        return Encoding(self.quant_conv(features[-1]), features)
+
+
+class FineTunedEncoder(ImageEncoder):
+    """A trainable copy of the tokenizer's encoder."""
+
+    def __init__(self, tokenizer: VQGAN) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(tokenizer.encoder)
+        self.quant_conv = copy.deepcopy(tokenizer.quant_conv)
+
+
+class VQGAN(ImageEncoder):
+    """Image ↔ tokens. `forward` takes and returns network values; `normalise` makes them from RGB."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -201,9 +212,8 @@ class VQGAN(nn.Module):
         width = config.hidden_channels * 2**config.n_stages
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = EMAQuantizer(
-            config.codebook_size, config.code_dim, config.commitment, config.codebook_init, config.restart_dead_codes
-        )
+        c = config
+        self.quantize = EMAQuantizer(c.codebook_size, c.code_dim, c.commitment, c.codebook_init, c.restart_dead_codes)
         self.quant_conv = nn.Conv2d(width, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, width, 1)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -222,23 +232,18 @@ class VQGAN(nn.Module):
             images = images * self.std + self.mean
         return images
 
-    def encode(self, x: Tensor) -> Encoding:
-        """Network input (B, 3, S, S) → latents before quantization, with the feature maps of each stage."""
-        stages = self.encoder(x)
-        return Encoding(self.quant_conv(stages[-1]), stages)
-
     def decode(self, vectors: Tensor) -> Tensor:
         """Codes (B, D, H, W) → network values (B, 3, S, S) in (−1, 1)."""
         return self.decoder(self.post_quant_conv(vectors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
-        """Network input → its reconstruction, and what the quantizer said."""
+        """Network input → its reconstruction and the quantizer's output."""
         quantized = self.quantize(self.encode(x).latents)
         return self.decode(quantized.vectors), quantized
 
     @torch.no_grad()
     def tokenize(self, images: Tensor) -> Tensor:
-        """RGB in [0, 1] (B, 3, S, S) → tokens (B, H, W) int64. Leaves the codebook alone."""
+        """RGB in [0, 1] (B, 3, S, S) → tokens (B, H, W) int64, in any mode without an update of the codebook."""
         latents = self.encode(self.normalise(images)).latents
         B, D, H, W = latents.shape
         return self.quantize.nearest(latents.permute(0, 2, 3, 1).reshape(-1, D)).view(B, H, W)
@@ -258,7 +263,7 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3, c, 4, 2, 1), nn.LeakyReLU(0.2)]
         for i, stride in ((1, 2), (2, 2), (3, 1)):
             a, b = c * 2 ** (i - 1), c * 2**i
-            layers += [nn.Conv2d(a, b, 4, stride, 1, bias=False), BatchNorm2d(b), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(a, b, 4, stride, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
         self.main = nn.Sequential(*layers, nn.Conv2d(c * 8, 1, 4, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -269,13 +274,15 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(groups, channels), channels)
 
 
-def _draw(n: int, k: int, device: torch.device) -> Tensor:
-    """k indices below n, without repetition where n allows."""
-    return torch.randperm(n, device=device)[:k] if n >= k else torch.randint(n, (k,), device=device)
+def _all_reduce(x: Tensor) -> Tensor:
+    """The sum over the processes that train together, in place."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x)
+    return x
 
 
-def _count_and_sum(flat: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Vectors (N, D) and their codes (N,) → how many fell on each code (n,), and their sum (n, D)."""
-    counts = torch.bincount(tokens, minlength=n).to(flat.dtype)
-    sums = flat.new_zeros(n, flat.shape[1]).index_add_(0, tokens, flat)
-    return counts, sums
+def _broadcast(x: Tensor) -> Tensor:
+    """The first process's values, in place."""
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(x, 0)
+    return x

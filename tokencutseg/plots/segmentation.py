@@ -1,202 +1,133 @@
-"""The figures of notebook 03: the graph, its training, and the masks that come out."""
+"""Figures of notebook 03: the graph, its training, and the masks; and the whole method in one picture."""
 
 from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from tokencutseg.models.deepcut import GridGraph
+from tokencutseg.evaluation.inspection import principal_colours
 from tokencutseg.models.tokencutseg import Segmentation
-from tokencutseg.plots.style import (
-    BLUE,
-    GREY,
-    NARROW,
-    PREDICTED,
-    REDUCTIONS,
-    REFERENCE,
-    SEQUENTIAL,
-    TERMS,
-    canvas,
-    legend_below,
-    outline,
-    outline_legend,
-    picture,
-    word_map,
-)
-
-LINES = ("-", "--", ":", "-.")
-"""One line style per training set."""
+from tokencutseg.plots import style as st
+from tokencutseg.plots.charts import curves
 
 
-def graph_stencil(grid: tuple[int, int], radius: float, unit: str, features: Tensor | None = None) -> Figure:
-    """The neighbourhood of one token, and how many neighbours each token of the grid really has.
+def pipeline(images: Tensor, segmentation: Segmentation, codebook_size: int, offsets: Sequence = ()) -> Figure:
+    """The method from pixels to mask, one row per image.
 
-    Args:
-        grid: (H, W) tokens.
-        radius: in `unit`, as in `stencil_offsets`.
-        unit: "image" or "cells".
-        features: (1, E, H, W) of one image: a third panel shows its degrees under feature affinities.
+    images: (N, 3, S, S) in [0, 1]. segmentation: the model's output for them. codebook_size: K, the number of codes.
+    offsets: (dy, dx) of the graph's edges, to draw those of one token over the assignments.
     """
-    graph = GridGraph(*grid, radius, unit)
-    degree = graph.degree[0, 0]
-    neighbours = len(graph.offsets) - 1
-    figure, axes = canvas(
-        1,
-        2 if features is None else 3,
-        height=2.3,
-        title=(
-            f"Radius {radius:.3g} {'cells' if unit == 'cells' else 'of the image side'}: {neighbours} neighbours "
-            f"inside the grid, {degree[0, 0].item() - 1:.0f} in a corner"
-        ),
-    )
-    _draw_stencil(axes[0, 0], graph, grid, radius, unit)
-    _draw_degree(figure, axes[0, 1], degree, "degree d, edges of 1")
-    if features is not None:
-        weighted = GridGraph(*grid, radius, unit, features).degree[0, 0]
-        _draw_degree(figure, axes[0, 2], weighted, "degree d, edges of likeness")
-    legend_below(axes[0, 0])
+    S, (H, W) = images.shape[-1], _grid(segmentation.tokens)
+    title = f"TokenCutSeg: from {S} × {S} pixels over {H} × {W} tokens to a lesion mask"
+    figure, axes = st.make_figure(len(images), 9, 1.25, title=title, width_ratios=[1, 0.5] * 4 + [1])
+    names = ("image", f"tokens of\n{codebook_size} codes", "features,\n3 main axes", "P(lesion)\nper token", "mask")
+    steps = ("tokenizer", "trans-\nformer", "graph\ncut", "up-\nsample")
+    for i, row in enumerate(axes):
+        for axis, step in zip(row[1::2], steps, strict=True):
+            axis.set_axis_off()
+            axis.annotate("", (1, 0.5), (0, 0.5), arrowprops={"arrowstyle": "-|>", "color": st.GREY, "lw": 1.6})
+            axis.text(0.5, 0.58, step, ha="center", va="bottom", fontsize=st.SMALL)
+        image, tokens, features, assignments, mask = row[::2]
+        st.show_image(image, images[i])
+        st.show_token_map(tokens, segmentation.tokens[i].view(H, W), codebook_size)
+        st.show_image(features, principal_colours(segmentation.features[i]).view(H, W, 3))
+        st.show_image(assignments, segmentation.assignments[i, :, 1].view(H, W), cmap=st.SEQUENTIAL, vmin=0, vmax=1)
+        for dy, dx in offsets:
+            ends = [W // 2, W // 2 + dx], [H // 2, H // 2 + dy]
+            assignments.plot(*ends, color="black", lw=0.8, path_effects=[withStroke(linewidth=2, foreground="white")])
+        st.show_image(mask, images[i])
+        st.outline(mask, segmentation.mask[i], st.PREDICTED)
+        for axis, name in zip(row[::2], names if i == 0 else (), strict=False):
+            axis.set_title(name, fontsize=st.SMALL, pad=3)
     return figure
 
 
-def _draw_stencil(axis: Axes, graph: GridGraph, grid: tuple[int, int], radius: float, unit: str) -> None:
-    dy, dx = np.array(graph.offsets).T
+def _grid(tokens: Tensor) -> tuple[int, int]:
+    """H = W of the tokens (N, T) of square images."""
+    return (int(tokens.shape[1] ** 0.5),) * 2
+
+
+def graph_stencil(offsets: Sequence[tuple[int, int]], degrees: Mapping[str, Tensor]) -> Figure:
+    """The neighbourhood of one token, and the degree of each token of the grid.
+
+    offsets: (dy, dx) of the graph's edges with (0, 0), the self-loop. degrees: name of the edge weights → (H, W).
+    """
+    title = f"The token graph: {len(offsets) - 1} neighbours inside the grid, and the degree of each token"
+    figure, ((stencil, *maps),) = st.make_figure(1, 1 + len(degrees), 2.6, title=title)
+    dy, dx = np.array(offsets).T
     other = (dy != 0) | (dx != 0)
-    axis.scatter(dx[other], dy[other], s=45, color=BLUE, label="neighbour")
-    axis.scatter([0], [0], s=55, color="black", marker="s", label="the token itself")
-    steps = (grid[1] - 1, grid[0] - 1) if unit == "image" else (1, 1)  # cells per unit of distance, along x and y
-    axis.add_patch(
-        Ellipse((0, 0), 2 * radius * steps[0], 2 * radius * steps[1], fill=False, color=GREY, linestyle="--")
-    )
-    reach = max(*graph.reach, 1) + 1
-    axis.set(
-        xlim=(-reach, reach),
-        ylim=(reach, -reach),
-        aspect="equal",
-        xlabel="dx (tokens)",
-        ylabel="dy (tokens)",
-        title="one row of A: the stencil",
-    )
-    axis.locator_params(integer=True)
-
-
-def _draw_degree(figure: Figure, axis: Axes, degree: Tensor, title: str) -> None:
-    shown = axis.imshow(degree.numpy(), cmap=SEQUENTIAL)
-    axis.grid(False)
-    axis.set(title=title, xlabel="column (tokens)", ylabel="row (tokens)")
-    axis.locator_params(integer=True)
-    figure.colorbar(shown, ax=axis, shrink=0.7, ticks=MaxNLocator(5), label="d (sum of edges)")
+    handles = {
+        "neighbour": stencil.scatter(dx[other], dy[other], s=45, color=st.BLUE),
+        "the token itself": stencil.scatter([0], [0], s=55, color="black", marker="s"),
+    }
+    reach = max(abs(np.array(offsets)).max(), 1) + 1
+    stencil.set(xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal", title="edges of one token")
+    stencil.set(xlabel="dx (tokens)", ylabel="dy (tokens)")
+    for axis, (name, degree) in zip(maps, degrees.items(), strict=True):
+        shown = axis.imshow(degree.numpy(), cmap=st.SEQUENTIAL)
+        axis.grid(False)
+        axis.set(title=textwrap.fill(name, 20), xlabel="column (tokens)", ylabel="row (tokens)")
+        figure.colorbar(shown, ax=axis, shrink=0.7, ticks=MaxNLocator(5), label="degree")
+    for axis in (stencil, *maps):
+        axis.locator_params(integer=True)
+    st.figure_legend(figure, handles)
+    return figure
 
 
 def segmentation_curves(history: pd.DataFrame) -> Figure:
-    """Training losses and validation IoU by epoch.
+    """Training losses and validation IoU by epoch; a ring marks the epoch whose weights are kept.
 
-    `history` is the table segmentation_history: one row per training set and epoch; colours tell the quantities apart,
-    line styles the training sets. A ring marks the epoch whose weights were kept.
+    history: the table segmentation_history, one row per training set and epoch. Colours tell the quantities apart, line
+    styles the training sets.
     """
-    runs = list(history.groupby("train", sort=False))
-    first, rows = runs[0]
-    scores = [name for name in rows if name.startswith("validation_") and name.endswith("_iou")]
-    best = _chosen(rows)
-    figure, axes = canvas(
-        1,
-        2,
-        height=2.7,
-        title=(
-            f"{first}: the weights after epoch {best['epoch']:.0f} of {rows['epoch'].max():.0f} are kept, validation "
-            f"{_words(best.name)} {best['score']:.3f}"
-        ),
-    )
-    terms = {
-        name: (TERMS[i % len(TERMS)], marker)
-        for i, (name, marker) in enumerate(
-            zip([name for name in rows if name.startswith("train_")], "osD^vPX<>", strict=False)
-        )
-    }
-    scores = {name: REDUCTIONS[name.removeprefix("validation_").removesuffix("_iou")] for name in scores}
-    for axis, names, prefix in ((axes[0, 0], terms, "train_"), (axes[0, 1], scores, "validation_")):
-        for i, ((_, run), style) in enumerate(zip(runs, LINES, strict=False)):
-            for name, (colour, marker) in names.items():
-                axis.plot(
-                    run["epoch"],
-                    run[name],
-                    style,
-                    color=colour,
-                    marker=marker,
-                    markersize=3,
-                    label=None if i else _words(name.removeprefix(prefix)),
-                )
-        for (train, _), style in zip(runs if len(runs) > 1 else [], LINES, strict=False):
-            axis.plot([], [], style, color="black", label=train)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    for _, run in runs:
-        kept = _chosen(run)
-        axes[0, 1].plot(kept["epoch"], kept["score"], "o", markersize=9, color="black", fillstyle="none")
-    axes[0, 0].set(xlabel="epoch", ylabel="weighted loss term", title="training: the terms of the loss")
-    axes[0, 1].set(xlabel="epoch", ylabel="IoU", title="validation: IoU by reduction (ring: kept)")
-    legend_below(axes[0])
+    figure, ((losses, scores),) = st.make_figure(1, 2, 3.1, title="Supervised training: loss terms and validation IoU")
+    terms = [name for name in history if name.startswith("train_")]
+    names = {f"validation_{reduction}_iou": look for reduction, look in st.REDUCTIONS.items()}
+    names = {column: look for column, look in names.items() if column in history}
+    style = "train" if history["train"].nunique() > 1 else None
+    curves(losses, history, {name: name.removeprefix("train_").replace("_", " ") for name in terms}, st.TERMS, style)
+    labels = {column: look.label for column, look in names.items()}
+    curves(scores, history, labels, [look.colour for look in names.values()], style)
+    for _, run in history.groupby("train", sort=False):
+        score = run["chosen_by"].iloc[0]
+        kept = run.loc[run[score].idxmax()]
+        scores.plot(kept["epoch"], kept[score], "o", ms=9, color="black", fillstyle="none")
+    losses.set(ylabel="weighted loss term", title="training: terms of the loss")
+    scores.set(ylabel="IoU", title="validation: IoU by reduction (ring: kept)")
+    for axis in (losses, scores):
+        st.legend_below(axis)
     return figure
 
 
-def _chosen(run: pd.DataFrame) -> pd.Series:
-    """Epoch and score of the kept weights; the series is named after the score that they were chosen by."""
-    name = run["chosen_by"].iloc[0]
-    row = run.loc[run[name].idxmax()]
-    return pd.Series({"epoch": row["epoch"], "score": row[name]}, name=name)
-
-
-def _words(column: str) -> str:
-    return column.removeprefix("validation_").replace("_", " ").replace("iou", "IoU")
-
-
 def predictions(
-    images: Tensor,
-    masks: Tensor,
-    segmentation: Segmentation,
-    grid: tuple[int, int],
-    codebook_size: int,
-    scores: np.ndarray,
+    images: Tensor, masks: Tensor, segmentation: Segmentation, codebook_size: int, scores: Sequence[float]
 ) -> Figure:
-    """From image to mask, one row per image: image, visual words, assignments, probability, outlines.
+    """From image to mask, one row per image: image, tokens, assignments, probability, outlines.
 
-    Args:
-        images: (N, 3, S, S) in [0, 1].
-        masks: (N, S, S) of {0, 1}.
-        segmentation: what the model says about `images`.
-        grid: (H, W) tokens.
-        codebook_size: K, the number of codes.
-        scores: (N,) lesion IoU of each image.
+    images: (N, 3, S, S) in [0, 1]. masks: (N, S, S) of {0, 1}. segmentation: the model's output for `images`.
+    codebook_size: K, the number of codes. scores: (N,) lesion IoU of each image.
     """
-    N = len(images)
-    figure, axes = canvas(
-        N,
-        5,
-        height=1.55,
-        title=(f"From visual words to masks: lesion IoU {min(scores):.2f} to {max(scores):.2f} on {N} test images"),
-    )
-    names = ("image", "visual words", "P(lesion), tokens", "P(lesion), pixels")
-    lesion = segmentation.assignments[..., 1].unflatten(1, grid)
+    figure, axes = st.make_figure(len(images), 5, 1.5, title="Test images, from tokens to masks")
+    lesion = segmentation.assignments[..., 1].unflatten(1, _grid(segmentation.tokens))
+    probability = {"cmap": st.SEQUENTIAL, "vmin": 0, "vmax": 1}
     for i, row in enumerate(axes):
-        titles = names if i == 0 else [""] * len(names)
-        picture(row[0], images[i], titles[0])
-        word_map(row[1], segmentation.tokens[i].unflatten(0, grid), codebook_size, titles[1])
-        picture(row[2], lesion[i], titles[2], cmap=SEQUENTIAL, vmin=0, vmax=1)
-        picture(row[3], segmentation.probabilities[i, 1], titles[3], cmap=SEQUENTIAL, vmin=0, vmax=1)
+        names = ("image", "tokens", "P(lesion), tokens", "P(lesion), pixels") if i == 0 else ("",) * 4
+        st.show_image(row[0], images[i], names[0])
+        st.show_token_map(row[1], segmentation.tokens[i].view(lesion.shape[1:]), codebook_size, names[1])
+        st.show_image(row[2], lesion[i], names[2], **probability)
+        st.show_image(row[3], segmentation.probabilities[i, 1], names[3], **probability)
         _outlines(row[4], images[i], masks[i], segmentation.mask[i], f"IoU {scores[i]:.2f}")
-    figure.colorbar(
-        axes[0, 3].images[0],
-        ax=axes[:, 2:4],
-        location="bottom",
-        label="probability of lesion",
-        shrink=0.8,
-        aspect=30,
-        pad=0.01,
-    )
-    outline_legend(figure)
+    place = {"location": "bottom", "shrink": 0.8, "aspect": 30, "pad": 0.01}
+    figure.colorbar(axes[0, 3].images[0], ax=axes[:, 2:4], label="probability of lesion", **place)
+    st.outline_legend(figure)
     return figure
 
 
@@ -208,55 +139,42 @@ def best_median_worst(images: Tensor, masks: Tensor, predicted: Tensor, scores: 
     order = np.argsort(-np.asarray(scores), kind="stable")
     n = min(per_row, len(order))
     middle = (len(order) - n) // 2
-    chosen = {"best": order[:n], "median": order[middle : middle + n], "worst": order[-n:]}
-    figure, axes = canvas(
-        3,
-        n,
-        height=1.85,
-        title=(
-            f"Lesion IoU of {len(order)} test images: best {scores[order[0]]:.2f}, median {np.median(scores):.2f}, "
-            f"worst {scores[order[-1]]:.2f}"
-        ),
-    )
-    for (name, indices), row in zip(chosen.items(), axes, strict=True):
-        for i, axis in zip(indices, row, strict=True):
-            _outlines(axis, images[i], masks[i], predicted[i], f"{name}: IoU {scores[i]:.2f}")
-    outline_legend(figure)
+    chosen = np.concatenate([order[:n], order[middle : middle + n], order[-n:]])
+    figure, axes = st.make_figure(3, n, 1.85, title=f"Best, median and worst of {len(order)} test images by lesion IoU")
+    for axis, i, name in zip(axes.flat, chosen, np.repeat(["best", "median", "worst"], n), strict=True):
+        _outlines(axis, images[i], masks[i], predicted[i], f"{name}: IoU {scores[i]:.2f}")
+    st.outline_legend(figure)
     return figure
 
 
 def failures(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, per_row: int = 4) -> Figure:
     """Images with both outlines in the order given, worst first; arguments as `best_median_worst`."""
-    rows = -(-len(images) // per_row)
-    figure, axes = canvas(
-        rows,
-        per_row,
-        height=1.85,
-        title=(f"The {len(images)} worst test images: lesion IoU {scores[0]:.2f} to {scores[-1]:.2f}"),
-    )
-    for i, axis in enumerate(axes.flat):
-        if i < len(images):
-            _outlines(axis, images[i], masks[i], predicted[i], f"IoU {scores[i]:.2f}")
-        else:
-            axis.remove()
-    outline_legend(figure)
+    title = f"The {len(images)} test images of lowest lesion IoU"
+    figure, axes = st.make_figure(-(-len(images) // per_row), per_row, 1.85, title=title)
+    for axis, *parts, score in zip(axes.flat, images, masks, predicted, scores, strict=False):
+        _outlines(axis, *parts, f"IoU {score:.2f}")
+    for axis in axes.flat[len(images) :]:
+        axis.remove()
+    st.outline_legend(figure)
     return figure
 
 
 def by_rank(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, rank: int) -> Figure:
-    """One test image by its rank, 1 the best, and where it stands among all; arguments as `best_median_worst`."""
+    """One test image by its rank, 1 the best, and its score among all; arguments as `best_median_worst`."""
     order = np.argsort(-np.asarray(scores), kind="stable")
     i = order[rank - 1]
-    figure, axes = canvas(1, 2, 2.4, NARROW, title=f"Rank {rank} of {len(order)}: lesion IoU {scores[i]:.3f}")
-    _outlines(axes[0, 0], images[i], masks[i], predicted[i], "")
-    axes[0, 1].plot(np.arange(1, len(order) + 1), np.asarray(scores)[order], color=GREY)
-    axes[0, 1].plot([rank], [scores[i]], "o", color=BLUE)
-    axes[0, 1].set(xlabel="rank (1 is the best)", ylabel="lesion IoU", ylim=(0, 1), title="all test images")
-    outline_legend(figure)
+    title = f"Rank {rank} of {len(order)}: lesion IoU {scores[i]:.3f}"
+    figure, ((image, curve),) = st.make_figure(1, 2, 2.4, st.NARROW, title)
+    _outlines(image, images[i], masks[i], predicted[i], "")
+    curve.plot(np.arange(1, len(order) + 1), np.asarray(scores)[order], color=st.GREY)
+    curve.plot([rank], [scores[i]], "o", color=st.BLUE, ms=7)
+    curve.set(xlabel="rank (1 is the best)", ylabel="lesion IoU", ylim=(0, 1), title="all test images")
+    curve.locator_params(axis="x", integer=True)
+    st.outline_legend(figure)
     return figure
 
 
 def _outlines(axis: Axes, image: Tensor, mask: Tensor, predicted: Tensor, title: str) -> None:
-    picture(axis, image, title)
-    outline(axis, mask, REFERENCE)
-    outline(axis, predicted, PREDICTED)
+    st.show_image(axis, image, title)
+    st.outline(axis, mask, st.REFERENCE)
+    st.outline(axis, predicted, st.PREDICTED)

@@ -1,1 +1,1 @@
-"""The training room: the three Lightning modules and `fit`. The only room that imports Lightning."""
+"""Training: the three Lightning modules and `fit`. The only room that imports Lightning."""

@@ -1,11 +1,12 @@
-"""TrainLoader from images in memory, drawn so that an epoch depends on the seed and its number alone."""
+"""Batches of images in memory; an epoch's order depends on the seed and the epoch's number alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
@@ -15,7 +16,8 @@ class TrainLoader:
     """Shuffled batches of one epoch: dicts of `images` float32 (B, 3, S, S) in [0, 1], `masks` int64 (B, S, S) if any.
 
     An epoch is `images_per_epoch` images (None: each once), the next ones of an endless sequence of permutations. The
-    sequence is a function of the seed, so a training that resumes at epoch e sees what it would have seen.
+    sequence is a function of the seed, so a training that resumes at epoch e continues as if uninterrupted. Where
+    several processes train together, each gets its share of every batch.
     """
 
     def __init__(self, images: ImageSet, batch_size: int, images_per_epoch: int | None, seed: int) -> None:
@@ -27,7 +29,10 @@ class TrainLoader:
         return -(-self.images_per_epoch // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        yield from _loaded(self.set, self.order(self.epoch).split(self.batch_size))
+        parts = self.order(self.epoch).split(self.batch_size)
+        if dist.is_available() and dist.is_initialized():
+            parts = [part.tensor_split(dist.get_world_size())[dist.get_rank()] for part in parts]
+        yield from _load_ahead(self.set, parts)
 
     def order(self, epoch: int) -> Tensor:
         """The indices of one epoch (images_per_epoch,) int64."""
@@ -41,7 +46,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """All images of a set in batches, in their order."""
+    """All images of a set in batches, in their order, in every process."""
 
     def __init__(self, images: ImageSet, batch_size: int) -> None:
         self.set, self.batch_size = images, batch_size
@@ -50,22 +55,21 @@ class EvalLoader:
         return -(-len(self.set) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        yield from _loaded(self.set, torch.arange(len(self.set)).split(self.batch_size))
+        yield from _load_ahead(self.set, torch.arange(len(self.set)).split(self.batch_size))
 
 
-def _loaded(images: ImageSet, parts: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The batches of `parts`, each loaded while the one before it is at work."""
+def _load_ahead(images: ImageSet, parts: list[Tensor] | tuple[Tensor, ...]) -> Iterator[dict[str, Tensor]]:
+    """The batches of `parts`, each loaded while the one before it is computed on."""
     with ThreadPoolExecutor(1) as loader:
-        diff = None
-        for indices in parts:
-            this, diff = diff, loader.submit(load, images, indices)
-            if this is not None:
-                yield this.result()
-        if diff is not None:
-            yield diff.result()
+        coming = loader.submit(load_batch, images, parts[0])
+        for following in [*parts[1:], None]:
+            batch = coming.result()
+            if following is not None:
+                coming = loader.submit(load_batch, images, following)
+            yield batch
 
 
-def load(images: ImageSet, indices: Tensor) -> dict[str, Tensor]:
+def load_batch(images: ImageSet, indices: Tensor) -> dict[str, Tensor]:
     """The chosen images as floats in [0, 1], and their masks as classes."""
     batch = {"images": images.images[indices].float() / 255}
     if images.masks is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ from torch import Tensor
 from tokencutseg.config import ConfigError
 from tokencutseg.files import atomic_write, write_csv
 from tokencutseg.models.masked_transformer import Block
-from tokencutseg.models.parallel import share_batch_norm
 from tokencutseg.models.vqgan import Decoder, Discriminator, Encoder
 from tokencutseg.training.batches import EvalLoader, TrainLoader
 from tokencutseg.training.modules import StageModule
-from tokencutseg.training.progress import report_epoch
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Hardware:
     precision: str = "auto"
     """Lightning's name, 32-true, 16-mixed or bf16-mixed; auto is bf16-mixed on a GPU that has it, else 32-true."""
     devices: int = 1
-    """Processes on each machine, one for each GPU (or, on CPUs, as many as you like)."""
+    """Processes on each machine, one for each GPU (or, on CPUs, any number)."""
     num_nodes: int = 1
     """Machines."""
     strategy: str = "auto"
@@ -45,25 +43,38 @@ class Hardware:
     compile: bool = False
     """Compile the networks, where that is possible."""
     progress_bar: bool = False
-    """A bar per epoch on the terminal, and a line when it is over."""
+    """Print a line per epoch, and on a terminal show a bar within it."""
 
     @property
     def processes(self) -> int:
         """How many train together."""
         return self.devices * self.num_nodes
 
+    @property
+    def leading(self) -> bool:
+        """Whether this process is the only one or the first, which writes and prints.
+
+        By the environment variables in which launchers (Lightning's own, torchrun, SLURM) number processes.
+        """
+        ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+        return self.processes == 1 or all(os.environ.get(name, "0") == "0" for name in ranks)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
 
 class History(Callback):
-    """One row per epoch, kept in the checkpoint and written to `history.csv` after each epoch.
+    """One row per epoch, kept in the checkpoint, written to `history.csv`, and printed where `prints`.
 
-    Where the module names a `monitor`, the weights of its best epoch are remembered too.
+    Where the module names a `monitor`, the weights of its best epoch are kept too.
     """
 
-    def __init__(self, folder: Path, stage: str) -> None:
-        self.folder, self.stage = folder, stage
+    def __init__(self, folder: Path, prints: bool) -> None:
+        self.folder, self.prints = folder, prints
         self.rows: list[dict[str, float]] = []
-        self._clock = time.perf_counter()
         self.best: dict[str, Any] = {}
+        self._clock = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "best": self.best}
@@ -77,48 +88,34 @@ class History(Callback):
             return
         score = float(trainer.callback_metrics[monitor])
         if not self.best or score > self.best["score"]:
-            state = {name: value.detach().cpu().clone() for name, value in module.scored.state_dict().items()}
+            state = {name: value.detach().cpu().clone() for name, value in module.eval_model.state_dict().items()}
             self.best = {"score": score, "epoch": trainer.current_epoch + 1, "state": state}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
-        epoch = trainer.current_epoch + 1
-        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        self.rows.append(
-            {
-                "epoch": epoch,
-                "images": epoch * trainer.train_dataloader.images_per_epoch,
-                "steps": epoch * len(trainer.train_dataloader),
-                "seconds": round(seconds, 3),
-                "learning_rate": rate,
-                **metrics,
-            }
-        )
-        if not trainer.is_global_zero:
-            return
-        write_csv(pd.DataFrame(self.rows), self.folder / "history.csv")
-        report_epoch(self.stage, self.folder.name, epoch, trainer.max_epochs, metrics)
+        epoch, loader, now = trainer.current_epoch + 1, trainer.train_dataloader, time.perf_counter()
+        row = {
+            "epoch": epoch,
+            "images": epoch * loader.images_per_epoch,
+            "steps": epoch * len(loader),
+            "seconds": round(now - self._clock, 3),
+            "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
+        }
+        self.rows.append(row | metrics)
+        self._clock = now
+        if trainer.is_global_zero:
+            write_csv(pd.DataFrame(self.rows), self.folder / "history.csv")
+            if self.prints:
+                values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+                print(f"{self.folder.name} epoch {epoch}/{trainer.max_epochs}  {values}", flush=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and then moves it there: a kill meanwhile leaves the last one whole."""
+    """Writes a checkpoint beside its place and renames it: an interruption leaves the last one whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with atomic_write(path) as file:
             super().save_checkpoint(checkpoint, file, storage_options)
-
-
-class EpochLines(Callback):
-    """One line per epoch on standard output, for somebody who watches a training or reads its log."""
-
-    def __init__(self, run: str) -> None:
-        self.run = run
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()))
-        print(f"{self.run} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
 
 
 def fit(
@@ -129,73 +126,54 @@ def fit(
     folder: Path,
     stage: str,
     hardware: Hardware = Hardware(),
-    watching: Sequence[Callback] = (),
 ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
-    """Train `module` for `epochs`, going on from `folder`/last.ckpt when that is there.
+    """Train `module` for `epochs`, resuming from `folder`/last.ckpt where that exists.
 
-    Returns the best epoch's weights of `module.scored` (None where the module names no `monitor`; then the last ones
-    count) and what there is to say of the training: epochs, optimizer steps, images seen, best epoch. Raises
-    KeyboardInterrupt when it is interrupted; a later call goes on after the last whole epoch.
+    Where several processes train together, all of them call this and a batch is divided among them. Returns the best
+    epoch's weights of `module.eval_model` (None where the module names no `monitor`; then the last ones count) and
+    facts about the training: epochs, optimizer steps, images seen, best epoch. Raises ConfigError where a batch is too
+    small for the processes, and KeyboardInterrupt when interrupted; a later call resumes after the last whole epoch.
     """
-    processes = hardware.processes
     smallest = train.images_per_epoch % train.batch_size or train.batch_size
-    if smallest < processes:
+    if smallest < hardware.processes:
         raise ConfigError(
-            f"an epoch of {train.images_per_epoch} images in batches of {train.batch_size} has one of "
-            f"{smallest}, too few for {processes} processes; change {stage}.batch_size or "
-            f"{stage}.images_per_epoch"
+            f"an epoch of {train.images_per_epoch} images in batches of {train.batch_size} has one of {smallest}, too "
+            f"few for {hardware.processes} processes; change {stage}.batch_size or {stage}.images_per_epoch"
         )
-    if processes > 1:
-        share_batch_norm(module)
-    if hardware.accelerator != "cpu" and torch.cuda.is_available():
-        module.to(memory_format=torch.channels_last)  # which GPUs convolve faster, and CPUs do not
+    if hardware.on_gpu:
+        module.to(memory_format=torch.channels_last)  # faster convolutions on GPUs, not on CPUs
     if hardware.compile:
         compile_networks(module)
     folder.mkdir(parents=True, exist_ok=True)
     module.steps_per_epoch = len(train)
-    history = History(folder, stage)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # its greetings; warnings come through `warnings`
-    # the history first: its rows of an epoch are then in that epoch's checkpoint
-    callbacks: list[Callback] = [
-        history,
-        ModelCheckpoint(
-            folder,
-            filename="last",
-            save_top_k=1,
-            every_n_epochs=1,
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        ),
-    ]
-    callbacks += watching
-    if hardware.progress_bar:
-        callbacks.append(EpochLines(folder.name))
-    bar = hardware.progress_bar and sys.stdout.isatty()
-    if bar:
-        callbacks.append(TQDMProgressBar())
+    history, bar = History(folder, hardware.progress_bar), hardware.progress_bar and sys.stdout.isatty()
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     trainer = pl.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
         strategy=strategy(hardware),
         precision=precision(hardware),
+        sync_batchnorm=hardware.on_gpu and hardware.processes > 1,
         max_epochs=epochs,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # the loader divides batches itself
         logger=False,
         enable_progress_bar=bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
-        callbacks=callbacks,
+        callbacks=[history, last, *([TQDMProgressBar()] if bar else [])],  # an epoch's row goes into its checkpoint
         plugins=[AtomicCheckpointIO()],
     )
-    last = folder / "last.ckpt"
+    checkpoint = folder / "last.ckpt"
     torch.manual_seed(module.seed)
     with warnings.catch_warnings():
         for expected in ("Checkpoint directory .* exists", "Found .* in eval mode", ".*LeafSpec"):
             warnings.filterwarnings("ignore", message=expected)
         try:
-            trainer.fit(module, train, validation, ckpt_path=last if last.is_file() else None, weights_only=True)
+            resumed = checkpoint if checkpoint.is_file() else None
+            trainer.fit(module, train, validation, ckpt_path=resumed, weights_only=True)
         except SystemExit as leave:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from leave
     facts = {
@@ -205,7 +183,7 @@ def fit(
         "training_images": len(train.set),
         "device": trainer.strategy.root_device.type,
         "precision": precision(hardware),
-        "processes": processes,
+        "processes": hardware.processes,
         "seconds": sum(row["seconds"] for row in history.rows),
     }
     if not history.best:
@@ -214,19 +192,15 @@ def fit(
 
 
 def compile_networks(module: StageModule) -> None:
-    """Compile the parts that most of the time goes to, unless torch.compile does not work here; then a note says why.
+    """Compile the parts that take most of the time, or print a note where torch.compile does not work.
 
-    Parameter names stay as they are. Whatever cannot be compiled later on is run as it is, with torch's own warning.
+    Parameter names stay as they are. A part that cannot be compiled later on runs as it is, with torch's own warning.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.compile(lambda x: (x + 1).cos())(torch.ones(8, device=device))
+        torch.compile(lambda x: (x + 1).cos())(torch.ones(8, device="cuda" if torch.cuda.is_available() else "cpu"))
     except Exception as error:  # of any kind: a missing compiler, an unknown GPU, an unsupported Python
-        print(
-            f"note: torch.compile does not work here ({str(error).splitlines()[0]}): going on without",
-            file=sys.stderr,
-            flush=True,
-        )
+        reason = str(error).splitlines()[0]
+        print(f"note: torch.compile does not work here ({reason}): going on without", file=sys.stderr, flush=True)
         return
     torch._dynamo.config.suppress_errors = True
     for part in module.modules():
@@ -238,8 +212,8 @@ def precision(hardware: Hardware) -> str:
     """Lightning's name of the precision that `hardware` means."""
     if hardware.precision != "auto":
         return hardware.precision
-    gpu = hardware.accelerator != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    has_bf16 = hardware.on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else "32-true"
 
 
 def strategy(hardware: Hardware) -> str:

@@ -1,0 +1,125 @@
+"""Write docs/results.md from the tables of the committed studies, and their numbers into the prose of other documents.
+
+    python scripts/make_results.py            # a test checks that it would change nothing
+
+Prose names a number by study, table, labels that leave one row of it, and column, with a format behind a colon:
+``<!--=small-isic2017-encoder/main_results/unet/per_image/iou/mean:.3f-->0.735<!--/-->``. The format ``ci`` adds the
+95 % interval, with signs where the number is a difference; ``ci*`` ends in a star where that is significant. Numbers
+only, no sentences.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "results/reference"
+DOCUMENTS = ("README.md", "docs/reproduction.md")
+NUMBER = re.compile(r"<!--=([^\s:>]+?)(?::([^\s>]+?))?-->.*?<!--/-->")
+MEASURES = 'measure == "iou" or (reduction == "per_image" and measure in ("dice", "nsd", "hd95"))'
+TABLES = {
+    "main_results": ("Main results", f"n > 0 and ({MEASURES})"),
+    "label_efficiency": ("Scores by share of the labels", ""),
+    "baselines": ("Baselines under one budget", f'({MEASURES}) and reduction == "per_image"'),
+    "score_by_group": ("Lesion IoU by group of images", ""),
+    "leakage": ("Scores without images shared between splits", "iou == iou"),
+    "reconstruction": ("Reconstruction by the tokenizer", ""),
+    "masked_prediction": ("Masked-token prediction", ""),
+    "budgets": ("What each training cost", ""),
+    "claims": ("Claims", 'not reason.str.startswith("this study has not written")'),
+}
+"""The tables that the page shows, where a study has them: a title, and a query of the rows."""
+LEFT_OUT = ["p", "runs", "note", "recipe", "table", "published", "complete", "same_id", "same_content"]
+INTRODUCTION = """Written by `scripts/make_results.py` from `results/reference/`; the CSV files hold all measures and
+run ids. Brackets: 95 % intervals; those of differences are paired. What they rest on: [report](reproduction.md)."""
+INTERVALS = {name: ["low", "high"] for name in ("mean", "iou", "accuracy", "measured")}
+INTERVALS |= {name: ["low_without", "high_without"] for name in ("mean_without", "iou_without")}
+INTERVALS["diff"] = ["diff_low", "diff_high"]
+NAMES = {"diff": "tokencutseg − method", "p_holm": "p (Holm)", "fraction": "share of labels"}
+
+
+def number(name: str, form: str | None = None) -> str:
+    """The number of this name. Raises ValueError where the name leaves no row, or several."""
+    study, table, *labels, column = name.split("/")
+    rows = pd.read_csv(REFERENCE / study / "tables" / f"{table}.csv", dtype=str, keep_default_na=False)
+    for label in labels:
+        rows = rows[(rows == label).any(axis=1)]
+    if len(rows) != 1:
+        raise ValueError(f"{name} names {len(rows)} rows of {table}")
+    if form in ("ci", "ci*"):
+        value, *ends = (float(rows[name].iloc[0]) for name in (column, *INTERVALS[column]))
+        starred, digits = (
+            form == "ci*",
+            3 if min(map(abs, ends)) >= 5e-4 else 4,
+        )  # so that an end near zero keeps its sign
+        form = f"{'+' if column == 'diff' else ''}.{digits}f"
+        star = "*" if starred and ends[0] * ends[1] > 0 and float(rows["p_holm"].iloc[0]) < 0.05 else ""
+        return f"{value:{form}} [{', '.join(format(end, form) for end in ends)}]{star}".replace("-", "−")
+    return format(float(rows[column].iloc[0]), form or ".3f").replace("-", "−")
+
+
+def inject(text: str) -> str:
+    """A document with the number of the committed tables in each of its marks."""
+
+    def marked(found: re.Match[str]) -> str:
+        name, form = found.groups()
+        return f"<!--={name}{':' + form if form else ''}-->{number(name, form)}<!--/-->"
+
+    return NUMBER.sub(marked, text)
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """A value with its 95 % interval."""
+    digits = 3 if max(abs(low), abs(high)) <= 1 else 2
+    return "" if pd.isna(value) else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
+
+
+def cell(value: object) -> str:
+    if isinstance(value, float):
+        return (
+            "" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
+        )
+    return str(value)
+
+
+def printed(table: pd.DataFrame) -> str:
+    """A table in Markdown: intervals beside their value; a column of one value is said before, an empty one not."""
+    columns: dict[str, list[str]] = {}
+    same: list[str] = []
+    for column in [name for name in table if name not in LEFT_OUT]:
+        if column in INTERVALS and INTERVALS[column][0] in table:
+            columns[column] = [interval(*row) for row in table[[column, *INTERVALS[column]]].to_numpy(float)]
+        elif "low" not in column and "high" not in column:
+            columns[column] = [cell(value) for value in table[column]]
+    for column in [name for name, values in columns.items() if len(set(values)) == 1 and len(table) > 1]:
+        same += [f"{column.replace('_', ' ')} {value}" for value in set(columns.pop(column)) if value]
+    heads = [NAMES.get(column, column.replace("_", " ")) for column in columns]
+    rows = [heads, ["---"] * len(heads), *map(list, zip(*columns.values(), strict=True))]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{', '.join(same)}\n\n{lines}" if same else lines
+
+
+def results() -> str:
+    """The page of all tables."""
+    parts = ["# Results", INTRODUCTION]
+    for folder in sorted(path.parent for path in REFERENCE.glob("*/tables")):
+        parts.append(f"## {folder.name}")
+        for name, (title, query) in TABLES.items():
+            path = folder / "tables" / f"{name}.csv"
+            if path.is_file():
+                rows = pd.read_csv(path).query(query) if query else pd.read_csv(path)
+                parts += [f"### {title}", f"[{name}.csv](../{path.relative_to(ROOT).as_posix()})", printed(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def documents() -> dict[str, str]:
+    """What each document should read."""
+    return {"docs/results.md": results()} | {name: inject((ROOT / name).read_text("utf-8")) for name in DOCUMENTS}
+
+
+if __name__ == "__main__":
+    for name, text in documents().items():
+        (ROOT / name).write_text(text, "utf-8")

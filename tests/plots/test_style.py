@@ -1,0 +1,118 @@
+"""Colours are told apart by everybody; figures are saved whole and the same each time."""
+
+import itertools
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+from tokencutseg.config import configure
+from tokencutseg.evaluation.statistics import REDUCTIONS
+from tokencutseg.plots import style
+
+BLINDNESS = {  # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
+    "none": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+"""From linear sRGB, white D65."""
+METHODS = {name: look.colour for name, look in style.METHODS.items()}
+
+
+def linear(colour):
+    rgb = np.array(mpl.colors.to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    """CIE L*a*b* of a linear sRGB colour."""
+    t = XYZ @ rgb / XYZ.sum(1)
+    f = np.where(t > 216 / 24389, np.cbrt(t), (24389 / 27 * t + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def distance(one, two, blindness):
+    """CIE 1976 distance as somebody with this blindness sees two colours; about 2 is just noticeable."""
+    seen = [lab((BLINDNESS[blindness] @ linear(colour)).clip(0, 1)) for colour in (one, two)]
+    return np.linalg.norm(seen[0] - seen[1])
+
+
+def test_the_oracle_knows_red_from_green():
+    assert lab(np.ones(3)) == pytest.approx([100, 0, 0], abs=1e-6)
+    assert lab(linear("#FF0000")) == pytest.approx([53.24, 80.09, 67.20], abs=0.02)  # Lindbloom's calculator
+    assert distance("#B03030", "#5A6A1E", "deuteranopia") < 15 < distance("#B03030", "#5A6A1E", "none")
+
+
+@pytest.mark.parametrize("blindness", BLINDNESS)
+@pytest.mark.parametrize(
+    ("colours", "least"),
+    [
+        ([METHODS[name] for name in ("tokencutseg", "unet", "otsu", "released", "described", "revised")], 16),
+        (METHODS.values(), 10),
+        ([style.BLUE, style.SKY, style.GREY], 16),
+        ([look.colour for look in style.REDUCTIONS.values()], 16),
+        ([style.REFERENCE, style.PREDICTED], 40),
+    ],
+    ids=["main methods", "methods", "beside ours", "reductions", "outlines"],
+)
+def test_colours_are_told_apart(blindness, colours, least):
+    assert min(distance(a, b, blindness) for a, b in itertools.combinations(colours, 2)) >= least
+
+
+def test_colours_stand_out_from_the_paper():
+    colours = *METHODS.values(), style.GREY, *(look.colour for look in style.REDUCTIONS.values())
+    for colour in colours:
+        assert 1.05 / (XYZ[1] @ linear(colour) + 0.05) > 2, colour
+
+
+def test_every_method_and_reduction_has_its_own_look():
+    looks = style.looks([*style.METHODS, *configure("small").ablation.baselines, "mine", "yours"])
+    assert {"mine", "yours"} == looks.keys() - style.METHODS.keys()
+    for part in range(3):
+        assert len({look[part] for look in looks.values()}) == len(looks)
+    assert style.REDUCTIONS.keys() == REDUCTIONS.keys()
+    assert set(style.TERMS).isdisjoint(METHODS.values())
+
+
+def test_neighbouring_codes_have_different_colours():
+    colours = style.code_colours(256).colors
+    assert len({tuple(colour) for colour in colours}) == 256
+    assert np.abs(np.diff(colours, axis=0)).max(1).min() > 0.1
+
+
+def test_the_outline_of_an_empty_or_full_mask_is_nothing():
+    axis = style.make_figure()[1][0, 0]
+    for mask in (torch.zeros(4, 4), torch.ones(4, 4)):
+        style.outline(axis, mask, style.REFERENCE)
+    assert not axis.collections
+    mask = torch.zeros(8, 8)
+    mask[2:5, 3:6] = 1
+    style.outline(axis, mask, style.REFERENCE)
+    x, y = axis.collections[0].get_paths()[0].vertices.T
+    assert (x.min(), x.max(), y.min(), y.max()) == (2.5, 5.5, 1.5, 4.5)
+
+
+def test_the_same_figure_gives_the_same_files(tmp_path):
+    def written():
+        figure, axes = style.make_figure(1, 2, 2, title="a title with − and →")
+        axes[0, 0].plot([0, 1], [0, 1])
+        style.save(figure, tmp_path / "figures", "chart")
+        return {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+
+    first = written()
+    assert first.keys() == {"chart.png", "chart.pdf"} and first == written()
+
+
+def test_a_notebook_shows_a_figure_as_a_png():
+    assert style.make_figure()[0]._repr_png_().startswith(b"\x89PNG")

@@ -1,0 +1,43 @@
+"""docs/results.md and the numbers in prose are those of the committed tables."""
+
+import runpy
+
+import pandas as pd
+import pytest
+
+from tokencutseg.files import CHECKOUT
+
+script = runpy.run_path(str(CHECKOUT / "scripts/make_results.py"))
+NAME = "small-isic2017-encoder/main_results/unet/per_image/iou/mean"
+
+
+def test_documents_are_up_to_date():
+    for name, text in script["documents"]().items():
+        assert (CHECKOUT / name).read_text("utf-8") == text, f"{name}: run scripts/make_results.py"
+
+
+def test_a_number_is_injected_by_its_name():
+    table = pd.read_csv(CHECKOUT / "results/reference/small-isic2017-encoder/tables/main_results.csv")
+    (mean,) = table.query("method == 'unet' and reduction == 'per_image' and measure == 'iou'")["mean"]
+    made = script["inject"](f"U-Net <!--={NAME}-->?<!--/-->, <!--={NAME}:.1%-->0 %<!--/-->.")
+    assert made == f"U-Net <!--={NAME}-->{mean:.3f}<!--/-->, <!--={NAME}:.1%-->{mean:.1%}<!--/-->."
+    assert script["inject"](made) == made
+
+
+def test_a_name_must_leave_one_row():
+    with pytest.raises(ValueError, match="names 2 rows"):
+        script["number"](NAME.replace("/iou", "").replace("per_image", "micro_lesion"))
+
+
+def test_an_interval_follows_its_value_and_a_constant_is_said_once():
+    table = pd.DataFrame(
+        {"method": ["a", "b"], "n": [5, 5], "mean": [0.5, -1], "low": [0.25, -20], "high": [0.75, 1.5]}
+    )
+    assert script["printed"](table.assign(diff=[None, 0.1], diff_low=-0.25, diff_high=0.5)).splitlines() == [
+        "n 5",
+        "",
+        "| method | mean | tokencutseg − method |",
+        "| --- | --- | --- |",
+        "| a | 0.500 [0.250, 0.750] |  |",
+        "| b | −1.00 [−20.00, 1.50] | 0.100 [−0.250, 0.500] |",
+    ]

@@ -1,0 +1,348 @@
+"""Folders of images and masks as people have them: official archives and a user's own, paired by id.
+
+Official folders (the registry, `tokencutseg.data.datasets`) are found by name in the folder itself or up to three
+levels below it; an archive that was unpacked into a folder of its own name is one folder.
+
+A user's own data is a folder with `images/` and `masks/`, either directly or inside each of `train/`, `validation/` and
+`test/` (`val/`, `valid/` and `dev/` are validation, too). Images without masks may lie in `unlabelled/`. A mask is
+named as its image, or with something like `_segmentation`, `_mask` or `-lesion` behind it.
+
+Which split is which, where the folders do not say it:
+- An own folder without splits is an external test set where a training set stands before it (also in the same folder),
+  else it is divided 70/15/15 by a hash of the id, or of the patient, all of whose images then lie in one split.
+- A set without test split is scored on its validation split, which stands in and says so.
+- A training split without validation gives about a tenth of its images, drawn by the same hash.
+- A set of training images alone is divided like an own folder.
+
+Nothing is passed over in silence: what was chosen or skipped is a note, what cannot be used is a problem.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tokencutseg.data.datasets import DATASETS, Split
+from tokencutseg.data.images import DataError, some, summed_up
+from tokencutseg.data.manifest import TABLES, describe_tables, fields_of, read_table
+from tokencutseg.data.pairing import Found, is_image, is_visible, match_ids, paired
+
+VALIDATION_SHARE = 0.10
+"""Of a training split that has no validation split beside it."""
+OWN_SHARES = {"test": 0.15, "validation": 0.15, "train": 0.70}
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+KINDS = {
+    "images": ("images", "image", "imgs", "img"),
+    "masks": ("masks", "mask", "labels", "label", "annotations", "gt", "groundtruth", "segmentations", "segmentation"),
+}
+"""Names of a user's own folders, the first as it is documented; compared in small letters."""
+_DEPTH = 3
+
+
+def find_datasets(*roots: str | Path) -> Found:
+    """All sets under the folders; each may hold official sets, be one of the user's own, or both."""
+    found = Found()
+    for root in {Path(root).resolve(): Path(root) for root in roots}.values():
+        try:
+            sets = _sets_under(root, found)
+            _described(root, sets, found)
+            for dataset, splits in sets.items():
+                _add(found, dataset, splits, root)
+        except OSError as error:  # permissions, a broken disk
+            found.problems.append(f"{error.filename or root} cannot be read ({error.strerror or error})")
+        except DataError as error:
+            found.problems.append(str(error))
+    return found
+
+
+def pair_folders(dataset: str, name: str, images: str | Path, masks: str | Path | None) -> Split:
+    """One split from a folder of images and, where they matter, one of masks, anywhere on disk.
+
+    Raises DataError for a missing or empty folder, an image without mask or the reverse, and two files with one id.
+    """
+    for folder, what in ((images, "images"), (masks, "masks")):
+        if folder is not None and not Path(folder).is_dir():
+            raise DataError(f"folder {folder} does not exist; give the one that holds the {what} of the {name} split")
+    found = Found()
+    samples = paired([Path(images)], None if masks is None else Path(masks), found)
+    if found.problems:
+        raise DataError(summed_up(found.problems))
+    return Split(dataset, name, samples, None)
+
+
+def expected_folders(dataset: str, split: str) -> str:
+    """The folders in which an official split is looked for, in words; empty for a dataset that is not official."""
+    splits = DATASETS[dataset].splits if dataset in DATASETS else {}
+    official = splits.get(split) or splits.get("train")  # a split that was not published is drawn from training
+    if official is None:
+        return ""
+    return " or ".join(official.images) + (f" and {official.masks}" if official.masks else "")
+
+
+def id_fraction(sample_id: str) -> float:
+    """A number in [0, 1) that depends on the id alone: a split drawn with it survives new, lost or reordered files."""
+    digest = hashlib.sha256(f"tokencutseg split {sample_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+# which sets there are -----------------------------------------------------------------------------------------------
+
+
+def _sets_under(root: Path, found: Found) -> dict[str, dict[str, Split]]:
+    """The sets of one folder before splits are drawn; a set without splits has the one split "all"."""
+    if not root.is_dir():
+        raise DataError(f"data folder {root} does not exist; {_WHAT_TO_GIVE}")
+    official = _official_folders(root, found)
+    sets = {name: splits for name in DATASETS if (splits := _official_splits(name, official, found))}
+    inside = {home for path in official.values() for home in (path, *path.parents)}
+    for folder in [root] if not official else [f for f in _sub_folders(root) if f not in inside]:
+        name = unicodedata.normalize("NFC", folder.resolve().name)
+        own = f"own_{name}" if name in DATASETS else name  # not the official set, although called so
+        if splits := _own_splits(folder, own, found, given=not official):
+            sets[own] = splits
+        elif official and name in DATASETS:
+            wanted = DATASETS[name].folders
+            hint = _near_miss(folder) or f"; get them with `tokencutseg fetch {name}`"
+            found.problems.append(f"{folder} holds none of the official folders ({', '.join(wanted)}){hint}")
+        elif official:
+            found.notes.append(f"{folder} is not read{_near_miss(folder)}")
+    if not sets and not found.problems:
+        inner = next((f for f in _sub_folders(root) if _parts(f)), None)
+        hint = f" (did you mean {inner}?)" if inner else _near_miss(root)
+        raise DataError(f"no dataset found in {root}{hint}; {_WHAT_TO_GIVE}")
+    return sets
+
+
+def _add(found: Found, dataset: str, splits: dict[str, Split], root: Path) -> None:
+    """Join a set to those before it, with all the splits that it needs."""
+    training = any("train" in others for others in found.datasets.values())
+    if dataset in found.datasets and dataset not in DATASETS:
+        dataset = next(name for n in range(2, 99) if (name := f"{dataset}-{n}") not in found.datasets)
+        splits = {name: replace(split, dataset=dataset) for name, split in splits.items()}
+    if "all" in splits and training:
+        splits = {("test" if name == "all" else name): split for name, split in splits.items()}
+        splits["test"] = replace(splits["test"], name="test")
+        found.notes.append(f"{dataset} has no splits of its own: it is an external test set")
+    try:
+        splits = _with_all_splits(splits, root, found)
+    except DataError as error:
+        found.problems.append(str(error))
+    there = found.datasets.setdefault(dataset, {})
+    for name in splits.keys() & there.keys():
+        found.problems.append(f"{dataset}/{name} is there twice, the second time under {root}; name one of them")
+    there |= splits
+
+
+def _with_all_splits(splits: dict[str, Split], root: Path, found: Found) -> dict[str, Split]:
+    """The same set with the splits drawn or standing in that were not given."""
+    labelled = [name for name in splits if name != "unlabelled"]
+    if labelled in (["all"], ["train"]):
+        [whole] = labelled
+        parts = _drawn(splits[whole], OWN_SHARES, root)
+        if whole == "train":
+            found.notes.append(f"{parts['test'].dataset} has training images alone: {_shares_in_words(parts)}")
+            words = "held out of the training split, not the published test"
+            parts["test"] = replace(parts["test"], note=words)
+        return parts | {name: split for name, split in splits.items() if name != whole}
+    if "train" in splits and "test" not in splits and "validation" in splits:
+        words = "the validation split stands in for the test split, which is not there"
+        test = replace(splits["validation"], name="test", note=words)
+        splits = {name: split for name, split in splits.items() if name != "validation"} | {"test": test}
+        found.notes.append(f"{test.dataset}: {words}; a validation split is drawn from training")
+    if "train" in splits and "validation" not in splits:
+        shares = {"validation": VALIDATION_SHARE, "train": 1 - VALIDATION_SHARE}
+        splits = _drawn(splits["train"], shares, root) | {n: s for n, s in splits.items() if n != "train"}
+    return splits
+
+
+def _drawn(whole: Split, shares: dict[str, float], root: Path) -> dict[str, Split]:
+    """Shares by a hash of the id, or of the patient or lesion. Where the official split is incomplete, so are its
+    parts: the official count is shared among them in proportion."""
+    units = {s: s.cluster or s.id for s in whole.samples}
+    place = {unit: id_fraction(unit) for unit in units.values()}
+    edges = np.cumsum([0, *shares.values()])
+    drawn = {unit: np.searchsorted(edges, at, side="right") - 1 for unit, at in place.items()}
+    if len(set(drawn.values())) < len(shares) <= len(place):  # too few for the hash to fall into each share
+        for rank, unit in enumerate(sorted(place, key=place.get)):
+            drawn[unit] = min(rank, len(shares) - 1)
+    parts, left = {}, whole.expected
+    for k, name in enumerate(shares):
+        samples = tuple(s for s in whole.samples if drawn[units[s]] == k)
+        if not samples:
+            raise DataError(
+                f"{root} holds too few images of {whole.dataset} ({len(whole.samples)}) to draw a {name} split from; "
+                f"add more, or put them into train/, validation/ and test/ yourself"
+            )
+        share = left and (left if k + 1 == len(shares) else round(whole.expected * len(samples) / len(whole.samples)))
+        parts[name] = Split(whole.dataset, name, samples, share)
+        left = left and left - share
+    return {name: parts[name] for name in SPLITS if name in parts}
+
+
+def _shares_in_words(parts: dict[str, Split]) -> str:
+    counts = ", ".join(f"{len(split.samples)} {name}" for name, split in parts.items())
+    return f"they are divided by a hash of the id, {counts}"
+
+
+def _described(root: Path, sets: dict[str, dict[str, Split]], found: Found) -> None:
+    """Add to the samples what tables in the root, or beside a set's own images, say of them."""
+    firsts = [split.samples[0].image for splits in sets.values() for split in splits.values()]
+    homes = {root} | {home for image in firsts for home in image.parents if root in home.parents}
+    for path in sorted(home / table for home in homes for table in TABLES if (home / table).is_file()):
+        under = [
+            (splits, n) for splits in sets.values() for n in splits if path.parent in splits[n].samples[0].image.parents
+        ]
+        ids = list(dict.fromkeys(sample.id for splits, n in under for sample in splits[n].samples))
+        known = read_table(path)
+        matched = match_ids(known, ids)
+        if known and not matched:
+            found.problems.append(
+                f"{path} names no image that is there: it has {some(known)}, the images are {some(ids)}"
+            )
+        found.notes += describe_tables(path, known, ids, matched)
+        fields = {own: fields_of(path, row, known[row]) for row, own in matched.items()}
+        for splits, n in under:
+            splits[n] = replace(splits[n], samples=tuple(replace(s, **fields.get(s.id, {})) for s in splits[n].samples))
+    for dataset, splits in sets.items():
+        places: dict[str, set[str]] = {}
+        for cluster, name in {(s.cluster, split.name) for split in splits.values() for s in split.samples if s.cluster}:
+            places.setdefault(cluster, set()).add(name)
+        if crossing := [cluster for cluster, names in places.items() if len(names) > 1]:
+            found.notes.append(
+                f"{dataset}: {len(crossing)} patients or lesions are in several splits ({some(crossing)})"
+            )
+
+
+# official folders ---------------------------------------------------------------------------------------------------
+
+
+def _official_folders(root: Path, found: Found) -> dict[str, Path]:
+    """Official folder name → where it is."""
+    known = {name for dataset in DATASETS.values() for name in dataset.folders}
+    folders: dict[str, Path] = {}
+    level = [root]
+    for _ in range(_DEPTH + 1):
+        for folder in level:
+            name = folder.resolve().name if folder == root else folder.name
+            if name in folders:
+                found.problems.append(f"{name} is there twice, as {folders[name]} and {folder}; keep one of them there")
+            elif name in known:
+                folders[name] = folder
+        level = [inner for folder in level if folder.name not in known for inner in _sub_folders(folder)]
+    return folders
+
+
+def _official_splits(dataset: str, folders: dict[str, Path], found: Found) -> dict[str, Split]:
+    def there(name: str | None) -> Path | None:
+        outer, *inner = (name or "").split("/")
+        path = folders[outer].joinpath(*inner) if outer in folders else None
+        return path if path and path.is_dir() else None
+
+    splits = {}
+    for name, official in DATASETS[dataset].splits.items():
+        images = [path for folder in official.images if (path := there(folder))]
+        masks = there(official.masks)
+        if masks and not images:
+            found.problems.append(_without(masks, "image", official.images[0], dataset))
+        elif images and official.masks and not masks:
+            if name == "train":
+                found.problems.append(_without(images[0], "mask", official.masks, dataset))
+            else:  # the organisers kept the masks of some splits to themselves for years
+                found.notes.append(f"{images[0]} has no masks {official.masks} beside it: {dataset}/{name} is left out")
+        elif images:
+            samples = paired(images, masks, found, official)
+            splits[name] = Split(dataset, name, samples, official.expected)
+    return {name: split for name, split in splits.items() if split.samples}
+
+
+def _without(there: Path, what: str, wanted: str, dataset: str) -> str:
+    if (there.parent / wanted).is_dir():
+        return f"{there} is one folder of an official archive; give the folder that holds it, {there.parent}"
+    get = f"get it with `tokencutseg fetch {dataset}`" if DATASETS[dataset].archives else "add it"
+    return f"{there} has no {what} folder {wanted} beside it{_near_miss(there.parent, wanted)}; {get}"
+
+
+# a user's own folder ------------------------------------------------------------------------------------------------
+
+
+def _parts(folder: Path) -> dict[str, tuple[Path | None, Path | None]]:
+    """Where the images and masks of each split of a user's own folder are: {split, or "all": (images, masks)}."""
+
+    def named(outer: Path | None, names: Sequence[str]) -> Path | None:
+        inner = {f.name.casefold(): f for f in _sub_folders(outer)} if outer else {}
+        return next((inner[name] for name in names if name in inner), None)
+
+    def kinds(outer: Path | None) -> tuple[Path | None, Path | None]:
+        return named(outer, KINDS["images"]), named(outer, KINDS["masks"])
+
+    images, masks = kinds(folder)
+    inside = {split: (named(images, names), named(masks, names)) for split, names in SPLITS.items()}
+    if any(images for images, _ in inside.values()):  # images/train and masks/train instead of train/images
+        return {split: pair for split, pair in inside.items() if any(pair)}
+    if images or masks:
+        return {"all": (images, masks)}
+    outer = {split: named(folder, names) for split, names in SPLITS.items()}
+    return {split: kinds(place) for split, place in outer.items() if place}
+
+
+def _own_splits(folder: Path, name: str, found: Found, given: bool) -> dict[str, Split]:
+    """The splits of a user's own folder; `given`: by name, so that loose images in it are meant, as unlabelled ones."""
+    splits: dict[str, Split] = {}
+    parts = _parts(folder)
+    for split, (images, masks) in parts.items():
+        if not images or not masks:
+            missing, where = ("masks" if images else "images"), (images or masks or folder / split).parent
+            found.problems.append(
+                f"{where} has no {missing}/ folder{_near_miss(where, missing)}; put images into images/ and masks into "
+                f"masks/, or images without masks into unlabelled/"
+            )
+            continue
+        splits[split] = Split(name, split, paired([images], masks, found), None)
+    twice = Counter(sample.id for split in splits.values() for sample in split.samples)
+    if twice := [own for own, count in twice.items() if count > 1]:
+        found.problems.append(f"{folder} has {len(twice)} ids in two splits: {some(twice)}; keep each in one of them")
+    loose = any(is_image(f) for f in folder.iterdir()) and (given or folder.name == "unlabelled")
+    pool = folder / "unlabelled"
+    if pool.is_dir() or (loose and not parts):
+        pool = pool if pool.is_dir() else folder
+        splits["unlabelled"] = Split(name, "unlabelled", paired([pool], None, found), None)
+    used = {f.parent if f.parent != folder else f for pair in parts.values() for f in pair if f} | {pool}
+    unread = [f.name for f in folder.iterdir() if is_visible(f.name) and f not in used and f.name not in TABLES]
+    if splits and unread and pool != folder:
+        found.notes.append(f"{folder} also holds {some(unread)}, which {'are' if len(unread) > 1 else 'is'} not read")
+    return {split: part for split, part in splits.items() if part.samples}
+
+
+def _sub_folders(folder: Path) -> list[Path]:
+    """The visible folders in a folder that can be opened, links among them."""
+    return sorted(f for f in folder.iterdir() if is_visible(f.name) and f.is_dir() and os.access(f, os.R_OK | os.X_OK))
+
+
+def _near_miss(folder: Path, *wanted: str) -> str:
+    """A hint at the folder in or below `folder` that looks most like a wanted one but is spelt differently."""
+    known = [name for dataset in DATASETS.values() for name in dataset.folders]
+    best = (0.75, "")
+    for there in (inner for outer in (folder, *_sub_folders(folder)) for inner in _sub_folders(outer)):
+        for name in wanted or known:
+            ratio = difflib.SequenceMatcher(None, there.name.lower(), name.lower()).ratio()
+            if there.name not in known:
+                best = max(best, (ratio, f" (is {there} meant to be {name}?)"))
+    return best[1]
+
+
+_WHAT_TO_GIVE = (
+    f"give the folder that holds official ones such as {', '.join(d.folders[0] for d in DATASETS.values())}, or "
+    f"images/ and masks/ of your own, or fetch a set with `tokencutseg fetch isic2017`"
+)

@@ -1,0 +1,103 @@
+"""What a table beside the images says of them: patient, lesion, diagnosis, size of the photograph.
+
+`manifest.csv` or `metadata.csv`, one row per image: the column `id`, and any of `native_size` (WIDTHxHEIGHT in pixels),
+`patient_id`, `lesion_id` and `dx`. Other columns are ignored. Missing values (`MISSING`) are missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+from tokencutseg.data.images import DataError, some
+
+TABLES = ("manifest.csv", "metadata.csv")
+MISSING = {"", "na", "n/a", "nan", "none", "null", "nil", "-", "--", "?", ".", "unknown", "unk", "missing"}
+COLUMNS = {
+    "id": ("id", "imageid", "image", "imagename", "isicid", "filename", "file", "name"),
+    "native_size": ("nativesize",),
+    "patient_id": ("patientid", "patient"),
+    "lesion_id": ("lesionid", "lesion"),
+    "group": ("dx", "diagnosis", "group"),
+}
+"""Each field's names, in small letters and without anything between them."""
+CLUSTERS = ("patient_id", "lesion_id")
+"""Fields that say which images belong together, the wider first."""
+
+
+def read_table(path: Path) -> dict[str, dict[str, str]]:
+    """{id: {field: value}} of a table, without missing values. Raises DataError for one that cannot be understood."""
+    rows = list(csv.reader(io.StringIO(text := _decoded(path)), _dialect(text)))
+    header = [re.sub(r"[^a-z]", "", title.casefold()) for title in rows[0]] if rows else []
+    places = {field: [header.index(name) for name in names if name in header] for field, names in COLUMNS.items()}
+    if not places["id"]:
+        titles = ", ".join(rows[0]) if rows else "nothing"
+        raise DataError(f"{path} has no column id, only {titles}; call the column of the images' names id")
+    known: dict[str, dict[str, str]] = {}
+    for row in rows[1:]:
+        cells = {field: row[place[0]].strip() for field, place in places.items() if place and place[0] < len(row)}
+        cells = {field: value for field, value in cells.items() if value.casefold() not in MISSING}
+        if (own := cells.pop("id", None)) is None:
+            continue
+        if known.setdefault(own, cells) != cells:
+            raise DataError(f"{path} has two rows for {own} that differ; keep the right one")
+    return known
+
+
+def fields_of(path: Path, own: str, cells: dict[str, str]) -> dict[str, object]:
+    """What a row says, as fields of a `Sample`. Raises DataError for a size that is none."""
+    fields: dict[str, object] = {"group": cells["group"]} if "group" in cells else {}
+    if cluster := next((cells[column] for column in CLUSTERS if column in cells), None):
+        fields["cluster"] = cluster
+    if size := cells.get("native_size"):
+        if not (parts := re.fullmatch(r"([1-9]\d*) ?[x×] ?([1-9]\d*)", size)):
+            raise DataError(
+                f"{path} gives the native_size of {own} as {size!r}; write WIDTHxHEIGHT in pixels, such as "
+                f"1022x767, or leave it empty"
+            )
+        fields["native_size"] = int(parts[2]), int(parts[1])
+    return fields
+
+
+def describe_tables(path: Path, known: dict[str, dict[str, str]], ids: list[str], matched: dict[str, str]) -> list[str]:
+    """What is worth saying about a table that was joined to images: who is not in it, and one patient who has half."""
+    notes = []
+    other = [name for name, own in matched.items() if unicodedata.normalize("NFC", name) != own]
+    if other:
+        notes.append(f"{path}: {len(other)} rows are read for images that are named a little differently: "
+                     f"{other[0]} for {matched[other[0]]}")  # fmt: skip
+    clusters = {matched[name]: next((cells[c] for c in CLUSTERS if c in cells), None) for name, cells in known.items()
+                if name in matched}  # fmt: skip
+    if any(clusters.values()):
+        if alone := [own for own in ids if not clusters.get(own)]:
+            notes.append(f"{path} names no patient or lesion of {len(alone)} of {len(ids)} images ({some(alone)}): "
+                         f"each of them counts as one of its own")  # fmt: skip
+        largest, count = Counter(filter(None, clusters.values())).most_common(1)[0]
+        if count > 2 and 2 * count >= len(ids):
+            notes.append(f"{path} gives {count} of {len(ids)} images to {largest}: is that one patient?")
+    return notes
+
+
+def _decoded(path: Path) -> str:
+    content = path.read_bytes()
+    codecs = ("utf-16",) if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "cp1252", "latin-1")
+    for codec in codecs:
+        try:
+            return content.decode(codec)
+        except UnicodeDecodeError:
+            pass
+    raise DataError(f"{path} cannot be read as text; save it as CSV in UTF-8")
+
+
+def _dialect(text: str) -> type[csv.Dialect]:
+    """Commas, semicolons (as spreadsheets write them in much of Europe) or tabs: what the header has most of."""
+    header = text.split("\n", 1)[0]
+
+    class Dialect(csv.excel):
+        delimiter = max(",;\t", key=header.count)
+
+    return Dialect

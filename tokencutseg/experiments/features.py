@@ -1,0 +1,106 @@
+"""What frozen features are worth: two heads trained on the same ones, from raw colour to a supervised U-Net's last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.evaluation.per_image import COUNTS
+from tokencutseg.evaluation.probes import (
+    decoder_features,
+    layer_features,
+    layer_names,
+    token_labels,
+    token_records,
+    token_scores,
+    train_graph_probe,
+    train_linear_probe,
+)
+from tokencutseg.evaluation.statistics import paired_difference
+from tokencutseg.experiments.ablations import reduced_budget
+from tokencutseg.experiments.runs import Run
+from tokencutseg.experiments.study import Study
+from tokencutseg.models.tokencutseg import TokenCutSeg
+
+UNTRAINED = 3
+"""Draws of an untrained network's weights: one more or less lucky draw would decide what learning is worth."""
+OUTPUT, UNET = "transformer", "supervised U-Net"
+
+
+def feature_quality_tokens(study: Study) -> pd.DataFrame:
+    """Tokens of validation images that two heads on frozen features get right and wrong: one row per head, features,
+    draw of an untrained network's weights, and image.
+
+    Colour, an untrained CNN (the tokenizer's encoder), tokenizer and transformer (block by block) have seen no mask,
+    but for the transformer of a recipe that trains all together. Columns features, head, draw, id, tp, fp, fn, tn, and
+    cluster where it is known.
+    """
+    primary, grid = study.source.primary, (study.config.grid_size,) * 2
+    train, test = study.source.load(primary, "train"), study.source.load(primary, "validation")
+    train = train.subset(range(min(len(train), 200)))
+    labels, test_labels = token_labels(train, grid), token_labels(test, grid)
+    graph = study.config.segmentation
+    heads = {"linear probe": train_linear_probe, "graph": lambda *known: train_graph_probe(*known, grid, graph)}
+    parts: dict[str, list[pd.DataFrame]] = {head: [] for head in heads}
+    for name, draw, (features, test_features) in _frozen_features(study, train, test):
+        for head, probe in heads.items():
+            records = token_records(probe(features, labels, test_features), test_labels, test.units)
+            parts[head].append(records.assign(id=test.ids, features=name, head=head, draw=draw))
+    table = pd.concat([part for head in heads for part in parts[head]], ignore_index=True)
+    return table[["features", "head", "draw", "id", *COUNTS, *(["cluster"] if "cluster" in table else [])]]
+
+
+def _frozen_features(study: Study, *sets: ImageSet) -> Iterator[tuple[str, int, list[Tensor]]]:
+    """Each kind of features by name and draw, with those of every set of images, (N, T, E)."""
+    model = study.transformer().model()
+    torch.manual_seed(study.config.seed)
+    untrained = [TokenCutSeg(study.config).eval() for _ in range(UNTRAINED)]
+    blocks = [name for name in layer_names(model) if name.startswith("block")][:-1]  # the last: the output but its norm
+    layers = [layer_features(model, images, ["colour", "tokenizer", *blocks, "output"]) for images in sets]
+    yield "colour", 0, [known.pop("colour") for known in layers]
+    for draw, one in enumerate(untrained):
+        yield "untrained CNN", draw, [layer_features(one, images, ["tokenizer"])["tokenizer"] for images in sets]
+    for name in list(layers[0]):
+        shown = {"tokenizer": "tokenizer", "output": OUTPUT}.get(name, f"transformer {name}")
+        yield shown, 0, [known.pop(name) for known in layers]
+    unet = _unet(study).model()
+    yield UNET, 0, [decoder_features(unet, images, (study.config.grid_size,) * 2) for images in sets]
+
+
+def _unet(study: Study) -> Run:
+    """The U-Net of the main results where these hold one, else one trained as long as an ablation's."""
+    full = "unet" in study.config.evaluation.rivals
+    return study.baseline("unet", config=study.config if full else reduced_budget(study.config))
+
+
+def feature_quality(study: Study, tokens: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The scores of both heads on each kind of features, from `feature_quality_tokens`; draws are counted together.
+
+    Columns features, head, images_seen (images with masks, in the training of the features), balanced_accuracy, low,
+    high (its 95 % interval over images), iou (over all tokens), iou_low, iou_high, n (tokens), for every row but the
+    transformer's output the paired difference of that to it under the same head, diff, diff_low, diff_high; and runs.
+    """
+    tokens = feature_quality_tokens(study) if tokens is None else tokens
+    draws, joint = study.config.evaluation.bootstrap_draws, study.config.masked_gpt.pretraining == "joint"
+    tokenizer, own, unet = study.tokenizer(), study.transformer(), _unet(study)
+    together = ["id", *(["cluster"] if "cluster" in tokens else [])]
+    counted = {
+        key: part.groupby(together, sort=False, as_index=False)[list(COUNTS)].sum()
+        for key, part in tokens.groupby(["features", "head"], sort=False)
+    }
+    rows = []
+    for (name, head), records in counted.items():
+        run = {"tokenizer": tokenizer, UNET: unet}.get(name, own if name.startswith(OUTPUT) else None)
+        supervised = name == UNET or (joint and name.startswith(OUTPUT))
+        row = {"features": name, "head": head, "images_seen": run.metrics["images_seen"] if supervised else 0}
+        row |= token_scores(records, draws)
+        row["n"] = int(counted[OUTPUT, head][list(COUNTS)].to_numpy().sum())  # each token once, however many draws
+        if name != OUTPUT:
+            difference = paired_difference(counted[OUTPUT, head], records, "micro_lesion", "iou", draws).columns()
+            row |= {column: value for column, value in difference.items() if column != "p"}
+        rows.append(row | {"runs": run.id if run else ""})
+    return pd.DataFrame(rows)
