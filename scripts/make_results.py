@@ -31,8 +31,8 @@ TABLES = {
 }
 """The tables that the page shows, where a study has them: a title, and a query of the rows."""
 LEFT_OUT = ["p", "runs", "note", "recipe", "table", "published", "complete", "same_id", "same_content"]
-INTRODUCTION = """Written by `scripts/make_results.py` from `results/reference/`; the CSV files hold all measures and run
-ids. Brackets: 95 % intervals; those of differences are paired. What they rest on: [report](reproduction.md)."""
+INTRODUCTION = """Written by `scripts/make_results.py` from `results/reference/`; the CSV files hold all measures and
+run ids. Brackets: 95 % intervals; those of differences are paired. What they rest on: [report](reproduction.md)."""
 INTERVALS = {name: ["low", "high"] for name in ("mean", "iou", "accuracy", "measured")}
 INTERVALS |= {name: ["low_without", "high_without"] for name in ("mean_without", "iou_without")}
 INTERVALS["diff"] = ["diff_low", "diff_high"]

@@ -82,7 +82,7 @@ def test_native_scores_are_those_of_the_stretched_prediction_against_the_file(tm
         torch.zeros(n, S, S, dtype=torch.uint8),
         None,
         [(height, width)] * n,
-        files,
+        [(file, 0) for file in files],
     )
     rows = native_scores(2 * p - 1, images)
     for row, one, target in zip(rows.itertuples(), p, targets, strict=True):
@@ -136,7 +136,7 @@ def test_a_squashed_mask_is_scored_in_the_shape_of_its_photograph(tmp_path, nati
         torch.zeros(1, 24, 24, dtype=torch.uint8),
         None,
         [native],
-        [tmp_path / "a.png"],
+        [(tmp_path / "a.png", 0)],
     )
     row = native_scores(margin[None], images).iloc[0]
     assert (row.height, row.width) == shape

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from tokencutseg.config import Config
@@ -20,7 +21,7 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.evaluation.codebook import codebook_table
 from tokencutseg.evaluation.inference import downsample_mask, map_batches, predict_masks, tokenize
-from tokencutseg.evaluation.probes import layer_features, probe_scores, token_labels, train_linear_probe
+from tokencutseg.evaluation.probes import layer_features, token_labels, token_records, token_scores, train_linear_probe
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.evaluation.statistics import holm, interval, mean_interval, paired_differences, summary_table
 from tokencutseg.experiments.claims import PUBLISHED, missing_images
@@ -106,7 +107,7 @@ def masked_prediction(study: Study) -> pd.DataFrame:
 def linear_probes(study: Study) -> pd.DataFrame:
     """A logistic regression lesion/skin on every layer's frozen features: training images → test images.
 
-    Columns features, then those of `probe_scores`, runs.
+    Columns features, then those of `token_scores`, auc (of all tokens), n (tokens), runs.
     """
     run, primary = study.transformer(), study.source.primary
     train, test = study.source.load(primary, "train"), study.source.load(primary, "test")
@@ -116,8 +117,10 @@ def linear_probes(study: Study) -> pd.DataFrame:
     features, test_features = (layer_features(model, images) for images in (train, test))
     for name in features:
         lesion_scores = train_linear_probe(features[name], labels, test_features[name])
-        scores = probe_scores(lesion_scores, test_labels, study.config.evaluation.bootstrap_draws, test.units)
-        rows.append({"features": name, **scores, "runs": run.id})
+        records = token_records(lesion_scores, test_labels, test.units)
+        scores = token_scores(records, study.config.evaluation.bootstrap_draws)
+        auc = roc_auc_score(test_labels.ravel(), lesion_scores.ravel())
+        rows.append({"features": name, **scores, "auc": auc, "n": test_labels.numel(), "runs": run.id})
     return pd.DataFrame(rows)
 
 
