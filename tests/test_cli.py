@@ -1,6 +1,8 @@
 """The command line: what it prints, writes and returns."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,34 +14,13 @@ import pytest
 from PIL import Image
 
 import tokencutseg
+from tokencutseg import cli
 from tokencutseg.cli import main
-from tokencutseg.models.checkpoint import PRETRAINED
+from tokencutseg.config import RECIPES
 from tokencutseg.report import notebooks as runner
 
-PARAMETERS = (
-    'preset: str = "quick"\nrecipe: str = "revised"\nseed: int = 0\ndata: str = ""\nresults: str = ""\n'
-    "overrides: dict = {}"
-)
-FINISH = """
-import json, os, pathlib
-pathlib.Path(os.environ["TOKENCUTSEG_RECORD"]).write_text(json.dumps(
-    {"token": os.environ["TOKENCUTSEG_RUN_TOKEN"], "seconds": 1.0, "tables": [], "figures": [],
-     "seen": [preset, recipe, seed, data, results, overrides]}))"""
-
-
-@pytest.fixture
-def notebooks(tmp_path):
-    """A folder with two notebooks: one that finishes and one that fails."""
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    for name, code in (("01_good", FINISH), ("02_bad", "1 / 0")):
-        tagged = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-        notebook = nbformat.v4.new_notebook(
-            cells=[tagged, nbformat.v4.new_code_cell(code)],
-            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
-        )
-        nbformat.write(notebook, folder / f"{name}.ipynb")
-    return folder
+PARAMETERS = 'preset = "quick"\nrecipe = "revised"\nseed = 0\ndata = ""\nresults = ""\noverrides = {}'
+SEEN = "import json; print(json.dumps([preset, recipe, seed, data, results, overrides]))"
 
 
 def run(*arguments):
@@ -50,28 +31,74 @@ def run(*arguments):
         return leave.code
 
 
+@pytest.fixture
+def notebooks(tmp_path):
+    """A folder with two notebooks: one that finishes and one that fails."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name, code in (("01_good", SEEN), ("02_bad", "1 / 0")):
+        tagged = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+        notebook = nbformat.v4.new_notebook(
+            cells=[tagged, nbformat.v4.new_code_cell(code)],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        )
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    return folder
+
+
+def own_data(folder, shared=False):
+    """5 training, 2 validation and 3 test images with masks; `shared`: the first of training and test are the same."""
+    draw = np.random.default_rng(0)
+    same = draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for split, count in (("train", 5), ("val", 2), ("test", 3)):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        for i in range(count):
+            pixels = draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            pixels = same if shared and i == 0 and split != "val" else pixels
+            Image.fromarray(pixels).save(folder / split / "images" / f"{split}{i}.png")
+            Image.new("L", (64, 64), 255).save(folder / split / "masks" / f"{split}{i}.png")
+    return folder
+
+
 # help and usage -----------------------------------------------------------------------------------------------------
 
 
 def test_help_is_instant():
-    """It lists every option and imports nothing heavy."""
+    """It imports nothing heavy, and waiting threads are passive before torch is imported."""
     code = (
-        "import sys, tokencutseg.cli as cli\ntry:\n    cli.main(['run', '-h'])\n"
-        "finally:\n    print({'torch', 'numpy', 'papermill', 'pandas'} & set(sys.modules))"
+        "import os, sys, tokencutseg.cli as cli\ntry:\n    cli.main(['run', '-h'])\n"
+        "finally:\n    print({'torch', 'numpy', 'papermill'} & set(sys.modules), os.environ['OMP_WAIT_POLICY'])"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert shown.returncode == 0 and shown.stdout.endswith("\nset()\n")
-    for option in ("--preset", "--recipe", "--data", "--results", "--only", "--jobs", "--seed", "--set", "--dry-run"):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert shown.returncode == 0 and shown.stdout.endswith("\nset() passive\n")
+    for option in ("--preset", "--recipe", "--data", "--results", "--only", "--table", "--jobs", "--seed", "--dry-run"):
         assert option in shown.stdout
 
 
+def test_without_a_command_it_lists_them_by_group(capsys):
+    assert run() == 0
+    shown = capsys.readouterr().out
+    for group, commands in cli.COMMANDS.items():
+        assert f"{group}:" in shown and all(f"  tokencutseg {name}" in shown for name in commands)
+    for name in (name for commands in cli.COMMANDS.values() for name in commands):
+        assert run(name, "-h") == 0
+    assert run("--version") == 0 and tokencutseg.__version__ in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    "arguments, words",
+    ("arguments", "message"),
     [
-        (["run", "--set", "vqgan.d_model=3"], "Did you mean 'vqgan.codebook_size'?"),
+        (["run", "--set", "vqgan.codebook=3"], "Did you mean 'vqgan.codebook_size'?"),
         (["run", "--set", "vqgan.codebook_size"], "--set takes stage.key=value, not 'vqgan.codebook_size'"),
         (["run", "--set", "vqgan.codebook_size=many"], "vqgan.codebook_size must be of type int"),
+        (["run", "--set", "evaluation.rivals=otsu,net"], "evaluation.rivals names 'net'"),
+        (["run", "--set", "evaluation.train_sets=elsewhere"], "evaluation.train_sets names 'elsewhere'"),
         (["run", "--only", "01,99"], "no notebook '99'. Known: 01_good, 02_bad"),
+        (["run", "--only", "01", "--table", "budgets"], "not allowed with"),
+        (["run", "--only", "01", "--precision", "32"], "--only takes no --dask, --gpus or --precision"),
+        (["run", "--preset", "tiny", "--table", "budgets,stage"], "unknown table stage. Known: "),
         (["run", "--data", "nowhere"], "nowhere does not exist"),
         (["run", "--jobs", "0"], "must be 1 or more"),
         (["run", "--seed", "-1"], "must lie in 0"),
@@ -79,166 +106,169 @@ def test_help_is_instant():
         (["run", "--result", "elsewhere"], "unrecognized arguments"),
         (["fetch", "isic2015"], "isic2015"),
         (["audit", "--data", "nowhere"], "nowhere does not exist"),
-        (["segment", "a.png", "--model", "nowhere", "--out", "out"], "--model nowhere does not exist"),
-        ([], "COMMAND"),
+        (["segment", "a.png", "--model", "nowhere", "--out", "out"], "nowhere holds no saved model"),
+        (["explore", "--notebooks", "."], "holds no explorer.ipynb"),
+        (["explore", "--model", "nowhere"], "--model nowhere does not exist"),
     ],
 )
-def test_bad_usage_is_one_sentence_and_status_2(arguments, words, notebooks, tmp_path, monkeypatch, capsys):
+def test_bad_usage_is_one_sentence_and_status_2(arguments, message, notebooks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    more = ["--notebooks", notebooks] if arguments[:1] == ["run"] else []
+    more = ["--notebooks", notebooks] if arguments[0] == "run" else []
     assert run(*arguments, *more) == 2
     shown = capsys.readouterr()
-    assert words in shown.err and "error: " in shown.err and "Traceback" not in shown.err
+    assert message in shown.err and "error: " in shown.err and "Traceback" not in shown.err
     assert [path.name for path in tmp_path.iterdir()] == ["notebooks"], "nothing may have been started"
+
+
+def test_errors_of_the_system(notebooks, tmp_path, monkeypatch, capsys):
+    """Those about a path that was given, and a full disk, are one sentence; others are defects."""
+
+    def fail(error):
+        monkeypatch.setattr(runner, "find_notebooks", lambda *_: (_ for _ in ()).throw(error))
+        return run("run", "--notebooks", notebooks, "--results", tmp_path / "out")
+
+    assert fail(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "out" / "x.csv"))) == 2
+    assert f"error: {tmp_path / 'out' / 'x.csv'}: Permission denied" in capsys.readouterr().err
+    assert fail(OSError(errno.ENOSPC, "the disk is full")) == 1
+    assert "error: the disk is full" in capsys.readouterr().err
+    assert fail(KeyboardInterrupt()) == 130
+    assert "interrupted" in capsys.readouterr().err
+    for error in (FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere/x"), ZeroDivisionError()):
+        with pytest.raises(type(error)):
+            fail(error)
+
+
+def test_without_checkout_or_extra(monkeypatch, capsys):
+    """An installed wheel says in one sentence what it lacks."""
+    monkeypatch.setattr(runner, "CHECKOUT", None)
+    monkeypatch.setattr(cli, "CHECKOUT", None)
+    for command in ("run", "explore"):
+        assert run(command) == 2
+        assert "clone the repository" in capsys.readouterr().err
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    for command in ("run", "explore"):
+        assert run(command) == 2
+        assert "pip install 'tokencutseg[notebooks]'" in capsys.readouterr().err
 
 
 # run ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_run_executes_all_and_reports_the_failed_one(notebooks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert (
-        run(
-            "run",
-            "--preset",
-            "tiny",
-            "--seed",
-            4,
-            "--notebooks",
-            "notebooks",
-            "--only",
-            "01",
-            "--only",
-            "02,01",
-            "--jobs",
-            2,
-            "--set",
-            "vqgan.codebook_size=8",
-            "ablation.codebook_sizes=4,8",
-        )
-        == 1
-    )
+    changes = ["vqgan.codebook_size=8", "ablation.codebook_sizes=4,8"]
+    options = ["--preset", "tiny", "--seed", 4, "--notebooks", "notebooks", "--only", "01", "--only", "02,01"]
+    assert run("run", *options, "--set", *changes) == 1
     shown = capsys.readouterr()
     assert "02_bad: FAILED, cell In [3]: ZeroDivisionError: division by zero" in shown.err
-    (study,) = (tmp_path / "results").iterdir()
+    (study,) = (tmp_path / "results").glob("tiny-*")
     assert study.name.startswith("tiny-synthetic-seed4-set-")
     assert f"1 of 2 notebooks done: {study / 'index.html'}" in shown.out
+    (output,) = nbformat.read(study / "notebooks" / "01_good.ipynb", as_version=4).cells[-1].outputs
     # kernels run in another folder, so the path that they are given must be absolute
-    assert json.loads((study / "notebooks" / "01_good.done.json").read_text())["seen"] == [
-        "tiny",
-        "revised",
-        4,
-        "",
-        str(tmp_path / "results"),
-        {"vqgan.codebook_size": 8, "ablation.codebook_sizes": [4, 8]},
-    ]
-    assert "Not finished" in (study / "index.html").read_text()
+    overrides = {"vqgan.codebook_size": 8, "ablation.codebook_sizes": [4, 8]}
+    assert json.loads(output.text) == ["tiny", "revised", 4, "", str(tmp_path / "results"), overrides]
 
 
-def test_run_of_what_succeeds_is_status_0(notebooks, tmp_path, monkeypatch, capsys):
+def test_run_passes_its_options_on(notebooks, tmp_path, monkeypatch, capsys):
     executed = []
 
-    def run_study(chosen, parameters, study, jobs, timeout, again):
-        executed.append(([path.stem for path in chosen], jobs, timeout, again))
+    def run_notebooks(chosen, parameters, study, **options):
+        executed.append(([path.stem for path in chosen], parameters["data"], *options.values()))
         study.mkdir(parents=True, exist_ok=True)
-        return [runner.Outcome(path.stem, None, 1.0) for path in chosen]
+        return {path.stem: None for path in chosen}
 
-    monkeypatch.setattr(runner, "run_study", run_study)
-    assert run("run", "--notebooks", notebooks, "--only", "01", "--results", tmp_path / "out", "--timeout", 9) == 0
-    assert executed == [(["01_good"], 1, 9, False)]
+    monkeypatch.setattr(runner, "run_notebooks", run_notebooks)
+    data = own_data(tmp_path / "clinic")
+    options = ["--notebooks", notebooks, "--results", tmp_path / "out"]
+    assert run("run", *options, "--only", "01", "--timeout", 9, "--preset", "quick") == 0
     assert "1 of 1 notebooks done" in capsys.readouterr().out
-    assert (
-        run(
-            "run",
-            "--notebooks",
-            notebooks,
-            "--only",
-            "01",
-            "--results",
-            tmp_path / "out",
-            "--preset",
-            "tiny",
-            "--again",
-        )
-        == 0
-    )
-    assert executed[1] == (["01_good"], 2, runner.CELL_TIMEOUT, True)
-
-
-def test_results_below_a_file_is_bad_usage(notebooks, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    assert run("run", "--preset", "tiny", "--notebooks", notebooks, "--results", tmp_path / "file") == 2
-    assert "cannot be written" in capsys.readouterr().err
-
-
-def test_a_defect_keeps_its_traceback(notebooks, monkeypatch):
-    monkeypatch.setattr(runner, "find_notebooks", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run("run", "--notebooks", notebooks)
-
-
-def test_interruption_is_status_130(notebooks, tmp_path, monkeypatch, capsys):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runner, "run_study", interrupted)
-    assert run("run", "--notebooks", notebooks, "--results", tmp_path / "out") == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert run("run", *options, "--preset", "tiny", "--again", "--data", data) == 0
+    assert executed[0] == (["01_good"], "", 1, 9, False)
+    assert executed[1] == (["01_good", "02_bad"], [str(data)], 2, runner.CELL_TIMEOUT, True)
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(notebooks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for folder, mode, count in (("train", "RGB", 5), ("val", "RGB", 2), ("test", "RGB", 3)):
-        for kind in ("images", "masks"):
-            (tmp_path / "clinic" / folder / kind).mkdir(parents=True)
-            for i in range(count):
-                Image.new(mode, (8, 6), i).save(tmp_path / "clinic" / folder / kind / f"{folder}{i}.png")
+    own_data(tmp_path / "clinic")
     before = sorted(tmp_path.rglob("*"))
-    assert (
-        run(
-            "run",
-            "--preset",
-            "tiny",
-            "--recipe",
-            "released",
-            "--notebooks",
-            notebooks,
-            "--data",
-            "clinic",
-            "--set",
-            "vqgan.codebook_size=8",
-            "--dry-run",
-        )
-        == 0
-    )
+    options = ["--preset", "tiny", "--notebooks", notebooks, "--dry-run"]
+    assert run("run", *options, "--recipe", "released", "--data", "clinic", "--set", "vqgan.codebook_size=8") == 0
     shown = capsys.readouterr().out
-    assert "tiny-clinic-released-set-" in shown and "vqgan.codebook_size = 8" in shown
-    assert "clinic/train: 5" in shown and "clinic/test: 3" in shown
-    assert "01_good.ipynb" in shown and "02_bad.ipynb" in shown and str(tmp_path / "clinic") in shown
-    assert run("run", "--preset", "tiny", "--notebooks", notebooks, "--dry-run") == 0
-    assert "each 24 train, 8 validation, 12 test" in capsys.readouterr().out
+    assert "tiny-clinic-" in shown and "released-set-" in shown and "vqgan.codebook_size = 8" in shown
+    assert "clinic/train: 5" in shown and "clinic/test: 3" in shown and "clinic → clinic: scored" in shown
+    assert "01_good.ipynb" in shown and "02_bad.ipynb" in shown
+    assert run("run", *options) == 0
+    shown = capsys.readouterr().out
+    assert "24 train, 8 validation, 12 test" in shown and "site_a → site_b: scored" in shown
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unreadable_image_stops_before_the_notebooks(notebooks, tmp_path, capsys):
+    data = own_data(tmp_path / "clinic")
+    (data / "test" / "images" / "test1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    options = ["--preset", "tiny", "--notebooks", notebooks, "--results", tmp_path / "out"]
+    assert run("run", *options, "--data", data) == 2
+    assert "test1.png" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run("run", *options[:-1], tmp_path / "file") == 2
+    assert "file cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_single_tables(tmp_path, capsys):
+    """Their trainings are done in the precision that is asked for, and found again by a second call."""
+    options = [
+        "--preset",
+        "tiny",
+        "--results",
+        tmp_path,
+        "--set",
+        "vqgan.perceptual=none",
+        "evaluation.train_sets=site_a",
+    ]
+    assert run("run", "--table", "budgets", "--precision", "bf16", *options) == 0
+    (table,) = tmp_path.glob("tiny-synthetic*/tables/budgets.csv")
+    assert len(pd.read_csv(table)) and f"budgets: {table}" in capsys.readouterr().out
+    metrics = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/metrics.json")}
+    assert {json.loads(path.read_text()).get("precision") for path in metrics} <= {"bf16-mixed", None}
+    assert run("run", "--table", "budgets", *options) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/metrics.json")} == metrics
+
+
+def test_train_only(tmp_path, monkeypatch, capsys):
+    from tokencutseg.experiments import engine, registry
+
+    asked = []
+    monkeypatch.setattr(registry, "trainings", lambda study: ["all"])
+    monkeypatch.setattr(engine, "train_missing", lambda study, them: asked.append((study.jobs, study.dask, them)))
+    assert (
+        run("run", "--train-only", "--preset", "tiny", "--results", tmp_path, "--jobs", 3, "--dask", "tcp://a:1") == 0
+    )
+    assert asked == [(3, "tcp://a:1", ["all"])] and f"{tmp_path / 'runs'}" in capsys.readouterr().out
+
+
+def test_recipes_shows_every_option(capsys):
+    assert run("recipes") == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["option", "released", "described", "revised"]
+    rows = {line.split()[0]: line.split()[1:] for line in lines if not line.startswith(" ")}
+    assert rows.keys() == RECIPES["released"].keys()
+    assert rows["segmentation.loss_input"] == ["probabilities", "logits", "logits"]
 
 
 # fetch and audit ----------------------------------------------------------------------------------------------------
 
 
 def test_audit_names_an_image_that_two_splits_share(tmp_path, capsys):
-    draw = np.random.default_rng(0)
-    shared = draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    for folder in ("train", "val", "test"):
-        for kind in ("images", "masks"):
-            (tmp_path / "clinic" / folder / kind).mkdir(parents=True)
-        for i in range(3):
-            pixels = shared if i == 0 and folder != "val" else draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "clinic" / folder / "images" / f"{folder}{i}.png")
-            Image.new("L", (64, 64), 255).save(tmp_path / "clinic" / folder / "masks" / f"{folder}{i}.png")
+    own_data(tmp_path / "clinic", shared=True)
     assert run("audit", "--data", tmp_path / "clinic", "--out", tmp_path / "audit") == 0
     assert len(pd.read_csv(tmp_path / "audit/overlaps.csv")) >= 1
     assert (tmp_path / "audit/contact_sheet.png").stat().st_size > 1000
     shown = capsys.readouterr().out
     assert any("train0" in line and "test0" in line for line in shown.splitlines())
-    assert "self-supervised stages use 2 images; left out are 1" in shown
+    assert "self-supervised stages use 4 images; left out are 1" in shown
     assert "1 same pixels as in clinic/test" in shown
 
 
@@ -270,12 +300,8 @@ class RedIsLesion:
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-    path = tmp_path / "run"
-    path.mkdir()
-    opened = []
-    monkeypatch.setattr(tokencutseg, "load", lambda given: opened.append(given) or RedIsLesion(), raising=False)
-    yield path
-    assert opened in ([], [path]), "the model is opened once, however many images there are"
+    monkeypatch.setattr(tokencutseg, "load", lambda given: RedIsLesion())
+    return tmp_path / "run"
 
 
 def image_with_lesion(path: Path, height=40, width=60) -> np.ndarray:
@@ -293,14 +319,13 @@ def test_segment_writes_masks_and_overlays(model, tmp_path, capsys):
     mask = np.array(Image.open(tmp_path / "out" / "a_mask.png"))
     assert mask.dtype == np.uint8 and np.array_equal(mask, lesion * np.uint8(255))
     overlay, image = (np.array(Image.open(path)) for path in (tmp_path / "out" / "a_overlay.png", tmp_path / "a.png"))
-    changed = (overlay != image).any(-1)
     inside = np.zeros_like(lesion)
     inside[11:29, 16:49] = True
-    assert np.array_equal(changed, lesion & ~inside), "the outline, one pixel wide, and nothing else"
+    assert np.array_equal((overlay != image).any(-1), lesion & ~inside), "the outline, one pixel wide, and nothing else"
     assert f"{tmp_path / 'a.png'} -> {tmp_path / 'out' / 'a_mask.png'}" in capsys.readouterr().out
 
 
-def test_segment_without_a_model_takes_the_one_that_comes_with_the_package(tmp_path, capsys):
+def test_segment_with_the_included_model(tmp_path):
     y, x = np.mgrid[:90, :120]
     skin = np.full((90, 120, 3), (222, 176, 155), np.uint8)
     lesion = ((y - 45) / 22) ** 2 + ((x - 60) / 30) ** 2 < 1
@@ -309,41 +334,26 @@ def test_segment_without_a_model_takes_the_one_that_comes_with_the_package(tmp_p
     assert run("segment", tmp_path / "a.png", "--out", tmp_path / "out") == 0
     mask = np.array(Image.open(tmp_path / "out" / "a_mask.png").resize((120, 90))) > 0
     assert (mask & lesion).sum() / (mask | lesion).sum() > 0.7, "a dark ellipse on light skin is an easy lesion"
-    files = list(PRETRAINED.iterdir())
-    assert sum(file.stat().st_size for file in files) < 8 * 2**20
-    assert {"README.md", "config.json", "model.safetensors"} == {file.name for file in files}
-    config = tokencutseg.load().config
-    assert config.recipe == "revised" and config.data.image_size == 128
 
 
-def test_segment_takes_folders_and_patterns_each_image_once(model, tmp_path, monkeypatch):
+def test_segment_takes_folders_and_patterns_each_image_once(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in ("one/x.png", "two/x.png", "two/X.bmp", "two/x-2.png", "two/y_superpixels.png", "two/z.txt"):
-        image_with_lesion(Path(name)) if not name.endswith("txt") else Path(name).write_text("no image")
+    for name in ("one/x.png", "two/x.png", "two/X.bmp", "two/x-2.png", "two/y_superpixels.png"):
+        image_with_lesion(Path(name))
+    Path("two/notes.txt").write_text("no image")
     assert run("segment", "one/x.png", "two", "*/x.png", "--model", model, "--out", "out") == 0
     masks = sorted(path.name for path in Path("out").glob("*_mask.png"))
     assert len(masks) == 4 and len({name.lower() for name in masks}) == 4
     assert "x_mask.png" in masks and not any("superpixels" in name for name in masks)
+    assert "skipped in two, as no images: notes.txt" in capsys.readouterr().err
 
 
 def test_segment_names_each_bad_image_and_writes_the_others(model, tmp_path, capsys):
     image_with_lesion(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "empty").mkdir()
-    assert (
-        run(
-            "segment",
-            tmp_path / "in",
-            tmp_path / "gone.jpg",
-            tmp_path / "empty",
-            tmp_path / "*.tif",
-            "--model",
-            model,
-            "--out",
-            tmp_path / "out",
-        )
-        == 1
-    )
+    images = [tmp_path / name for name in ("in", "gone.jpg", "empty", "*.tif")]
+    assert run("segment", *images, "--model", model, "--out", tmp_path / "out") == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4 and all(line.startswith("error: ") for line in errors)
     for name in ("bad.png", "gone.jpg", "empty", "*.tif"):
@@ -351,36 +361,23 @@ def test_segment_names_each_bad_image_and_writes_the_others(model, tmp_path, cap
     assert (tmp_path / "out" / "good_mask.png").exists()
 
 
-def test_segment_does_not_write_beside_its_images(model, tmp_path, capsys):
-    image_with_lesion(tmp_path / "a.png")
-    (tmp_path / "a_mask.png").write_text("an expert drew this")
-    assert run("segment", tmp_path / "a.png", "--model", model, "--out", tmp_path) == 2
-    assert "--out must be another folder" in capsys.readouterr().err
-    assert (tmp_path / "a_mask.png").read_text() == "an expert drew this"
-
-
-def test_segment_replaces_its_own_masks_and_no_others(model, tmp_path, capsys):
+@pytest.mark.parametrize("out", ["in", "masks"])
+def test_segment_replaces_its_own_files_and_no_others(model, tmp_path, capsys, out):
+    """Beside the images, too, where its own masks are not taken for images by the next call."""
     image_with_lesion(tmp_path / "in" / "a.png")
-    command = ["segment", tmp_path / "in", "--model", model, "--out", tmp_path / "masks"]
-    (tmp_path / "masks").mkdir()
-    for kind in ("mask", "overlay"):
-        (tmp_path / "masks" / f"a_{kind}.png").write_text("from an earlier call")
+    command = ["segment", tmp_path / "in", "--model", model, "--out", tmp_path / out]
     assert run(*command) == 0
-    assert Image.open(tmp_path / "masks" / "a_mask.png").mode == "L"
-    (tmp_path / "masks" / "a_overlay.png").unlink()
-    (tmp_path / "masks" / "a_mask.png").write_text("an expert drew this")
-    assert run(*command) == 2
-    assert "a_mask.png is there already and not from an earlier call" in capsys.readouterr().err
-    assert (tmp_path / "masks" / "a_mask.png").read_text() == "an expert drew this"
+    before = [path.name for path in sorted((tmp_path / out).iterdir())]
+    assert run(*command) == 0 and [path.name for path in sorted((tmp_path / out).iterdir())] == before
+    mask = tmp_path / out / "a_mask.png"
+    mask.write_text("an expert drew this")
+    assert run("segment", tmp_path / "in" / "a.png", *command[2:]) == 2
+    assert f"{mask} is there already and not from an earlier call" in capsys.readouterr().err
+    assert mask.read_text() == "an expert drew this"
 
 
-def test_segment_into_a_file_is_bad_usage(model, tmp_path, capsys):
+def test_segment_into_a_file(model, tmp_path, capsys):
     image_with_lesion(tmp_path / "in" / "a.png")
     (tmp_path / "file").touch()
     assert run("segment", tmp_path / "in", "--model", model, "--out", tmp_path / "file") == 2
     assert "choose another folder with --out" in capsys.readouterr().err
-
-
-def test_a_folder_without_the_explorer_is_named(tmp_path, capsys):
-    assert main(["explore", "--notebooks", str(tmp_path)]) == 2
-    assert f"{tmp_path} holds no explorer.ipynb" in capsys.readouterr().err

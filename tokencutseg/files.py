@@ -53,8 +53,3 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table atomically."""
     with atomic_write(path) as file:
         table.to_csv(file, index=False)
-
-
-def available_cores() -> int:
-    """How many processor cores this process may use: those it is pinned to, where the system says so."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

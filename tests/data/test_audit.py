@@ -1,6 +1,5 @@
 import itertools
 import os
-from pathlib import Path
 
 import imagehash
 import numpy as np

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
+from PIL import Image, ImageOps
 
-from tokencutseg.data.images import DataError, read_header, read_image, read_mask
+from tokencutseg.data.images import DataError, lesion_threshold, read_header, read_image, read_mask
 from tokencutseg.models.predict import image_array
 
 
@@ -83,11 +83,18 @@ def test_floating_point_pixels_are_refused(tmp_path):
         read_image(tmp_path / "float.tif")
 
 
-def test_exif_orientation_is_not_applied(tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_unless_told_otherwise(tmp_path, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # "turn by 90°"
-    Image.fromarray(smooth(40, 64)).save(tmp_path / "turned.jpg", exif=exif, quality=100)
-    assert read_image(tmp_path / "turned.jpg").shape == (40, 64, 3) and file_size(tmp_path / "turned.jpg") == (40, 64)
+    exif[0x0112] = orientation
+    stored = Image.fromarray(smooth(40, 64))
+    stored.save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as opened:
+        upright = ImageOps.exif_transpose(opened)
+        np.testing.assert_array_equal(image_array(opened), upright)
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), upright)
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.png", upright=False), stored)
+    assert read_header(tmp_path / "photo.png") == (40, 64, orientation)
 
 
 def test_resizing_is_bilinear_and_does_not_keep_the_aspect(tmp_path):
@@ -125,8 +132,9 @@ def encoded(kind):
 )
 def test_a_damaged_file_is_named(tmp_path, read, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name} cannot be read .* download it again"):
+    with pytest.raises(DataError, match=rf"{name} (cannot be read|is a web page)") as caught:
         read(tmp_path / name)
+    assert "delete" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -134,16 +142,37 @@ def test_a_missing_file_is_named(tmp_path):
         read_image(tmp_path / "gone.jpg")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("photo.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 500, "HEIC"),
+        ("scan.png", b"\0" * 128 + b"DICM" + b"\0" * 100, "DICOM"),
+        ("letter.jpg", b"%PDF-1.7 ...", "PDF"),
+        ("all.jpg", b"PK\3\4 ...", "zip"),
+    ],
+)
+def test_a_sound_file_of_another_kind_is_called_what_it_is(tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} is a {kind}.*save it as JPEG or PNG"):
+        read_image(tmp_path / name)
+
+
+def test_too_many_pixels_are_the_reason_given(tmp_path, monkeypatch):
+    Image.new("L", (300, 200)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 25_000)
+    with pytest.raises(DataError, match="more pixels than the limit"):
+        read_image(tmp_path / "huge.png")
+
+
 def save_mask(path, values):
     Image.fromarray(np.asarray(values)).save(path)
     return read_mask(path)
 
 
-def test_a_grey_mask_is_cut_above_127(tmp_path):
-    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    mask = save_mask(tmp_path / "mask.png", values)
-    assert mask.dtype == bool
-    np.testing.assert_array_equal(mask, values > 127)
+def blurred(height=40, width=60):
+    """A grey mask: dark and bright with a soft border, all 256 values."""
+    x = np.mgrid[:height, :width][1]
+    return np.clip((x - 20) * 16 + np.arange(height)[:, None] % 16, 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -152,14 +181,77 @@ def test_a_mask_of_zeros_and_ones_is_taken_as_labels(tmp_path, dtype):
     np.testing.assert_array_equal(save_mask(tmp_path / "mask.png", values.astype(dtype)), values)
 
 
-def test_eight_bits_in_a_wider_type_are_cut_at_the_same_brightness(tmp_path):
-    values = rgb()[..., 0]
-    np.testing.assert_array_equal(save_mask(tmp_path / "mask.png", values.astype(np.uint16)), values > 127)
+def test_a_grey_mask_is_cut_at_half_of_its_range(tmp_path):
+    values = blurred()
+    for name, stored in (("8", values), ("wide", values.astype(np.uint16)), ("16", values.astype(np.uint16) * 257)):
+        mask = save_mask(tmp_path / f"{name}.png", stored)
+        assert mask.dtype == bool
+        np.testing.assert_array_equal(mask, values > 127)
 
 
-def test_a_sixteen_bit_mask_is_cut_at_the_same_brightness(tmp_path):
-    values = rgb()[..., 0]
-    np.testing.assert_array_equal(save_mask(tmp_path / "mask.png", values.astype(np.uint16) * 257), values > 127)
+def test_a_jpeg_mask_is_cut_at_half_of_its_range(tmp_path):
+    y, x = np.mgrid[:90, :120]
+    lesion = (y - 45) ** 2 + (x - 60) ** 2 < 900
+    Image.fromarray(lesion.astype(np.uint8) * 255).save(tmp_path / "mask.jpg", quality=60)
+    assert (read_mask(tmp_path / "mask.jpg") != lesion).mean() < 0.01
+
+
+def test_a_mask_in_the_transparency(tmp_path):
+    lesion = rgb()[..., 0] > 128
+    for name, colour in (("black", 0), ("white", 255)):
+        pixels = np.full((*lesion.shape, 4), colour, np.uint8)
+        pixels[..., 3] = lesion * 255
+        np.testing.assert_array_equal(save_mask(tmp_path / f"{name}.png", pixels), lesion)
+    both = np.zeros((*lesion.shape, 4), np.uint8)
+    both[lesion] = 255  # white and opaque on black and transparent: one mask twice
+    np.testing.assert_array_equal(save_mask(tmp_path / "both.png", both), lesion)
+    both[..., 3] = rgb(seed=1)[..., 0]
+    with pytest.raises(DataError, match="transparency"):
+        save_mask(tmp_path / "two.png", both)
+
+
+def test_equally_bright_colours_are_refused(tmp_path):
+    lesion = rgb()[..., 0] > 128
+    pixels = np.where(lesion[..., None], (255, 0, 0), (0, 0, 255)).astype(np.uint8)
+    with pytest.raises(DataError, match="equally bright"):
+        save_mask(tmp_path / "mask.png", pixels)
+
+
+def counts(*masks):
+    return np.stack([np.bincount(np.asarray(mask, np.uint8).ravel(), minlength=256) for mask in masks])
+
+
+LESION = np.pad(np.ones((20, 20), int), 10)
+
+
+@pytest.mark.parametrize(
+    ("masks", "above"),
+    [
+        ([LESION, 0 * LESION, LESION * 255], 0),
+        ([LESION, LESION * 2], 0),
+        ([LESION * 100], 0),
+        ([LESION + 1, LESION * 0 + 1], 1),
+        ([np.where(LESION, 255, 3), blurred()], 127),
+        ([LESION * 255, LESION * (254 + np.eye(40, dtype=int))], 127),
+    ],
+)
+def test_the_threshold_of_a_split(masks, above):
+    assert lesion_threshold(counts(*masks))[0] == above
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        [np.where(np.pad(np.zeros((18, 18), bool), 11, constant_values=True), LESION * 255, LESION)],  # border 255
+        [LESION + LESION.T * 2 + np.eye(40, dtype=int)],  # three labels
+        [LESION, blurred()],  # labels in one file, grey in the other
+        [LESION * np.where(np.arange(40) < 20, 128, 255)],
+        [rgb()[..., 0] // 2 + 60],  # a photograph
+    ],
+)
+def test_masks_that_can_be_read_in_two_ways_are_refused(masks):
+    with pytest.raises(DataError):
+        lesion_threshold(counts(*masks))
 
 
 @pytest.mark.parametrize("empty", [True, False])

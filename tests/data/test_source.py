@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tokencutseg.config import configure
+from tokencutseg.data.datasets import EXTERNAL_TEST, UNLABELLED
 from tokencutseg.data.images import DataError
-from tokencutseg.data.source import open_source
+from tokencutseg.data.source import POOL_SPLITS, open_source
 
 REAL = os.environ.get("TOKENCUTSEG_DATA")
 CONFIG = configure("tiny")
@@ -127,6 +128,7 @@ def test_synthetic_data_do_not_depend_on_the_seed_of_the_study(synthetic, tmp_pa
 
 def test_the_isic_source(isic):
     assert (isic.name, isic.primary) == ("isic", "isic2017")
+    assert isic.study_name.startswith("isic-") and isic.purpose("ham10000") == UNLABELLED
     assert isic.rows == [
         ("isic2016", "isic2016"),
         ("isic2017", "isic2017"),
@@ -147,7 +149,7 @@ def test_the_primary_set_is_the_first_that_is_there(isic_root, tmp_path, cache, 
     if "isic2016" in there:
         (tmp_path / "isic2016").symlink_to(isic_root / "isic2016")
     if "isic2018" in there:
-        save(tmp_path / "ISIC2018_Task1-2_Training_Input", range(3), tmp_path / "ISIC2018_Task1_Training_GroundTruth")
+        save(tmp_path / "ISIC2018_Task1-2_Training_Input", range(9), tmp_path / "ISIC2018_Task1_Training_GroundTruth")
     assert open_source(tmp_path, CONFIG, cache).primary == primary
 
 
@@ -183,7 +185,7 @@ def test_a_missing_split_says_which_folders_it_needs(isic, isic_root):
     with pytest.raises(
         DataError,
         match=r"isic2018/test is not in .*ISIC2018_Task1-2_Test_Input and "
-        r"ISIC2018_Task1_Test_GroundTruth there, or run `tokencutseg fetch isic2018`",
+        r"ISIC2018_Task1_Test_GroundTruth beside the others, or run `tokencutseg fetch isic2018`",
     ):
         isic.load("isic2018", "test")
     with pytest.raises(DataError, match="there is isic2016/train"):
@@ -192,10 +194,56 @@ def test_a_missing_split_says_which_folders_it_needs(isic, isic_root):
         isic.fingerprint("isic2018")
 
 
-def test_only_unlabelled_images_are_not_enough(isic_root, tmp_path):
+def test_data_that_cannot_be_trained_and_scored_on(isic_root, tmp_path):
     (tmp_path / "ham10000_unlabelled").symlink_to(isic_root / "ham10000_unlabelled")
-    with pytest.raises(DataError, match="only images without masks"):
+    with pytest.raises(DataError, match="cannot be trained and scored on: there is ham10000/unlabelled"):
         open_source(tmp_path, CONFIG)
+
+
+def own_folder(root, numbers, offset=0):
+    save(root / "images", numbers, root / "masks", offset)
+    return root
+
+
+def test_an_own_folder_beside_official_sets_is_an_external_test_set(isic_root, tmp_path, cache):
+    clinic = own_folder(tmp_path / "clinic", range(300, 306))
+    source = open_source([isic_root, clinic], CONFIG, cache)
+    alone = open_source(isic_root, CONFIG, cache)
+    assert source.rows == [*alone.rows, ("isic2016", "clinic"), ("isic2017", "clinic")]
+    assert (source.primary, source.name) == ("isic2017", "isic-clinic") and source.purpose("clinic") == EXTERNAL_TEST
+    assert len(source.load("clinic", "test")) == 6
+    assert source.unlabelled().ids == alone.unlabelled().ids
+    lines = source.describe()
+    assert "clinic/test: 6" in lines and "isic2016 → clinic: scored" in lines
+    assert "isic2018 → isic2018: not scored, no isic2018/train and isic2018/test" in lines
+
+
+def test_a_study_is_named_by_what_its_data_hold(tmp_path):
+    folders = [own_folder(tmp_path / name, range(40), 100 * k) for k, name in enumerate(("a/data", "皮肤", "病理"))]
+    names = [open_source(folder, CONFIG).study_name for folder in folders]
+    assert [name.rsplit("-", 1)[0] for name in names] == ["data", "皮肤", "病理"]
+    copy = shutil.copytree(folders[0], tmp_path / "b" / "data")
+    assert open_source(copy, CONFIG).study_name == names[0], "a copy is the same data"
+    for path in copy.rglob("*.png"):
+        os.utime(path, (1, 1))
+    (copy / "images" / ".DS_Store").touch()
+    (copy / "Thumbs.db").touch()
+    (copy / "old").symlink_to(copy / "gone")
+    assert open_source(copy, CONFIG).study_name == names[0]
+    for kind, suffix in (("images", ""), ("masks", "_segmentation")):
+        (copy / kind / f"ISIC_0000007{suffix}.png").unlink()
+    assert open_source(copy, CONFIG).study_name != names[0]
+
+
+def test_all_problems_are_listed_at_once(tmp_path, cache):
+    root = own_folder(tmp_path / "clinic", range(60))
+    (root / "masks" / "ISIC_0000003_segmentation.png").unlink()
+    for i in (5, 6):
+        (root / "images" / f"ISIC_{i:07d}.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"1 image of .*ISIC_0000003"):
+        open_source(root, CONFIG, cache)
+    problems = " ".join(open_source(root, CONFIG, cache, strict=False).check())
+    assert all(f"ISIC_{i:07d}" in problems for i in (3, 5, 6))
 
 
 def test_a_folder_that_does_not_exist(tmp_path):
@@ -267,8 +315,5 @@ def test_the_real_pool_shares_nothing_with_any_scored_split():
     for part in scored(source):
         assert not set(pool.ids) & set(part.ids) and not pixels(pool) & pixels(part)
     assert len(set(pool.ids)) == len(pixels(pool)) == len(pool)
-    reasons = collections.Counter(r["reason"] for r in source.unlabelled_exclusions)
-    assert reasons["same id as in isic2016/test"] == 305
-    # training images that are byte for byte a test or validation image under another id
-    assert reasons["same pixels as in isic2017/test"] == 2 and reasons["same pixels as in isic2017/validation"] == 1
-    assert source.load("isic2017", "train").complete and not source.load("isic2016", "test").complete
+    members = sum(len(source.load(d, s)) for d, splits in source.datasets.items() for s in splits if s in POOL_SPLITS)
+    assert len(pool) + len(source.unlabelled_exclusions) == members

@@ -54,7 +54,7 @@ _DEPTH = 3
 def find_datasets(*roots: str | Path) -> Found:
     """All sets under the folders; each may hold official sets, be one of the user's own, or both."""
     found = Found()
-    for root in map(Path, roots):
+    for root in {Path(root).resolve(): Path(root) for root in roots}.values():
         try:
             sets = _sets_under(root, found)
             _described(root, sets, found)
@@ -106,7 +106,6 @@ def _sets_under(root: Path, found: Found) -> dict[str, dict[str, Split]]:
         raise DataError(f"data folder {root} does not exist; {_WHAT_TO_GIVE}")
     official = _official_folders(root, found)
     sets = {name: splits for name in DATASETS if (splits := _official_splits(name, official, found))}
-    sets = dict(sorted(sets.items(), key=lambda item: DATASETS[item[0]].preference))
     inside = {home for path in official.values() for home in (path, *path.parents)}
     for folder in [root] if not official else [f for f in _sub_folders(root) if f not in inside]:
         name = unicodedata.normalize("NFC", folder.resolve().name)
@@ -115,9 +114,8 @@ def _sets_under(root: Path, found: Found) -> dict[str, dict[str, Split]]:
             sets[own] = splits
         elif official and name in DATASETS:
             wanted = DATASETS[name].folders
-            found.problems.append(
-                f"{folder} holds none of the official folders ({', '.join(wanted)}){_near_miss(folder)}"
-            )
+            hint = _near_miss(folder) or f"; get them with `tokencutseg fetch {name}`"
+            found.problems.append(f"{folder} holds none of the official folders ({', '.join(wanted)}){hint}")
         elif official:
             found.notes.append(f"{folder} is not read{_near_miss(folder)}")
     if not sets and not found.problems:

@@ -265,6 +265,10 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
             raise DataError(f"{name}, as in {split.samples[0].mask}: {error}") from error
         arrays["masks"] = (values > threshold).astype(np.uint8)
         notes += [note] * bool(note) + implausible(arrays["masks"])
+        if split.name == "train" and not arrays["masks"].any():
+            raise DataError(
+                f"all {n} masks of {name} are empty, such as {split.samples[0].mask}: nothing can be learnt"
+            )
     about = {"threshold": threshold, "notes": [f"{name}: {note}" for note in notes]}
     return arrays | {"about": np.array([json.dumps(about)])}
 

@@ -200,7 +200,10 @@ def open_source(
         for name, splits in sets.items()
     }
     names = dict.fromkeys("isic" if name in DATASETS and trained else name for name in sets)
-    return DataSource("-".join(names), next(iter(trained or sets), ""), rows, size, loaders, found)
+    first = next(iter(trained or sets), "")
+    if first in DATASETS:
+        first = min((name for name in trained or sets if name in DATASETS), key=lambda name: DATASETS[name].preference)
+    return DataSource("-".join(names), first, rows, size, loaders, found)
 
 
 def folder_source(name: str, image_size: int, splits: list[Split], cache: Path | None = None) -> DataSource:

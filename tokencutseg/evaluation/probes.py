@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from tokencutseg.config import SegmentationConfig
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.inference import downsample_mask
 from tokencutseg.evaluation.per_image import COUNTS, confusion, overlap
-from tokencutseg.evaluation.statistics import interval, paired_difference, summarise
+from tokencutseg.evaluation.statistics import interval, summarise
 from tokencutseg.models.deepcut import DeepCut
 from tokencutseg.models.losses import dice_loss
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -95,11 +94,10 @@ def train_linear_probe(features: Tensor, labels: Tensor, test_features: Tensor) 
     scaler = StandardScaler().fit(x)
     # few features and many tokens: Newton's method converges in a few steps, where L-BFGS may not
     probe = LogisticRegression(solver="newton-cholesky", class_weight="balanced").fit(scaler.transform(x), y)
-    parts = [
-        probe.decision_function(scaler.transform(part.flatten(0, 1).double().numpy())).reshape(part.shape[:2])
-        for part in test_features.split(32)
-    ]
-    return np.concatenate(parts)
+    flat = (part.flatten(0, 1).double().numpy() for part in test_features.split(32))
+    return np.concatenate([probe.decision_function(scaler.transform(part)) for part in flat]).reshape(
+        test_features.shape[:2]
+    )
 
 
 def train_graph_probe(
@@ -136,26 +134,11 @@ def train_graph_probe(
 
 
 def token_records(lesion_scores: np.ndarray, labels: Tensor, units: Sequence | None = None) -> pd.DataFrame:
-    """One row per image, to be summarised under micro reductions: id (its index), tp, fp, fn, tn (tokens), and cluster
-    where `units` (M,) says what is drawn together.
-
-    Lesion scores (M, T) are those of one probe for (M, T) lesion labels, or (D, M, T) of D probes, counted together.
-    """
-    counts = confusion(lesion_scores > 0, labels.numpy(), -1).reshape(4, -1, len(labels)).sum(1)
+    """Lesion scores of a probe (M, T) against (M, T) lesion labels: one row per image, to be summarised under micro
+    reductions. Columns id (its index), tp, fp, fn, tn (tokens), and cluster where `units` (M,) are drawn together."""
+    counts = confusion(lesion_scores > 0, labels.numpy(), -1)
     records = pd.DataFrame({"id": range(len(labels)), **dict(zip(COUNTS, counts, strict=True))})
     return records if units is None else records.assign(cluster=list(units))
-
-
-def probe_scores(
-    lesion_scores: np.ndarray, labels: Tensor, draws: int = 10_000, units: Sequence | None = None
-) -> dict[str, float | int]:
-    """Scores of a probe, or of several, over all tokens; arguments as `token_records`.
-
-    Gives what `token_scores` does, `auc`, and `n`, the tokens, each once.
-    """
-    classes = np.broadcast_to(labels.numpy(), lesion_scores.shape)
-    found = token_scores(token_records(lesion_scores, labels, units), draws)
-    return found | {"auc": float(roc_auc_score(classes.ravel(), lesion_scores.ravel())), "n": labels.numel()}
 
 
 def token_scores(records: pd.DataFrame, draws: int = 10_000) -> dict[str, float]:
@@ -168,17 +151,7 @@ def token_scores(records: pd.DataFrame, draws: int = 10_000) -> dict[str, float]
     return found | {"iou": iou.mean, "iou_low": iou.low, "iou_high": iou.high}
 
 
-def iou_difference(
-    lesion_scores: np.ndarray, others: np.ndarray, labels: Tensor, draws: int = 10_000, units: Sequence | None = None
-) -> dict[str, float]:
-    """Token IoU of `lesion_scores` minus that of `others` on the same images: `diff` with its paired 95 % interval,
-    `diff_low` and `diff_high`. Arguments as `token_records`."""
-    records = [token_records(one, labels, units) for one in (lesion_scores, others)]
-    columns = paired_difference(*records, "micro_lesion", "iou", draws).columns()
-    return {name: columns[name] for name in ("diff", "diff_low", "diff_high")}
-
-
 def _balanced_accuracy(counts: np.ndarray) -> np.ndarray:
     """Of counts (..., 4): tp, fp, fn, tn. A class without tokens counts as right."""
     tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
-    return (overlap(tp, fn, 0, "iou") + overlap(tn, fp, 0, "iou")) / 2
+    return (overlap(tp, fn * 0, fn, "iou") + overlap(tn, fp * 0, fp, "iou")) / 2

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
 import pandas as pd
 
 from tokencutseg.experiments import tables
-from tokencutseg.experiments.ablations import ABLATIONS, efficiency, run_ablation
+from tokencutseg.experiments.ablations import ABLATIONS, Row, efficiency, run_ablation
 from tokencutseg.experiments.claims import claims
 from tokencutseg.experiments.features import feature_quality, feature_quality_tokens
-from tokencutseg.experiments.pipeline import Training
+from tokencutseg.experiments.pipeline import OURS, Training
 from tokencutseg.experiments.study import Study
 
 TABLES: dict[str, Callable[[Study], pd.DataFrame]] = {
@@ -35,5 +36,12 @@ TABLES: dict[str, Callable[[Study], pd.DataFrame]] = {
 
 
 def trainings(study: Study) -> list[Training]:
-    """The trainings behind the tables of notebooks 01 to 04; the engine trains what these build on, too."""
-    return list(tables.main_trainings(study).values())
+    """The trainings behind the tables of the notebooks; the engine trains what these build on, too.
+
+    Those of `revised_steps` are not among them, apart from its first and last: each depends on the scores before it.
+    """
+    found = [study.method(OURS), *tables.main_trainings(study).values()]
+    for ablation in ABLATIONS.values():
+        rows = [row for row in ablation.rows(study) if isinstance(row, Row)]
+        found += itertools.chain.from_iterable(ablation.trainings(study, row) for row in rows)
+    return found

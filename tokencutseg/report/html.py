@@ -8,8 +8,10 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
-from nbconvert.preprocessors import Preprocessor
+from nbconvert.preprocessors import Preprocessor, TagRemovePreprocessor
 from nbformat import NotebookNode
+
+from tokencutseg.files import atomic_write
 
 _TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock html_head_js -%}
@@ -25,8 +27,7 @@ margin: 8px 0 8px calc(var(--jp-cell-prompt-width) + 17px)">Solution, computed</
 {{ super() }}
 {%- endif -%}
 {% endblock codecell %}"""
-"""Without the scripts that nbconvert's own page fetches. It shows the cells that JupyterLab folds; this one folds them
-too, with what they have put out."""
+"""nbconvert's page without the scripts that it fetches; cells that JupyterLab folds are folded, with their outputs."""
 _MATHS = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
 
 
@@ -46,6 +47,9 @@ def _mathml(found: re.Match[str]) -> str:
 
 
 def write_html(executed: Path) -> None:
-    """Writes ``<name>.html`` beside an executed notebook ``<name>.ipynb``."""
-    html, _ = HTMLExporter(raw_template=_TEMPLATE, preprocessors=[MathML]).from_filename(str(executed))
-    executed.with_suffix(".html").write_text(html, encoding="utf-8")
+    """Write ``<name>.html`` beside an executed notebook ``<name>.ipynb``, without papermill's cell of parameters, which
+    holds the paths of one machine."""
+    without_paths = TagRemovePreprocessor(remove_cell_tags={"injected-parameters"})
+    html, _ = HTMLExporter(raw_template=_TEMPLATE, preprocessors=[without_paths, MathML]).from_filename(str(executed))
+    with atomic_write(executed.with_suffix(".html")) as file:
+        file.write_text(html, encoding="utf-8")

@@ -1,99 +1,55 @@
-"""Executes the study's notebooks through papermill, strictly.
+"""Runs a study's notebooks with papermill, each in a subprocess whose exit status says whether it has succeeded.
 
-Papermill's own word is not enough to go by: it only warns about an unknown parameter, and after a kernel was killed
-the executed notebook says "completed" in every cell. So parameters are checked first, each notebook has a process of
-its own (papermill's `cwd` is process-wide), and a notebook has succeeded when its last cell has written a *record*, a
-small JSON file that repeats a token given to this execution only.
+papermill's own word is not enough: it only warns about an unknown parameter, and after a kernel was killed the executed
+notebook reads "completed" in every cell.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import multiprocessing
 import os
-import secrets
+import re
+import signal
+import subprocess
 import sys
-import tempfile
 import time
-import traceback
-from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 import tokencutseg
-from tokencutseg.files import available_cores
-from tokencutseg.report.progress import ProgressFile, progress_on
-from tokencutseg.training.progress import PROGRESS_FILE, append_event
+from tokencutseg.files import CHECKOUT, available_cores, write_json
 
-ROOT = Path(tokencutseg.__file__).parent.parent
-"""The checkout: kernels run here, and `notebooks/` lies here."""
-RECORD_FILE = "TOKENCUTSEG_RECORD"
-"""Environment variable: where the notebook's last cell writes its record."""
-RUN_TOKEN = "TOKENCUTSEG_RUN_TOKEN"
-"""Environment variable: what the record must repeat as `token`."""
-START_TIMEOUT = 600
-"""Seconds a kernel may take to start; papermill's 60 are too few on a busy machine."""
 CELL_TIMEOUT = 7 * 24 * 3600
 """Seconds one cell may take: a week, so that a hung kernel ends some day and no honest training is cut off."""
-_POLL = 0.2
+_OUTPUT = re.compile(r"""study\.(table|figure)\(\s*["'](\w+)["']""")
 
 
 class RunError(RuntimeError):
-    """A study that cannot be started. The message says what is wrong and what to do."""
+    """A study that cannot be run. The message says what is wrong and what to do."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one notebook ended. `failure` is None, or one sentence naming the cell and the error."""
-
-    notebook: str
-    failure: str | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One notebook's execution: everything its process has to know."""
-
-    notebook: Path
-    study: Path
-    parameters: dict[str, Any]
-    timeout: int
-    threads: int
-    key: str
-    token: str = field(default_factory=lambda: secrets.token_hex(8))
-
-    @property
-    def name(self) -> str:
-        return self.notebook.stem
-
-    def file(self, suffix: str) -> Path:
-        return self.study / "notebooks" / (self.name + suffix)
-
-
-def find_notebooks(folder: Path = ROOT / "notebooks", only: Iterable[str] = ()) -> list[Path]:
-    """The numbered notebooks of `folder` in order, or those that `only` names by number ("03") or by full name.
+def find_notebooks(folder: Path | None = None, only: Iterable[str] = ()) -> list[Path]:
+    """The numbered notebooks of `folder` (by default the checkout's) in order; `only` names some, as "03" or in full.
 
     Raises RunError when there are none, or for a name that is not there.
     """
-    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if folder is None and CHECKOUT is None:
+        raise RunError("the notebooks do not come with the installed package; clone the repository, or use --notebooks")
+    folder, only = folder or CHECKOUT / "notebooks", set(only)
+    notebooks = sorted(folder.absolute().glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
         raise RunError(f"no notebooks named NN_….ipynb in {folder}; give their folder with --notebooks")
-    chosen = set()
-    for wanted in only:
-        found = [path for path in notebooks if wanted in (path.stem, path.stem[:2])]
-        if not found:
-            raise RunError(f"no notebook {wanted!r}. Known: {', '.join(path.stem for path in notebooks)}")
-        chosen.update(found)
-    return [path for path in notebooks if not only or path in chosen]
+    if unknown := only - {name for path in notebooks for name in (path.stem, path.stem[:2])}:
+        raise RunError(f"no notebook {min(unknown)!r}. Known: {', '.join(path.stem for path in notebooks)}")
+    return [path for path in notebooks if not only or only & {path.stem, path.stem[:2]}]
 
 
 def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
@@ -103,27 +59,29 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
     try:
         known = papermill.inspect_notebook(_literal(notebook))
     except (OSError, ValueError) as error:  # no such file, not JSON, not a notebook, no kernel named in it
-        raise RunError(f"{notebook} cannot be read as a notebook: {_one_line(str(error))}") from error
-    for name, value in parameters.items():
-        if name not in known:
-            raise RunError(f"{notebook.name} has no parameter {name!r}. Known: {', '.join(known) or 'none'}")
-        if not _is_json(value):
-            raise RunError(f"parameter {name!r} must be made of plain JSON types, not {value!r}")
+        raise RunError(f"{notebook} cannot be read as a notebook: {' '.join(str(error).split())}") from error
+    if unknown := [name for name in parameters if name not in known]:
+        raise RunError(f"{notebook.name} has no parameter {unknown[0]!r}. Known: {', '.join(known) or 'none'}")
+    try:
+        plain = json.loads(json.dumps(parameters, allow_nan=False)) == parameters
+    except (TypeError, ValueError):
+        plain = False
+    if not plain:
+        raise RunError(f"parameters must be made of plain JSON types, not {parameters!r}")
 
 
-def check_writable(folder: Path, option: str = "--results") -> None:
+def check_writable(folder: Path, option: str) -> None:
     """Make `folder` and write in it. Raises RunError, naming the `option` to change, before hours have been spent."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise RunError(
-            f"{folder} cannot be written ({error.strerror or error}); choose another folder with {option}"
-        ) from error
+        what = error.strerror or error
+        raise RunError(f"{folder} cannot be written ({what}); choose another folder with {option}") from error
 
 
-def run_study(
+def run_notebooks(
     notebooks: Sequence[Path],
     parameters: dict[str, Any],
     study: Path,
@@ -132,236 +90,132 @@ def run_study(
     timeout: int = CELL_TIMEOUT,
     again: bool = False,
     stream: TextIO | None = None,
-) -> list[Outcome]:
-    """Execute `notebooks` with `parameters`, `jobs` at a time, into the folder `study`.
+) -> dict[str, str | None]:
+    """Execute `notebooks` with `parameters`, `jobs` at a time, into the folder `study`; one that fails stops no other.
 
-    Writes ``notebooks/<name>.ipynb`` and ``.html`` (also of a failed notebook, as far as it came), ``.log``,
-    ``.progress.jsonl``, and ``.done.json``, the record, which stays if and only if the notebook succeeded. The
-    notebooks do not depend on each other: one that fails leaves the others running. `timeout` is in seconds per cell;
-    progress goes to `stream` (default: standard error). A notebook that succeeded before, with the same text, code,
-    parameters and data, is left as it is unless `again` is set.
+    Writes ``notebooks/<name>.ipynb`` and ``.html`` (also of a failed notebook, as far as it came), ``.log``, and
+    ``.done.json`` (of those that succeeded). Such a notebook is left alone unless `again` is set, as long as its text,
+    the package, `parameters` and the study's name (in which the data are hashed) are the same, and its outputs are
+    there. `timeout` is in seconds per cell; progress goes to `stream` (default: standard error).
 
-    Returns the outcomes in the order of `notebooks`. Raises RunError, before anything has started, for a parameter that
-    a notebook lacks, a folder that cannot be written, or a notebook that another process is executing in this folder.
+    Returns, by notebook, None or one line that names the cell and the error. Raises RunError, before anything starts,
+    for a parameter that a notebook lacks, and where another process is executing notebooks in this folder.
     """
     for notebook in notebooks:
         check_parameters(notebook, parameters)
-    check_writable(study / "notebooks")
-    threads = max(1, available_cores() // jobs)
-    keys = _keys(notebooks, parameters)
-    every = [_Job(path.resolve(), study.resolve(), parameters, timeout, threads, keys[path]) for path in notebooks]
-    kept = [job for job in every if not again and _is_up_to_date(job)]
-    pending = deque(job for job in every if job not in kept)
-    if jobs > 1:
-        pending.rotate(1)  # the ablations, which take longest, shall not be what the others have left for the end
-    running: dict[int, _Running] = {}  # by the sentinel of the process
-    outcomes = {job.notebook: Outcome(job.name, None, 0.0) for job in kept}
-    progress = progress_on(stream or sys.stderr)
-    for job in kept:
-        progress.say(f"{job.name}: unchanged since it was done")
-    with ExitStack() as held:
-        for job in pending:
+    study, stream = study.absolute(), stream or sys.stderr
+    folder, keys = study / "notebooks", _keys(notebooks, [study.name, parameters])
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=stream)
+
+    def run(notebook: Path) -> str | None:
+        name, target, cells, failure = notebook.stem, folder / notebook.name, 0, ""
+        partial, log, done = folder / f".{notebook.name}", target.with_suffix(".log"), target.with_suffix(".done.json")
+        left = [target.with_suffix(".html"), *(study / output for output in facts(target).get("outputs", ()))]
+        if not again and facts(target).get("key") == keys[notebook] and all(path.is_file() for path in left):
+            bar.update(len(_code(notebook)) + 1)
+            say(f"{name}: unchanged since it was done")
+            return None
+        say(f"{name}: started")
+        started = time.monotonic()
+        job = {"input_path": _literal(notebook), "output_path": _literal(partial), "parameters": parameters}
+        job |= {"cwd": str(CHECKOUT or notebook.parent), "execution_timeout": timeout}
+        command = [sys.executable, "-m", "tokencutseg.report.execute", json.dumps(job)]
+        options = {"stdin": alive, "stdout": subprocess.PIPE, "text": True, "cwd": job["cwd"], "env": environment}
+        with log.open("w") as errors, subprocess.Popen(command, stderr=errors, **options) as process:
+            for line in process.stdout:
+                if line == "cell\n":
+                    cells += 1
+                    bar.update()
+                else:
+                    failure = f"{f'cell In [{cells}]' if cells else 'before its first cell'}: {line.strip():.300}"
+        if process.returncode == -signal.SIGINT:  # how Python ends on KeyboardInterrupt
+            return "interrupted"
+        if process.returncode == 0:
+            failure = ""
+        elif not failure:
+            failure = f"its process ended with exit status {process.returncode} (killed, or out of memory)"
+        done.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.replace(target)
+            from tokencutseg.report.html import write_html  # nbconvert takes seconds to import
+
             try:
-                held.enter_context(FileLock(job.file(".lock")).acquire(timeout=0))
-            except Timeout:
-                raise RunError(
-                    f"{job.name} is being executed in {study} by another process; wait for it, "
-                    "or choose another folder with --results"
-                ) from None
-        held.callback(progress.close)
-        held.callback(lambda: [one.stop() for one in running.values()])
-        while pending or running:
-            while pending and len(running) < jobs:
-                one = _Running(pending.popleft())
-                running[one.process.sentinel] = one
-                progress.say(f"{one.job.name}: started")
-            ended = wait(list(running), timeout=_POLL)
-            for sentinel, one in list(running.items()):
-                for event in one.progress.new_events():
-                    progress.event(one.job.name, event)
-                if sentinel in ended:
-                    outcome = one.outcome()
-                    outcomes[one.job.notebook] = outcome
-                    del running[sentinel]
-                    progress.finished(one.job.name, _verdict(outcome, one.job))
-    return [outcomes[path.resolve()] for path in notebooks]
-
-
-class _Running:
-    """The process that executes one notebook."""
-
-    def __init__(self, job: _Job) -> None:
-        self.job = job
-        for suffix in (".done.json", ".progress.jsonl", ".html"):
-            job.file(suffix).unlink(missing_ok=True)
-        self.progress = ProgressFile(job.file(".progress.jsonl"))
-        self.started = time.monotonic()
-        context = multiprocessing.get_context("spawn")
-        self._answer, theirs = context.Pipe(duplex=False)
-        self.process = context.Process(target=_execute, args=(job, theirs), name=job.name)
-        self.process.start()
-        theirs.close()
-
-    def outcome(self) -> Outcome:
-        """Judge the ended process. A record that does not count is deleted, so that nobody else trusts it."""
-        self.process.join()
-        try:
-            failure = self._answer.recv()
-        except EOFError:
-            failure = f"its process ended with exit status {self.process.exitcode} (killed, or out of memory)"
-        failure = failure or _fault_of_record(self.job)
-        path = self.job.file(".done.json")
+                write_html(target)
+            except Exception as error:  # such as LaTeX that cannot be read
+                failure = failure or f"its page cannot be written: {type(error).__name__}: {error}"
         if failure:
-            path.unlink(missing_ok=True)
-        else:
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"key": self.job.key}, indent=1) + "\n")
-        return Outcome(self.job.name, failure, time.monotonic() - self.started)
+            say(f"{name}: FAILED, {failure}. As far as it came: {target if target.is_file() else log}")
+            return failure
+        seconds = round(time.monotonic() - started)
+        outputs = [output for output in named_outputs(notebook) if (study / output).is_file()]
+        write_json({"key": keys[notebook], "seconds": seconds, "outputs": outputs}, done)
+        say(f"{name}: done in {seconds} s")
+        return None
 
-    def stop(self) -> None:
-        """End the process; on SIGTERM it shuts its kernel down."""
-        self.process.terminate()
-        self.process.join(15)
-        self.process.kill()
-        self.job.file(".done.json").unlink(missing_ok=True)
-
-
-def _fault_of_record(job: _Job) -> str | None:
-    """What is wrong with the record that the notebook has left, if anything."""
-    path = job.file(".done.json")
-    if not path.exists():
-        return "it ended without its record; its last cell must call study.finish()"
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        return f"its record {path} is not JSON: {error}"
-    if not isinstance(record, dict) or record.get("token") != job.token:
-        return f"its record {path} was not written by this execution"
-    missing = _missing_outputs(job, record)
-    return f"its record names {missing[0]}, which is not there" if missing else None
-
-
-def _missing_outputs(job: _Job, record: dict[str, Any]) -> list[str]:
-    """The tables and figures that a record names and that are not there."""
-    named = [
-        f"{kind}/{name}{suffix}"
-        for kind, suffix in (("tables", ".csv"), ("figures", ".png"))
-        for name in record.get(kind, ())
-    ]
-    return [output for output in named if not (job.study / output).is_file()]
-
-
-def _is_up_to_date(job: _Job) -> bool:
-    """Whether this notebook has succeeded before under the same key, and everything it left is still there."""
-    try:
-        record = json.loads(job.file(".done.json").read_text())
-    except (OSError, ValueError):
-        return False
-    executed = all(job.file(suffix).is_file() for suffix in (".ipynb", ".html"))
-    return isinstance(record, dict) and record.get("key") == job.key and executed and not _missing_outputs(job, record)
-
-
-def _keys(notebooks: Sequence[Path], parameters: dict[str, Any]) -> dict[Path, str]:
-    """What decides a notebook's outcome, as a hash: its text, the package's code, the parameters, and the data's file
-    names, sizes and times of change."""
-    common = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
-    for source in sorted(Path(tokencutseg.__file__).parent.rglob("*.py")):
-        common.update(source.read_bytes())
-    data = parameters.get("data")
-    for path in sorted(Path(data).rglob("*")) if data else ():
-        stat = path.stat()
-        common.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return {path: hashlib.sha256(common.digest() + path.read_bytes()).hexdigest() for path in notebooks}
-
-
-def _execute(job: _Job, answer: Connection) -> None:
-    """In the notebook's own process: execute it, export it, and send what went wrong, or None."""
-    with job.file(".log").open("wb") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    cells = [0]  # code cells begun: the number that Jupyter shows as In [n]
-    try:
-        failure = _papermill(job, cells)
-    except Exception as error:  # this process's boundary: the parent makes it the notebook's failure
-        traceback.print_exc()
-        dead = type(error).__name__ == "DeadKernelError"
-        what = "the kernel died (killed, or out of memory)" if dead else f"{type(error).__name__}: {error}"
-        failure = f"{f'cell In [{cells[0]}]' if cells[0] else 'before its first cell'}: {_one_line(what)}"
-    if job.file(".ipynb").exists():
-        from tokencutseg.report.html import write_html  # here, as nbconvert takes seconds to import
-
-        write_html(job.file(".ipynb"))
-    answer.send(failure)
-
-
-def _papermill(job: _Job, cells: list[int]) -> str | None:
-    import nbformat
-    import papermill
-
-    notebook = nbformat.read(job.notebook, as_version=4)
-    total = sum(cell.cell_type == "code" for cell in notebook.cells) + 1  # papermill adds one with the parameters
-
-    def on_cell_execute(**_: Any) -> None:
-        cells[0] += 1
-        append_event(job.file(".progress.jsonl"), {"cell": cells[0], "cells": total})
-
-    with tempfile.TemporaryDirectory() as private:
-        _set_environment(job, Path(private))
+    with ExitStack() as stack:
         try:
-            papermill.execute_notebook(
-                notebook,
-                _literal(job.file(".ipynb")),
-                parameters=job.parameters,
-                kernel_name="python3",
-                language="python",
-                cwd=ROOT,
-                execution_timeout=job.timeout,
-                start_timeout=START_TIMEOUT,
-                progress_bar=False,
-                on_cell_execute=on_cell_execute,
-            )
-        except papermill.PapermillExecutionError as error:
-            print(error, flush=True)
-            return f"cell In [{error.exec_count}]: {_one_line(f'{error.ename}: {error.evalue}')}"
-    return None
+            stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
+        except Timeout:
+            reason = "is executing notebooks there; wait for it, or choose another folder with --results"
+            raise RunError(f"{study} is in use: another process {reason}") from None
+        environment = _kernel_environment(Path(stack.enter_context(TemporaryDirectory())), available_cores() // jobs)
+        total = sum(len(_code(notebook)) + 1 for notebook in notebooks)  # papermill adds a cell with the parameters
+        bar = stack.enter_context(tqdm(total=total, unit="cell", file=stream, disable=not stream.isatty(), leave=False))
+        pool = stack.enter_context(ThreadPoolExecutor(jobs))
+        alive, parent = os.pipe()  # what runs in the pool ends when `parent` is closed, be it because this was killed
+        stack.callback(os.close, alive)
+        stack.callback(os.close, parent)
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        # where several run at once, the last, which takes longest, is among the first
+        order = list(notebooks) if jobs == 1 else [*notebooks[-1:], *notebooks[:-1]]
+        futures = {notebook: pool.submit(run, notebook) for notebook in order}
+        return {notebook.stem: futures[notebook].result() for notebook in notebooks}
 
 
-def _set_environment(job: _Job, private: Path) -> None:
-    """The kernel's environment. `private` holds a kernel spec naming this very interpreter: a `python3` that the user
-    has registered elsewhere would come first otherwise, and so would the user's IPython start-up files."""
+def facts(executed: Path) -> dict[str, Any]:
+    """What is noted beside an executed notebook that has succeeded (key, seconds, outputs); {} for any other."""
+    done = executed.with_suffix(".done.json")
+    return json.loads(done.read_text()) if done.is_file() else {}
+
+
+def named_outputs(notebook: Path) -> list[str]:
+    """The files of a study that a notebook's code writes, as ``tables/<name>.csv`` and ``figures/<name>.png``."""
+    names = [found for source in _code(notebook) for found in _OUTPUT.findall(source)]
+    return [f"tables/{name}.csv" if kind == "table" else f"figures/{name}.png" for kind, name in dict.fromkeys(names)]
+
+
+def _code(notebook: Path) -> list[str]:
+    """The sources of a notebook's code cells."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def _kernel_environment(private: Path, threads: int) -> dict[str, str]:
+    """The environment in which kernels are this interpreter, without the user's start-up files, and show figures.
+
+    A kernel `python3` that the user has registered elsewhere would come before our own otherwise.
+    """
     spec = private / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
-    os.environ["JUPYTER_PATH"] = str(private)
-    os.environ["IPYTHONDIR"] = str(private / "ipython")
-    os.environ.pop("MPLBACKEND", None)  # left to IPython, which shows figures in the notebook
-    os.environ.setdefault("OMP_NUM_THREADS", str(job.threads))
-    os.environ[RECORD_FILE] = str(job.file(".done.json"))
-    os.environ[RUN_TOKEN] = job.token
-    os.environ[PROGRESS_FILE] = str(job.file(".progress.jsonl"))
+    write_json({"argv": argv, "display_name": "Python 3", "language": "python"}, spec)
+    environment = {"OMP_NUM_THREADS": str(max(1, threads)), **os.environ}
+    environment.pop("MPLBACKEND", None)  # left to IPython
+    return environment | {"JUPYTER_PATH": str(private), "IPYTHONDIR": str(private / "ipython")}
 
 
-def _verdict(outcome: Outcome, job: _Job) -> str:
-    if outcome.failure is None:
-        return f"{job.name}: done in {outcome.seconds:.0f} s"
-    left = ".ipynb" if job.file(".ipynb").exists() else ".log"
-    return f"{job.name}: FAILED, {outcome.failure}. As far as it came: {job.file(left)}"
+def _keys(notebooks: Sequence[Path], common: Any) -> dict[Path, str]:
+    """A hash of what decides each notebook's outcome: its text, the package's files, and `common`."""
+    digest = hashlib.sha256(json.dumps(common, sort_keys=True).encode())
+    for source in sorted(Path(tokencutseg.__file__).parent.rglob("*.*")):
+        if source.suffix in (".py", ".toml", ".safetensors"):
+            digest.update(source.read_bytes())
+    return {path: hashlib.sha256(digest.digest() + path.read_bytes()).hexdigest() for path in notebooks}
 
 
 def _literal(path: Path) -> str:
     """A path as papermill wants it: it formats paths with the parameters, so braces must be doubled."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else line[:299] + "…"
-
-
-def _is_json(value: Any) -> bool:
-    """Exact types: a tuple would arrive as a string, and a numpy scalar, though a float, breaks papermill's save."""
-    if type(value) is dict:
-        return all(type(key) is str and _is_json(item) for key, item in value.items())
-    if type(value) is list:
-        return all(map(_is_json, value))
-    return value is None or type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value))

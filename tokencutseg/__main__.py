@@ -1,4 +1,4 @@
-"""`python -m tokencutseg.cli`."""
+"""`python -m tokencutseg`."""
 
 import sys
 

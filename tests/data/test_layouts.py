@@ -1,0 +1,273 @@
+"""Folders as people have them: whatever the layout, the same images, masks, splits and patients are read."""
+
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tokencutseg.config import configure
+from tokencutseg.data.images import DataError
+from tokencutseg.data.source import open_source
+
+CONFIG = configure("tiny")
+SIZE = CONFIG.data.image_size
+GREY_SKIN, LESION = (222, 176, 155), (98, 58, 44)
+
+
+def ellipse(number: int, size: tuple[int, int] = (36, 48)) -> np.ndarray:
+    """A lesion bool (H, W) whose place and shape depend on its number."""
+    rng = np.random.default_rng(number)
+    (h, w), (cy, cx) = size, rng.uniform(0.4, 0.6, 2)
+    y, x = np.mgrid[:h, :w] / np.array([h, w]).reshape(2, 1, 1)
+    return ((y - cy) / rng.uniform(0.15, 0.3)) ** 2 + ((x - cx) / rng.uniform(0.15, 0.3)) ** 2 < 1
+
+
+def photo(lesion: np.ndarray) -> np.ndarray:
+    return np.where(lesion[..., None], LESION, GREY_SKIN).astype(np.uint8)
+
+
+@dataclass
+class Case:
+    """One image with its mask, and how its files are to be written."""
+
+    id: str
+    lesion: np.ndarray
+    split: str = ""
+    patient: str | None = None
+    image_suffix: str = ".png"
+    values: tuple[int, int] = (0, 255)
+    """Of skin and lesion in the mask's file."""
+    orientation: int = 1
+    """EXIF: how the stored pixels have to be turned."""
+
+
+@dataclass
+class Layout:
+    images: str = "images"
+    masks: str = "masks"
+    split_outside: bool = True
+    """train/images, or images/train"""
+    mask_name: str = "{}"
+    sub_folders: bool = False
+    image_form: str = "NFC"
+    mask_form: str = "NFC"
+    splits: dict[str, str] = field(default_factory=lambda: {name: name for name in ("train", "validation", "test")})
+    clutter: bool = False
+
+    def folder(self, root: Path, kind: str, case: Case) -> Path:
+        split = self.splits.get(case.split, "")
+        folder = root / split / kind if self.split_outside else root / kind / split
+        return folder / f"part{len(case.id) % 2}" if self.sub_folders else folder
+
+    def write(self, root: Path, cases: list[Case]) -> None:
+        for case in cases:
+            image = Image.fromarray(photo(case.lesion))
+            exif = Image.Exif()
+            if case.orientation == 6:
+                exif[274], image = 6, image.transpose(Image.Transpose.ROTATE_90)
+            stored = Image.fromarray(np.where(case.lesion, *case.values[::-1]).astype(np.uint8))
+            names = unicodedata.normalize(self.image_form, case.id), unicodedata.normalize(self.mask_form, case.id)
+            for kind, name, picture in (
+                (self.images, names[0] + case.image_suffix, image),
+                (self.masks, self.mask_name.format(names[1]) + ".png", stored),
+            ):
+                folder = self.folder(root, kind, case)
+                folder.mkdir(parents=True, exist_ok=True)
+                lossless = {"lossless": True} if name.endswith(".webp") else {"quality": 100, "subsampling": 0}
+                picture.save(folder / name, exif=exif if kind == self.images else Image.Exif(), **lossless)
+                if self.clutter:
+                    (folder / "Thumbs.db").touch()
+                    (folder / f"._{name}").write_bytes(b"\0\5\x16\7")
+                    (folder / "readme.txt").touch()
+        if any(case.patient for case in cases):
+            rows = "".join(f"{case.id},{case.patient or 'NA'}\n" for case in cases)
+            (root / "manifest.csv").write_text("id,patient_id\n" + rows, encoding="utf-8")
+
+
+def read(root, tmp_path):
+    """{id: (split, lesion, patient)} of what `open_source` gives, and the source."""
+    source = open_source(root, CONFIG, tmp_path / "cache")
+    found = {}
+    for dataset, splits in source.datasets.items():
+        for split in splits:
+            images = source.load(dataset, split)
+            for k, own in enumerate(images.ids):
+                assert own not in found
+                shown = images.images[k].permute(1, 2, 0).numpy()
+                darker = shown.astype(int).sum(2) < (sum(LESION) + sum(GREY_SKIN)) / 2
+                assert (darker == (images.masks[k].numpy() > 0)).mean() > 0.9, "image and mask belong together"
+                found[own] = (split, images.native_mask(k), images.clusters and images.clusters[k])
+    return found, source
+
+
+NAMES = st.text("abcxyzäöüéñ皮肤01", min_size=1, max_size=6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_a_random_set_in_a_random_layout_is_read_back(tmp_path_factory, data):
+    tmp_path = tmp_path_factory.mktemp("layout")
+    names = data.draw(st.lists(NAMES, min_size=6, max_size=12, unique_by=str.casefold))
+    given_splits = data.draw(st.booleans())
+    skin, lesion = data.draw(st.sampled_from([(0, 255), (0, 1), (0, 128), (1, 2)]))
+    orientation = data.draw(st.sampled_from([1, 6]))
+    has_patients = data.draw(st.booleans())
+    cases = [
+        Case(
+            f"{k}-{name}",  # numbers that differ, so that no padding makes two of one
+            ellipse(k),
+            ("train", "validation", "test")[k % 3] if given_splits else "",
+            f"P{k}" if has_patients and k % 4 else None,
+            data.draw(st.sampled_from([".png", ".jpg", ".webp", ".bmp", ".jfif", ".tif"]))
+            if orientation == 1
+            else ".jpg",
+            (skin, lesion),
+            orientation,
+        )
+        for k, name in enumerate(names)
+    ]
+    layout = Layout(
+        *data.draw(st.sampled_from([("images", "masks"), ("Images", "Labels"), ("img", "gt")])),
+        data.draw(st.booleans()),
+        data.draw(st.sampled_from(["{}", "{}_segmentation", "{}_Mask", "{}-lesion", "{}.jpg", "mask_{}", "{}.final"])),
+        data.draw(st.booleans()),
+        *data.draw(st.sampled_from([("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])),
+        data.draw(st.sampled_from([{"train": "train", "validation": "valid", "test": "test"},
+                                   {"train": "Training", "validation": "dev", "test": "testing"}])),
+        data.draw(st.booleans()),
+    )  # fmt: skip
+    layout.write(tmp_path / "set", cases)
+    found, _ = read(tmp_path / "set", tmp_path)
+    assert found.keys() == {unicodedata.normalize("NFC", case.id) for case in cases}
+    for case in cases:
+        split, mask, patient = found[unicodedata.normalize("NFC", case.id)]
+        assert split == case.split or not given_splits
+        np.testing.assert_array_equal(mask, case.lesion)
+        assert patient == case.patient
+
+
+def clinic(root: Path, n: int = 40, **changes) -> list[Case]:
+    cases = [Case(f"case{k:03d}", ellipse(k), **changes) for k in range(n)]
+    Layout().write(root, cases)
+    return cases
+
+
+def rewrite_masks(root: Path, change) -> None:
+    for k, path in enumerate(sorted((root / "masks").iterdir())):
+        Image.fromarray(change(np.array(Image.open(path)) > 127, k)).save(path)
+
+
+def test_values_that_differ_between_files(tmp_path):
+    clinic(tmp_path / "a")
+    rewrite_masks(tmp_path / "a", lambda mask, k: (mask * (1 + k % 2)).astype(np.uint8))
+    found, source = read(tmp_path / "a", tmp_path)
+    assert all(mask.mean() > 0.05 for _, mask, _ in found.values())
+    assert any("values 0, 1, 2" in line for line in source.describe())
+
+
+def test_a_bright_border_is_refused_before_anything_is_learnt(tmp_path):
+    clinic(tmp_path / "a")
+
+    def bordered(mask, _):
+        inner = mask & np.roll(mask, 1, 0) & np.roll(mask, -1, 0) & np.roll(mask, 1, 1) & np.roll(mask, -1, 1)
+        return np.where(mask & ~inner, 255, mask).astype(np.uint8)
+
+    rewrite_masks(tmp_path / "a", bordered)
+    with pytest.raises(DataError, match="0, 1, 255, which can be read in several ways"):
+        read(tmp_path / "a", tmp_path)
+
+
+def test_exchanged_lesion_and_skin_are_told(tmp_path):
+    clinic(tmp_path / "a", values=(255, 0))
+    source = open_source(tmp_path / "a", CONFIG, tmp_path / "cache")
+    assert source.check() == []
+    assert source.load("a", "train").masks.float().mean() > 0.6
+    assert sum("exchanged" in line for line in source.describe()) == 3
+
+
+@pytest.mark.parametrize("fits", ["upright", "stored"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_exif_orientation_is_judged_by_the_masks_of_the_split(tmp_path, orientation, fits):
+    """Half turns cannot be told from the shape; they go with the quarter turns of their split."""
+    turns = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    cases = clinic(tmp_path / "a")
+    for k, case in enumerate(cases):
+        exif = Image.Exif()
+        exif[274] = orientation if k % 2 else 6
+        turn = turns[exif[274]]
+        image, mask = Image.fromarray(photo(case.lesion)).transpose(turn), Image.fromarray(case.lesion)
+        image.save(tmp_path / "a" / "images" / f"{case.id}.png", exif=exif)
+        (mask.transpose(turn) if fits == "stored" else mask).save(tmp_path / "a" / "masks" / f"{case.id}.png")
+    found, source = read(tmp_path / "a", tmp_path)
+    assert len(found) == 40
+    word = "turned upright" if fits == "upright" else "left as they are stored"
+    assert sum(word in line for line in source.describe()) == 3
+
+
+def test_all_bad_files_of_a_split_are_named_at_once(tmp_path):
+    for split in ("train", "val", "test"):
+        clinic(tmp_path / "a" / split, 10 if split == "train" else 3)
+    train = tmp_path / "a" / "train"
+    for split in ("val", "test"):
+        for kind in ("images", "masks"):
+            for path in (tmp_path / "a" / split / kind).iterdir():
+                path.rename(path.with_name(f"{split}-{path.name}"))
+    for k in range(3):
+        path = train / "images" / f"case{k:03d}.png"
+        path.write_bytes(path.read_bytes()[:90])
+    for k in (5, 6):
+        Image.new("1", (20, 30)).save(train / "masks" / f"case{k:03d}.png")
+    [problem] = open_source(tmp_path / "a", CONFIG, tmp_path / "cache").check()
+    assert all(f"case{k:03d}" in problem for k in (0, 1, 2, 5, 6)) and "case003" not in problem
+
+
+def test_images_of_one_name_in_several_sub_folders(tmp_path):
+    for patient in ("p1", "p2", "p3", "p4"):
+        for kind in ("images", "masks"):
+            (tmp_path / "a" / kind / patient).mkdir(parents=True)
+            for k in (1, 2):
+                lesion = ellipse(10 * int(patient[1]) + k)
+                picture = Image.fromarray(photo(lesion) if kind == "images" else lesion)
+                picture.save(tmp_path / "a" / kind / patient / f"{k}.png")
+    found, _ = read(tmp_path / "a", tmp_path)
+    assert set(found) == {f"p{patient}_{k}" for patient in (1, 2, 3, 4) for k in (1, 2)}
+
+
+def test_an_archive_unpacked_into_its_own_name(tmp_path):
+    for folder, suffix in (
+        ("ISIC-2017_Training_Data", ".jpg"),
+        ("ISIC-2017_Training_Part1_GroundTruth", "_segmentation.png"),
+    ):
+        (tmp_path / folder / folder).mkdir(parents=True)
+        (tmp_path / "__MACOSX" / folder).mkdir(parents=True)
+        for k in range(8):
+            name, lesion = f"ISIC_{k:07d}{suffix}", ellipse(k)
+            Image.fromarray(photo(lesion) if suffix == ".jpg" else lesion).save(tmp_path / folder / folder / name)
+            (tmp_path / "__MACOSX" / folder / f"._{name}").write_bytes(b"\0\5\x16\7")
+    found, source = read(tmp_path, tmp_path)
+    assert len(found) == 8 and set(source.datasets) == {"isic2017"}
+
+
+def test_train_and_val_without_test(tmp_path):
+    cases = [Case(f"{split}{k}", ellipse(k), split) for split in ("train", "validation") for k in range(20)]
+    Layout(splits={"train": "train", "validation": "val"}).write(tmp_path / "a", cases)
+    found, source = read(tmp_path / "a", tmp_path)
+    assert {own for own, (split, *_) in found.items() if split == "test"} == {f"validation{k}" for k in range(20)}
+    assert {split for split, *_ in found.values()} == {"train", "validation", "test"}
+    assert "stands in" in source.note("a", "test") and source.note("a", "train") == ""
+
+
+def test_a_folder_that_cannot_be_opened(tmp_path, monkeypatch):
+    clinic(tmp_path / "a")
+
+    def refuse(folder, *_, onerror, **__):
+        onerror(PermissionError(13, "Permission denied", str(folder)))
+
+    monkeypatch.setattr("tokencutseg.data.pairing.os.walk", refuse)
+    with pytest.raises(DataError, match=r"a/images cannot be read \(Permission denied\)"):
+        open_source(tmp_path / "a", CONFIG)

@@ -1,0 +1,268 @@
+"""The commands of the authors' README: pasted flags, from nothing to a printed score."""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.classification import MulticlassF1Score, MulticlassJaccardIndex
+
+import tokencutseg
+from tokencutseg.cli import main
+from tokencutseg.cli_upstream import hardware
+from tokencutseg.config import RECIPES
+from tokencutseg.data import synthetic
+from tokencutseg.data.images import read_image, read_mask
+from tokencutseg.models.upstream import load_segmenter
+
+FIXTURE = Path(__file__).parent / "fixtures" / "tiny_seg.ckpt"
+SIZES = "--vq-embed-dim 8 --vq-n-embed 16 --vq-hidden-channels 32 --vq-n-res-blocks 1"
+GPT = "--gpt-n-layer 1 --gpt-n-head 2 --gpt-n-embd 16"
+
+
+def run(command, *arguments):
+    """main()'s exit status; argparse's own exits count too. `command` is split at its spaces."""
+    try:
+        return main([*command.split(), *map(str, arguments)])
+    except SystemExit as leave:
+        return leave.code
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Six training, three validation and four test lesions, as files of 60 × 40 pixels and larger."""
+    root = tmp_path_factory.mktemp("isic")
+    for seed, (split, n) in enumerate((("train", 6), ("val", 3), ("test", 4))):
+        images, masks = synthetic.generate("site_a", n, 96, seed)
+        for kind in ("data", "mask"):
+            (root / f"{split}-{kind}").mkdir()
+        for i in range(n):
+            size = (60 + 7 * i, 40 + 5 * i)
+            Image.fromarray(images[i].transpose(1, 2, 0)).resize(size).save(root / f"{split}-data" / f"ISIC_{i}.jpg")
+            mask = Image.fromarray(masks[i] * np.uint8(255)).resize(size, 0)
+            mask.save(root / f"{split}-mask" / f"ISIC_{i}_segmentation.png")
+    return root
+
+
+def data(root, *splits):
+    pairs = [(split, kind) for split in splits for kind in ("data", "mask")]
+    return [part for split, kind in pairs for part in (f"--{split}-{kind}-dir", root / f"{split}-{kind}")]
+
+
+def train_vq(folders, out, *more):
+    """The README's flags in its order, with sizes for a test; the perceptual term must not download weights."""
+    return run(
+        f"train-vq --batch-size 4 --num-workers 4 --learning-rate 1e-4 --max-epochs 2 --gpus 0 --precision 32 {SIZES} "
+        "--disc-start 1 --disc-weight 0.5 --perceptual-weight 0.8 --codebook-weight 1.0 --experiment-name vq "
+        "--image-size 32 --set vqgan.perceptual_size=32 --output-dir",
+        out,
+        *data(folders, "train", "val"),
+        *more,
+    )
+
+
+def train_seg(folders, out, tokenizer, *more):
+    return run(
+        f"train-seg --image-size 32 --batch-size 1 --num-workers 4 --learning-rate 1e-4 --max-epochs 2 --gpus 0 "
+        f"--precision 16 {SIZES} {GPT} --deepcut-loss-weight 0.2 --experiment-name seg --output-dir",
+        out,
+        *data(folders, "train", "val"),
+        "--vqgan-checkpoint",
+        tokenizer,
+        *more,
+    )
+
+
+def only(folder, pattern):
+    (found,) = sorted(folder.glob(pattern))
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(folders, tmp_path_factory):
+    """The first two commands, one after the other: the folder that they wrote."""
+    out = tmp_path_factory.mktemp("out")
+    assert train_vq(folders, out) == 0
+    assert train_seg(folders, out, out / "vq", "--use-deepcut", "True") == 0
+    return out
+
+
+def test_the_three_commands_end_in_the_score_that_torchmetrics_gives(folders, trained, tmp_path, capsys):
+    segmenter, records = only(trained, "seg/runs/segmentation-*"), tmp_path / "records.csv"
+    command = f"test-seg --image-size 32 --batch-size 2 --num-workers 4 {SIZES} {GPT} --checkpoint-path"
+    assert run(command, segmenter, *data(folders, "test"), "--records", records) == 0
+    iou, dice = re.search(r"mIoU (\S+) .*DSC (\S+) .*micro_two_class", capsys.readouterr().out).groups()
+    model = tokencutseg.load(segmenter)
+    files = sorted((folders / "test-data").iterdir())
+    masks = [folders / "test-mask" / f"{file.stem}_segmentation.png" for file in files]
+    images = torch.stack([torch.from_numpy(read_image(file, 32)).permute(2, 0, 1) for file in files]).float() / 255
+    target = torch.stack([torch.from_numpy(read_mask(mask, 32)) for mask in masks]).long()
+    with torch.no_grad():
+        prediction = model(images).mask
+    assert float(iou) == pytest.approx(MulticlassJaccardIndex(2)(prediction, target).item(), abs=1e-6)
+    assert float(dice) == pytest.approx(MulticlassF1Score(2, average="macro")(prediction, target).item(), abs=1e-6)
+    assert list(pd.read_csv(records)["id"]) == [file.stem for file in files]
+
+
+def test_flags_are_settings_of_ordinary_runs(trained):
+    tokenizer, segmenter = only(trained, "vq/runs/vqgan-*"), only(trained, "seg/runs/segmentation-*")
+    saved = json.loads((tokenizer / "config.json").read_text())["config"]
+    assert saved["recipe"] == "released" and saved["data"]["image_size"] == 32
+    wanted = {"batch_size": 4, "learning_rate": 1e-4, "epochs": 2, "code_dim": 8, "codebook_size": 16}
+    wanted |= {"hidden_channels": 32, "n_res_blocks": 1, "disc_start": 1, "disc_weight": 0.5, "perceptual_weight": 0.8}
+    wanted |= {"codebook_weight": 1.0, "clamped_adversary": RECIPES["released"]["vqgan.clamped_adversary"]}
+    assert {key: saved["vqgan"][key] for key in wanted} == wanted
+    saved = json.loads((segmenter / "config.json").read_text())
+    seg, gpt = saved["config"]["segmentation"], saved["config"]["masked_gpt"]
+    assert (seg["batch_size"], seg["epochs"], seg["use_deepcut"], seg["deepcut_loss_weight"]) == (1, 2, True, 0.2)
+    assert (gpt["n_layer"], gpt["n_head"], gpt["d_model"], gpt["pretraining"]) == (1, 2, 16, "joint")
+    assert len(pd.read_csv(segmenter / "history.csv")) == 2
+    adopted = only(trained, "seg/runs/vqgan-*")
+    assert json.loads((adopted / "metrics.json").read_text())["adopted_from"] == str(trained / "vq")
+    assert saved["dependencies"]["tokenizer"] == adopted.name
+    weights, inside = tokencutseg.load(tokenizer).state_dict(), tokencutseg.load(segmenter).vqgan.state_dict()
+    assert all(torch.equal(value, inside[key]) for key, value in weights.items())
+
+
+def test_the_same_command_again_trains_nothing(folders, trained, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.safetensors")}
+    assert train_vq(folders, trained) == 0
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*.safetensors")} == before
+
+
+@pytest.mark.slow
+def test_without_the_graph_module_on_an_exported_tokenizer(folders, trained, tmp_path):
+    exported = tmp_path / "vq.ckpt"
+    assert run("export", only(trained, "vq/runs/vqgan-*"), "--released", exported) == 0
+    assert train_seg(folders, tmp_path, exported, "--use-deepcut", "False") == 0
+    assert type(tokencutseg.load(only(tmp_path, "seg/runs/segmentation-*")).head).__name__ == "LinearHead"
+    history = pd.read_csv(only(tmp_path, "seg/runs/segmentation-*/history.csv"))
+    assert "train_deepcut" not in history and "train_masked_tokens" in history
+
+
+def test_export(folders, trained, tmp_path, capsys):
+    """As the authors' checkpoint it gives the same scores; in half precision it is half as large and the same model."""
+    segmenter, checkpoint, half = only(trained, "seg/runs/segmentation-*"), tmp_path / "seg.ckpt", tmp_path / "half"
+    assert run("export", segmenter, "--released", checkpoint) == 0
+    assert run("export", segmenter, "--half", half) == 0
+    scores = []
+    for path in (segmenter, trained / "seg", checkpoint):
+        capsys.readouterr()
+        assert run("test-seg --image-size 32 --checkpoint-path", path, *data(folders, "test")) == 0
+        scores.append(capsys.readouterr().out)
+    assert scores[0] == scores[1] == scores[2] and "4 images at 32×32" in scores[0]
+    state = tokencutseg.load(segmenter).state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in load_segmenter(checkpoint).state_dict().items())
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (segmenter, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    for key, value in tokencutseg.load(half).state_dict().items():
+        torch.testing.assert_close(value, state[key], rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_counts_where_flags_contradict_it(folders, trained, capsys):
+    assert run("test-seg --image-size 96 --checkpoint-path", FIXTURE, *data(folders, "test")) == 0
+    shown = capsys.readouterr()
+    assert "note: vqgan.codebook_size is 1024 on the command line" in shown.err and "going on with 24" in shown.err
+    assert "was trained at" not in shown.err and "4 images at 96×96" in shown.out
+    assert run("test-seg --image-size 24 --checkpoint-path", trained / "seg", *data(folders, "test")) == 0
+    assert "--image-size is 24, but" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("test-seg --checkpoint-path gone.ckpt", "checkpoint gone.ckpt does not exist"),
+        ("test-seg --checkpoint-path gone", "gone holds no saved model"),
+        (f"test-seg --checkpoint-path {FIXTURE} --image-size 30", "stride 4, not 30"),
+        (f"test-seg --checkpoint-path {FIXTURE} --records .", "--records . is a folder"),
+        (f"export {FIXTURE.parent} --released x.ckpt", "holds no saved model"),
+        ("train-seg --use-deepcut maybe", "invalid choice: 'maybe'"),
+        ("train-vq --precision 64", "invalid choice: '64'"),
+        ("train-vq --train-data-dir gone --val-data-dir gone", "gone does not exist"),
+        (f"train-seg --train-data-dir . --val-data-dir . --vqgan-checkpoint {FIXTURE}", "needs --train-mask-dir"),
+    ],
+)
+def test_bad_usage_is_one_sentence_and_status_2(folders, tmp_path, monkeypatch, capsys, command, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(command, *(data(folders, "test") if command.startswith("test-seg") else ())) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and "Traceback" not in shown.err
+    assert not list(tmp_path.iterdir()), "nothing may have been started"
+
+
+def test_what_train_seg_refuses(folders, trained, tmp_path, capsys):
+    (tmp_path / "masks").mkdir()
+    mixed = ["--train-data-dir", folders / "train-data", "--train-mask-dir", tmp_path / "masks", *data(folders, "val")]
+    assert run("train-seg --vqgan-checkpoint", FIXTURE, *mixed, "--output-dir", tmp_path / "out") == 2
+    assert "masks holds no mask" in capsys.readouterr().err
+    last = only(trained, "vq/runs/vqgan-*") / "last.ckpt"
+    last.touch()
+    assert train_seg(folders, tmp_path, last) == 2
+    assert f"is for going on with a training; give the run's folder {last.parent}" in capsys.readouterr().err
+    for name in ("vqgan-a", "vqgan-b"):
+        (tmp_path / "two" / "runs" / name).mkdir(parents=True)
+        (tmp_path / "two" / "runs" / name / "metrics.json").touch()
+    assert train_seg(folders, tmp_path, tmp_path / "two") == 2
+    assert "holds 2 finished vqgan runs; give one run's folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("there", "gpus", "precision", "expected"),
+    [
+        (0, None, "auto", ("cpu", "auto", 1)),
+        (0, 2, "16", ("cpu", "32-true", 1)),
+        (0, 0, "bf16", ("cpu", "bf16-mixed", 1)),
+        (4, None, "auto", ("gpu", "auto", 1)),
+        (4, 3, "16", ("gpu", "16-mixed", 3)),
+        (4, 0, "32", ("cpu", "32-true", 1)),
+    ],
+)
+def test_hardware(monkeypatch, there, gpus, precision, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    found = hardware(argparse.Namespace(gpus=gpus, precision=precision, num_nodes=1))
+    assert (found.accelerator, found.precision, found.devices) == expected
+
+
+def test_more_gpus_than_there_are(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert train_vq(folders, tmp_path, "--gpus", 2) == 2
+    assert "--gpus 2, but there are 1 here" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on(folders, tmp_path):
+    """Ctrl-C in a process of its own, after the first epoch; the same command then ends where it would have."""
+    options = f"train-vq --max-epochs 40 --gpus 0 --image-size 32 {SIZES} --experiment-name vq --output-dir {tmp_path}"
+    command = [sys.executable, "-m", "tokencutseg", *options.split(), *map(str, data(folders, "train", "val"))]
+    command += ["--set", "vqgan.perceptual=none"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    process = subprocess.Popen(
+        command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **pipes
+    )
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if "epoch 1/" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "interrupted; the same command goes on where this one stopped" in errors and "Traceback" not in errors
+    done = sum(re.match(r"vqgan-\w+ epoch", line) is not None for line in [*seen, *rest.splitlines()])
+    folder = only(tmp_path, "vq/runs/vqgan-*")
+    assert 1 <= done < 40 and not (folder / "metrics.json").exists()
+    again = subprocess.run(command, **pipes)
+    assert again.returncode == 0, again.stderr
+    first = re.search(r"vqgan-\w+ epoch (\d+)/40", again.stdout).group(1)
+    assert int(first) in (done, done + 1)  # an epoch may be printed and not yet saved
+    assert len(pd.read_csv(folder / "history.csv")) == 40 and (folder / "metrics.json").exists()

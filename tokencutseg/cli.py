@@ -1,0 +1,447 @@
+"""The command line. Handlers import what they need, so that help is instant; the authors' commands: `cli_upstream`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokencutseg import __version__, cli_upstream
+from tokencutseg.config import PRESETS, RECIPES, ConfigError, configure, option_reasons
+from tokencutseg.files import CHECKOUT
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tokencutseg.experiments.study import Study
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: threads that wait leave cores to others
+
+OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+COMMANDS = {
+    "the study": {
+        "run": ("Execute the notebooks, or make single tables; what is done is not done again.", "--preset quick"),
+        "recipes": ("Show every option of the three recipes, with its reason.", ""),
+    },
+    "the models": {
+        "segment": ("Segment images: for each a mask (0 or 255) and an overlay, both PNG.", "photos/ --out masks"),
+        "explore": ("Open the explorer in JupyterLab: tokens, attention and cuts, to click.", "--data photos"),
+        "export": ("Write a model in half precision, or as the authors' checkpoint.", "RUN --half model"),
+    },
+    "the data": {
+        "fetch": ("Download official datasets; a download that broke off is continued.", "isic2017"),
+        "audit": ("Find images that datasets share, within and across their splits.", "--data data"),
+    },
+    "the authors' commands, with their flags and defaults": {
+        "train-vq": ("Train the tokenizer as their train_vq.py does.", "--train-data-dir A --val-data-dir B"),
+        "train-seg": ("Train the segmenter as their train_seg.py does.", "-h"),
+        "test-seg": ("Score a model on a folder by their rule.", "-h"),
+    },
+}
+"""By group: what a command does, and an example."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 something failed, 2 bad usage, 130 interrupted."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return OK
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs is ended on the way out
+    try:
+        return arguments.handler(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if not (sentence := _of_the_user(error, arguments)):
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return FAILED if isinstance(error, OSError) and error.errno == errno.ENOSPC else BAD_USAGE
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _of_the_user(error: Exception, arguments: argparse.Namespace) -> str:
+    """One sentence for an error about what the user gave; empty for a defect, whose traceback is wanted."""
+    from tokencutseg.data.images import DataError
+    from tokencutseg.report.notebooks import RunError
+
+    if isinstance(error, ConfigError | DataError | RunError):
+        return str(error)
+    if isinstance(error, OSError):
+        values = [one for value in vars(arguments).values() for one in (value if isinstance(value, list) else [value])]
+        given = {value.absolute() for value in values if isinstance(value, Path)}
+        file = Path(str(error.filename or "")).absolute()
+        if error.errno == errno.ENOSPC or given & {file, *file.parents}:
+            return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    return ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = ["TokenCutSeg: a reproducibility study, and a segmenter of skin lesions."]
+    for group, commands in COMMANDS.items():
+        lines += ["", f"{group}:"]
+        for name, (text, example) in commands.items():
+            lines += [f"  {name:10} {text}", f"{'':13}tokencutseg {name} {example}".rstrip()]
+    parser = argparse.ArgumentParser(
+        prog="tokencutseg",
+        usage="tokencutseg [-h] [--version] COMMAND ...",
+        description="\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tokencutseg {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS)
+    described = {name: text for group in COMMANDS.values() for name, (text, _) in group.items()}
+
+    def command(name: str, handler: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, description=described[name], allow_abbrev=False)
+        sub.set_defaults(handler=handler)
+        return sub
+
+    run = command("run", _run)
+    run.add_argument("--preset", choices=PRESETS, default="quick", help="how much work (default: %(default)s)")
+    run.add_argument("--recipe", choices=RECIPES, default="revised", help="which method (default: %(default)s)")
+    _add_data(run, "folder with datasets, see data/README.md; several times for several (default: synthetic lesions)")
+    run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default: %(default)s)")
+    cli_upstream.add_seed_and_set(run)
+    part = run.add_mutually_exclusive_group()
+    lists = {"action": "extend", "default": [], "type": lambda text: text.split(",")}
+    part.add_argument("--only", metavar="03[,04]", help="these notebooks only, by number", **lists)
+    part.add_argument("--table", metavar="NAME[,NAME]", help="these tables only, without notebooks", **lists)
+    part.add_argument("--train-only", action="store_true", help="only the trainings that the tables rest on")
+    run.add_argument(
+        "--jobs", type=_positive, metavar="N", help="notebooks (with --table, --train-only: trainings) at once"
+    )
+    run.add_argument("--dask", metavar="ADDRESS", help="train on the cluster of this Dask scheduler, then go on here")
+    cli_upstream.add_hardware(run, gpus=None, precision="auto")
+    run.add_argument("--timeout", type=_positive, metavar="SECONDS", help="most time for one cell (default: a week)")
+    run.add_argument("--notebooks", type=Path, metavar="DIR", help="other notebooks than the checkout's own")
+    run.add_argument("--again", action="store_true", help="execute notebooks that are done and unchanged, too")
+    run.add_argument("--dry-run", action="store_true", help="check everything, show what would be run, start nothing")
+
+    command("recipes", _recipes)
+
+    segment = command("segment", _segment)
+    segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
+    segment.add_argument("--model", type=Path, metavar="RUN", help="a run's folder (default: the included model)")
+    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
+
+    explore = command("explore", _explore)
+    explore.add_argument(
+        "--model", type=Path, metavar="RUN", help="a run (default: the last segmenter, else the included one)"
+    )
+    explore.add_argument("--data", type=Path, metavar="DIR", help="folder with datasets (default: synthetic lesions)")
+    explore.add_argument(
+        "--port", type=_positive, default=8888, metavar="N", help="or the next free one (default: 8888)"
+    )
+    explore.add_argument("--no-browser", action="store_true", help="only print the address")
+    explore.add_argument("--notebooks", type=Path, metavar="DIR", help="a folder with your own copy of explorer.ipynb")
+
+    fetch = command("fetch", _fetch)
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="such as isic2017; an unknown one lists them all")
+    fetch.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
+
+    audit = command("audit", _audit)
+    _add_data(audit, "folder with datasets; several times for several", required=True)
+    audit.add_argument("--out", type=Path, metavar="DIR", help="write overlaps.csv and contact_sheet.png here")
+
+    cli_upstream.add_commands(command)
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
+    parser.add_argument("--data", action="append", default=[], type=Path, required=required, metavar="DIR", help=text)
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
+def _need(*packages: str) -> None:
+    """Raise ConfigError where a package of the extra `notebooks` is missing."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"{missing[0]} is not installed; install it with: pip install 'tokencutseg[notebooks]'")
+
+
+# run ----------------------------------------------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    overrides = cli_upstream.read_overrides(arguments.overrides)
+    config = configure(arguments.preset, arguments.recipe, arguments.seed, overrides)  # checked before slow imports
+    executes = not (arguments.table or arguments.train_only)
+    trains_here = bool(arguments.dask or arguments.gpus is not None or arguments.precision != "auto")
+    if arguments.only and trains_here:
+        raise ConfigError("--only takes no --dask, --gpus or --precision; train with --train-only first")
+    if executes:
+        _need("papermill", "nbconvert")
+
+    from tokencutseg.data.images import DataError, summed_up
+    from tokencutseg.experiments.study import Study
+    from tokencutseg.experiments.tables import available_rows
+    from tokencutseg.report import notebooks as runner
+    from tokencutseg.report.index import write_index
+
+    notebooks = runner.find_notebooks(arguments.notebooks, arguments.only) if executes else []
+    results, data = arguments.results.absolute(), [str(folder.absolute()) for folder in arguments.data] or ""
+    hardware = cli_upstream.hardware(arguments) if trains_here or not executes else None
+    study = Study.open(config.preset, config.recipe, config.seed, data, results, overrides, hardware)
+    available_rows(study)
+    parameters = {"preset": config.preset, "recipe": config.recipe, "seed": config.seed}
+    parameters |= {"data": data, "results": str(results), "overrides": config.changes()}
+    for notebook in notebooks:
+        runner.check_parameters(notebook, parameters)
+    if not executes:
+        from tokencutseg.experiments.registry import TABLES
+
+        if unknown := [name for name in arguments.table if name not in TABLES]:
+            raise ConfigError(f"unknown table {', '.join(unknown)}. Known: {', '.join(TABLES)}")
+    if arguments.dry_run:
+        _describe(study, notebooks, parameters)
+        return OK
+    runner.check_writable(results, "--results")
+    if not study.folder.exists() and (
+        problems := getattr(study.source, "check", list)()
+    ):  # now, and not in the first notebook
+        raise DataError(summed_up(problems))
+    if trains_here or not executes:
+        _train(study, arguments)
+    if not executes:
+        return OK
+    folder = study.folder
+    del study  # the notebooks open the images themselves
+    jobs = arguments.jobs or (2 if config.preset == "tiny" else 1)  # tiny's notebooks are mostly start-up
+    options = {"jobs": jobs, "timeout": arguments.timeout or runner.CELL_TIMEOUT, "again": arguments.again}
+    outcomes = runner.run_notebooks(notebooks, parameters, folder, **options)
+    index = write_index(folder, runner.find_notebooks(arguments.notebooks))
+    done = sum(failure is None for failure in outcomes.values())
+    print(f"{done} of {len(outcomes)} notebooks done: {index}")
+    return OK if done == len(outcomes) else FAILED
+
+
+def _train(study: Study, arguments: argparse.Namespace) -> None:
+    """Make the tables asked for, or do every training that some table rests on."""
+    from tokencutseg.experiments.engine import train_missing
+    from tokencutseg.experiments.registry import TABLES, trainings
+
+    study.jobs, study.dask = arguments.jobs or 1, arguments.dask
+    for name in arguments.table:
+        study.table(name, TABLES[name](study))
+        print(f"{name}: {study.folder / 'tables' / f'{name}.csv'}", flush=True)
+    if not arguments.table:
+        train_missing(study, trainings(study))
+        print(f"all trainings are in {study.store.folder}", flush=True)
+
+
+def _describe(study: Study, notebooks: Sequence[Path], parameters: dict[str, Any]) -> None:
+    config = study.config
+    print(f"study      {study.folder.name}\nfolder     {study.folder}{'' if study.folder.exists() else ' (new)'}")
+    print(f"settings   preset {config.preset}, recipe {config.recipe}, seed {config.seed}")
+    for key, value in parameters["overrides"].items():
+        print(f"           {key} = {json.dumps(value)}")
+    sizes = config.data
+    if not parameters["data"]:
+        print(f"data       synthetic lesions at two sites, each {sizes.synthetic_train} train, ", end="")
+        print(f"{sizes.synthetic_validation} validation, {sizes.synthetic_test} test")
+    for line in study.source.describe():
+        print(f"data       {line}")
+    for notebook in notebooks:
+        print(f"notebook   {notebook}")
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    reasons, width = option_reasons(), max(len(name) for name in RECIPES["released"])
+    print("  ".join([f"{'option':{width}}", *(f"{recipe:18}" for recipe in RECIPES)]).rstrip())
+    for name in RECIPES["released"]:
+        print("  ".join([f"{name:{width}}", *(f"{recipe[name]!s:18}" for recipe in RECIPES.values())]).rstrip())
+        print(textwrap.fill(reasons[name], 110, initial_indent="    ", subsequent_indent="    "))
+    return OK
+
+
+# segment and explore ------------------------------------------------------------------------------------------------
+
+SOFTWARE = "tokencutseg segment"
+"""What our PNG files say wrote them: only such files are overwritten."""
+
+
+def _segment(arguments: argparse.Namespace) -> int:
+    import tokencutseg
+    from tokencutseg.data.images import DataError, read_image
+    from tokencutseg.report.notebooks import check_writable
+
+    images, failures = _find_images(arguments.images)
+    stems: dict[str, Path] = {}  # a name for each image's files: its own, with a number behind it where that is taken
+    for image in images:
+        names = (image.stem, *(f"{image.stem}-{number}" for number in range(2, len(images) + 2)))
+        stems[next(name for name in names if name.lower() not in {stem.lower() for stem in stems})] = image
+    for file in (arguments.out / f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "overlay")):
+        if file.exists() and not _is_ours(file):
+            raise ConfigError(f"{file} is there already and not from an earlier call; choose another folder with --out")
+    model = tokencutseg.load(arguments.model)
+    check_writable(arguments.out, "--out")
+    for stem, image in stems.items():
+        try:
+            pixels = read_image(image)
+        except DataError as error:
+            failures.append(str(error))
+            continue
+        mask = model.predict(pixels)
+        _save(_overlay(pixels, mask.astype(bool)), arguments.out / f"{stem}_overlay.png")
+        _save(mask.astype("uint8") * 255, arguments.out / f"{stem}_mask.png")
+        print(f"{image} -> {arguments.out / f'{stem}_mask.png'}")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return FAILED if failures else OK
+
+
+def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files that the arguments mean, each once and none of ours, and a sentence for each that means none."""
+    import glob
+
+    from tokencutseg.data.pairing import is_image, is_visible
+
+    found: dict[Path, Path] = {}  # by real path
+    failures = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            there = [file for file in sorted(path.iterdir()) if file.is_file() and is_visible(file.name)]
+            files = [file for file in there if is_image(file) and not _is_ours(file)]
+            if others := [file.name for file in there if not is_image(file)]:
+                print(f"note: skipped in {path}, as no images: {', '.join(others)}", file=sys.stderr)
+        elif path.exists() or not glob.has_magic(argument):
+            files = [path]  # a file that is missing is reported when it is read
+        else:
+            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+            files = [Path(match) for match in matches if Path(match).is_file()]
+        if not files:
+            failures.append(f"{argument} holds no image" if path.is_dir() else f"no file matches {argument}")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values()), failures
+
+
+def _is_ours(file: Path) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (UnidentifiedImageError, OSError, SyntaxError):
+        return False
+
+
+def _overlay(pixels: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+    """The image uint8 (H, W, 3) with the outline of the mask bool (H, W) drawn just inside it."""
+    from scipy.ndimage import binary_erosion
+
+    width = max(1, round(max(lesion.shape) / 200))
+    drawn = pixels.copy()
+    drawn[lesion & ~binary_erosion(lesion, iterations=width)] = (0, 190, 255)  # no skin has this blue
+    return drawn
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    about = PngInfo()
+    about.add_text("Software", SOFTWARE)
+    Image.fromarray(pixels).save(path, pnginfo=about)
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    _need("jupyterlab", "ipywidgets")
+    for option in ("model", "data"):
+        if (path := getattr(arguments, option)) is not None and not path.exists():
+            raise ConfigError(f"--{option} {path} does not exist")
+    if arguments.notebooks is None and CHECKOUT is None:
+        raise ConfigError("explorer.ipynb does not come with the installed package; clone the repository")
+    notebooks = (arguments.notebooks or CHECKOUT / "notebooks").absolute()
+    if not (notebooks / "explorer.ipynb").exists():
+        raise ConfigError(f"{notebooks} holds no explorer.ipynb; name a folder that does with --notebooks")
+    given = {name: getattr(arguments, name) for name in ("model", "data") if getattr(arguments, name) is not None}
+    environment = os.environ | {
+        f"TOKENCUTSEG_EXPLORE_{name.upper()}": str(path.absolute()) for name, path in given.items()
+    }
+    # defaults of JupyterLab's settings, which the user's own override: it does not ask whether it may fetch news
+    paths = [str(Path(__file__).parent / "explore" / "jupyter"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
+    environment["JUPYTER_CONFIG_PATH"] = os.pathsep.join(paths)
+    # it asks for the token that it prints, and listens to this machine alone
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={notebooks}", "--ip=127.0.0.1"]
+    command += ["--LabApp.default_url=/lab/tree/explorer.ipynb", f"--port={arguments.port}"]
+    command += ["--no-browser"] if arguments.no_browser else []
+    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # as in a container
+    with subprocess.Popen(command, env=environment) as server:
+        # Ctrl-C reaches JupyterLab too, which asks whether to shut down: this process only waits for what it does
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        try:
+            return server.wait()
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
+
+
+# fetch and audit ----------------------------------------------------------------------------------------------------
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from tokencutseg.data.download import archives, fetch
+    from tokencutseg.data.images import DataError
+
+    for name in arguments.names:
+        archives(name)  # an unknown name is an error before anything is downloaded
+    status = OK
+    for name in arguments.names:
+        try:
+            print(f"{name} is in {fetch(name, arguments.data)}")
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = FAILED
+    return status
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from tokencutseg.data.audit import overlaps
+    from tokencutseg.data.source import open_source
+    from tokencutseg.plots.evaluation import contact_sheet
+    from tokencutseg.report.notebooks import check_writable
+
+    if arguments.out:
+        check_writable(arguments.out, "--out")
+    source = open_source(arguments.data, configure())
+    sets = {
+        (dataset, split): source.load(dataset, split) for dataset, splits in source.datasets.items() for split in splits
+    }
+    shared = overlaps(sets, progress=sys.stderr.isatty())
+    print(shared.to_string(index=False) if len(shared) else "no image is shared")
+    left_out = source.unlabelled_exclusions
+    print(f"\nself-supervised stages use {len(source.unlabelled())} images; left out are {len(left_out)}")
+    for reason, count in Counter(exclusion["reason"] for exclusion in left_out).most_common():
+        print(f"{count:7d} {reason}")
+    if arguments.out:
+        shared.to_csv(arguments.out / "overlaps.csv", index=False)
+        contact_sheet(shared, sets).savefig(arguments.out / "contact_sheet.png", dpi=150, bbox_inches="tight")
+        print(f"\nthe pairs: {arguments.out / 'overlaps.csv'}, {arguments.out / 'contact_sheet.png'}")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
