@@ -71,7 +71,7 @@ def _isic(year: int, images: str, masks: str, preference: int, also: tuple[str, 
         split: OfficialSplit((images.format(names[split]),), masks.format(names[split]), count)
         for split, count in expected.items()
     }
-    folders = [folder for split in splits.values() for folder in (*split.images, split.masks)]
+    folders = [folder for split in splits.values() for folder in (*split.images, split.masks) if folder]
     archives = tuple(Archive(f"{year}/{folder}.zip", folder, (folder,)) for folder in folders)
     licence = "CC-0" if year < 2018 else "see the archive's download page"
     return Dataset(f"isic{year}", TRAIN_AND_TEST, licence, splits, archives, also, preference)
