@@ -7,6 +7,7 @@ import inspect
 import itertools
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,11 +65,14 @@ class DataSource:
         return split in self._loaders.get(dataset, {})
 
     def load(self, dataset: str, split: str) -> ImageSet:
-        """One split, kept for the next call. Raises DataError when it is not there."""
+        """One split, kept for the next call; warns of what was chosen or looks wrong in it. Raises DataError when it is
+        not there."""
         if not self.has(dataset, split):
             raise DataError(self._missing(dataset, split))
         if (dataset, split) not in self._loaded:
-            self._loaded[dataset, split] = self._loaders[dataset][split]()
+            self._loaded[dataset, split] = images = self._loaders[dataset][split]()
+            for note in images.notes:
+                warnings.warn(note, stacklevel=2)
         return self._loaded[dataset, split]
 
     def note(self, dataset: str, split: str) -> str:
@@ -123,7 +127,8 @@ class DataSource:
         for dataset, splits in self.datasets.items():
             for split in splits:
                 try:
-                    self.load(dataset, split)
+                    with warnings.catch_warnings(action="ignore"):  # `describe` lists the notes
+                        self.load(dataset, split)
                 except DataError as error:
                     problems.append(str(error))
         return problems
@@ -226,13 +231,21 @@ def _rows(sets: dict[str, dict[str, Split]], trained: list[str]) -> Rows:
 
 
 def _digest(splits: list[Split]) -> str:
-    """8 hex digits of what the splits hold: ids and file lengths, so that a copy has the same, wherever it lies."""
+    """8 hex digits of what the splits hold: ids, file lengths and a few bytes, so that a copy has the same, wherever it
+    lies."""
     held = [
         f"{split.dataset}/{split.name}/{sample.id} {[file.stat().st_size for file in sample.files]}"
         for split in splits
         for sample in split.samples
     ]
-    return hashlib.sha256("\n".join(sorted(held)).encode()).hexdigest()[:8] if held else ""
+    digest = hashlib.sha256("\n".join(sorted(held)).encode())
+    for split in splits:  # uncompressed files of other images may have the same lengths
+        for sample in split.samples[:: len(split.samples) // 4 + 1]:
+            for path in sample.files:
+                with path.open("rb") as file:
+                    file.seek(path.stat().st_size // 2)
+                    digest.update(file.read(4096))
+    return digest.hexdigest()[:8] if held else ""
 
 
 def _file_loader(split: Split, size: int, cache: Path | None) -> Callable[[], ImageSet]:
