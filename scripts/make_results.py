@@ -3,7 +3,9 @@
     python scripts/make_results.py            # a test checks that it would change nothing
 
 Prose names a number by study, table, labels that leave one row of it, and column, with a format behind a colon:
-``<!--=small-isic2017-encoder/main_results/unet/per_image/iou/mean:.3f-->0.735<!--/-->``. Numbers only, no sentences.
+``<!--=small-isic2017-encoder/main_results/unet/per_image/iou/mean:.3f-->0.735<!--/-->``. The format ``ci`` adds the
+95 % interval, with signs where the number is a difference; ``ci*`` ends in a star where that is significant. Numbers
+only, no sentences.
 """
 
 from __future__ import annotations
@@ -47,6 +49,15 @@ def number(name: str, form: str | None = None) -> str:
         rows = rows[(rows == label).any(axis=1)]
     if len(rows) != 1:
         raise ValueError(f"{name} names {len(rows)} rows of {table}")
+    if form in ("ci", "ci*"):
+        value, *ends = (float(rows[name].iloc[0]) for name in (column, *INTERVALS[column]))
+        starred, digits = (
+            form == "ci*",
+            3 if min(map(abs, ends)) >= 5e-4 else 4,
+        )  # so that an end near zero keeps its sign
+        form = f"{'+' if column == 'diff' else ''}.{digits}f"
+        star = "*" if starred and ends[0] * ends[1] > 0 and float(rows["p_holm"].iloc[0]) < 0.05 else ""
+        return f"{value:{form}} [{', '.join(format(end, form) for end in ends)}]{star}".replace("-", "−")
     return format(float(rows[column].iloc[0]), form or ".3f").replace("-", "−")
 
 

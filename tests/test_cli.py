@@ -68,7 +68,7 @@ def test_help_is_instant():
     """It imports nothing heavy, and waiting threads are passive before torch is imported."""
     code = (
         "import os, sys, tokencutseg.cli as cli\ntry:\n    cli.main(['run', '-h'])\n"
-        "finally:\n    print({'torch', 'numpy', 'papermill', 'pandas'} & set(sys.modules), os.environ['OMP_WAIT_POLICY'])"
+        "finally:\n    print({'torch', 'numpy', 'papermill'} & set(sys.modules), os.environ['OMP_WAIT_POLICY'])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -177,7 +177,7 @@ def test_run_passes_its_options_on(notebooks, tmp_path, monkeypatch, capsys):
     def run_notebooks(chosen, parameters, study, **options):
         executed.append(([path.stem for path in chosen], parameters["data"], *options.values()))
         study.mkdir(parents=True, exist_ok=True)
-        return [runner.Outcome(path.stem, None) for path in chosen]
+        return {path.stem: None for path in chosen}
 
     monkeypatch.setattr(runner, "run_notebooks", run_notebooks)
     data = own_data(tmp_path / "clinic")

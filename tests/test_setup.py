@@ -42,7 +42,7 @@ DEV = names(PROJECT["dependency-groups"]["dev"])
 
 def imported(*folders):
     """The distributions behind every import of the Python files in `folders`, the standard library's apart."""
-    local = {"tokencutseg", "tests", *(path.stem for folder in folders for path in (ROOT / folder).rglob("*.py"))}
+    local = {"tokencutseg", *(path.stem for folder in folders for path in (ROOT / folder).rglob("*"))}
     found = set()
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -231,7 +231,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options = {"jobs": jobs, "timeout": arguments.timeout or runner.CELL_TIMEOUT, "again": arguments.again}
     outcomes = runner.run_notebooks(notebooks, parameters, folder, **options)
     index = write_index(folder, runner.find_notebooks(arguments.notebooks))
-    done = sum(outcome.failure is None for outcome in outcomes)
+    done = sum(failure is None for failure in outcomes.values())
     print(f"{done} of {len(outcomes)} notebooks done: {index}")
     return OK if done == len(outcomes) else FAILED
 

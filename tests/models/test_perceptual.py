@@ -4,7 +4,7 @@ import urllib.request
 
 import pytest
 import torch
-from torchvision.models import squeezenet1_1
+from torchvision.models import VGG16_Weights
 
 from tokencutseg.models import perceptual
 from tokencutseg.models.perceptual import load_lpips
@@ -21,19 +21,19 @@ def no_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    perceptual.unreachable.cache_clear()
-    perceptual._fetch.cache_clear()
+    for cached in (perceptual.unreachable, perceptual._fetch):
+        cached.cache_clear()
     yield asked
-    perceptual.unreachable.cache_clear()
-    perceptual._fetch.cache_clear()
+    for cached in (perceptual.unreachable, perceptual._fetch):
+        cached.cache_clear()
 
 
-def test_without_a_network_features_are_random_under_a_fixed_seed(no_network, capsys):
+def test_random_features_without_a_network(no_network, capsys):
     before = torch.get_rng_state()
-    with pytest.warns(UserWarning, match="no network here.*random features"):
-        first, name = load_lpips("squeeze")
-    second, _ = load_lpips("squeeze")
-    assert name == first.weights_name == "squeezenet1_1-random"
+    with pytest.warns(UserWarning, match=r"no network here.*random features"):
+        first, name = load_lpips()
+    second, _ = load_lpips()
+    assert name == first.weights_name == "vgg16-random"
     assert len(no_network) == 1 and no_network[0][1] <= 5, "the server is asked once, and not for long"
     assert torch.equal(torch.get_rng_state(), before)
     assert capsys.readouterr().out == ""
@@ -43,7 +43,7 @@ def test_without_a_network_features_are_random_under_a_fixed_seed(no_network, ca
 
 def test_distance_is_frozen_and_differentiable_in_the_images(no_network):
     with pytest.warns(UserWarning, match="random features"):
-        distance, _ = load_lpips("squeeze")
+        distance, _ = load_lpips()
     torch.nn.Sequential(distance).train()
     assert not any(part.training for part in distance.modules())
     assert not any(parameter.requires_grad for parameter in distance.parameters())
@@ -59,15 +59,7 @@ def test_distance_is_frozen_and_differentiable_in_the_images(no_network):
 
 
 def test_cached_weights_are_used_without_asking(no_network, tmp_path):
-    architecture, weights = perceptual.TRUNKS["squeeze"]
-    trunk = squeezenet1_1()
+    url = VGG16_Weights.IMAGENET1K_V1.url
     (tmp_path / "checkpoints").mkdir()
-    torch.save(trunk.state_dict(), tmp_path / "checkpoints" / weights.url.rpartition("/")[2])
-    distance, name = load_lpips("squeeze")
-    assert name == f"{architecture}-imagenet" and no_network == []
-    assert torch.equal(distance.net.slice1[0].weight, trunk.features[0].weight)
-
-
-def test_unknown_network():
-    with pytest.raises(ValueError, match="Known: vgg, alex, squeeze"):
-        load_lpips("resnet")
+    (tmp_path / "checkpoints" / url.rpartition("/")[2]).touch()
+    assert perceptual._fetch(url) and no_network == []

@@ -65,16 +65,20 @@ def shown(axes):
     return [np.asarray(axis.images[0].get_array()) for axis in axes]
 
 
-def dots(axis):
-    """Values and rows of the dots of `dot_interval`, in the order of the rows, then of the series: (n, 2)."""
+def assert_drawn(axis, table, columns=("mean", "low", "high")):
+    """`dot_interval` has drawn these values and intervals of the table, whose rows are in the order of the axis."""
+    table = table[list(columns)].dropna()
     points = np.concatenate([part.get_offsets() for part in axis.collections if isinstance(part, PathCollection)])
-    return points[np.argsort(points[:, 1], kind="stable")]
-
-
-def spans(axis):
-    """Ends of the intervals of `dot_interval`, in the order of `dots`: (n, 2)."""
     lines = [line for part in axis.collections if isinstance(part, LineCollection) for line in part.get_segments()]
-    return np.array([line[:, 0] for line in sorted(lines, key=lambda line: line[0, 1])])
+    np.testing.assert_allclose(points[np.argsort(points[:, 1], kind="stable"), 0], table[columns[0]])
+    if len(columns) > 1:
+        ends = [line[:, 0] for line in sorted(lines, key=lambda line: line[0, 1])]
+        np.testing.assert_allclose(ends, table[list(columns[1:])])
+
+
+def cells(scored, names, keys):
+    """A table of `scored` with these combinations of keys in columns of these names."""
+    return scored(**dict(zip(names, zip(*keys, strict=True), strict=True)))
 
 
 def rows(axis):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from plots.conftest import dots, rows, shown, spans
+from plots.conftest import assert_drawn, cells, rows, shown
 
 from tokencutseg import plots
 from tokencutseg.data.audit import COLUMNS
@@ -16,27 +16,21 @@ from tokencutseg.plots.style import METHODS, REDUCTIONS
 
 @pytest.fixture(scope="module")
 def records():
-    rng = np.random.default_rng(0)
-    groups = itertools.product("a", "ab", ("tokencutseg", "otsu", "mine"))
-    parts = [
-        pd.DataFrame({"train": train, "test": test, "method": method, "iou": rng.uniform(0, 1, 20)})
-        for train, test, method in groups
-    ]
-    return pd.concat(parts, ignore_index=True)
+    keys = [key for key in itertools.product("a", "ab", ("tokencutseg", "otsu", "mine")) for _ in range(20)]
+    table = pd.DataFrame(keys, columns=["train", "test", "method"])
+    return table.assign(iou=np.random.default_rng(0).uniform(0, 1, len(table)))
 
 
 def test_per_image_scores_draw_the_share_of_images_at_or_below(records):
     figure = plots.per_image_scores(records)
     for axis, (_, part) in zip(figure.axes, records.groupby(["train", "test"]), strict=True):
-        lines = [line for line in axis.lines if len(line.get_xdata()) > 2]
-        drawn = {line.get_color(): line for line in lines}
-        assert len(drawn) == 3
+        drawn = {line.get_color(): line for line in axis.lines if len(line.get_xdata()) > 2}
+        assert len(drawn) == 3 and axis.get_title().endswith("n = 20")
         for method in ("tokencutseg", "otsu"):
-            values, line = part.loc[part["method"] == method, "iou"], drawn[METHODS[method].colour]
-            x, y = line.get_xdata(), line.get_ydata()
+            values = part.loc[part["method"] == method, "iou"]
+            x, y = drawn[METHODS[method].colour].get_data()
             at = [y[np.searchsorted(x, value, side="right") - 1] for value in values]
             np.testing.assert_allclose(at, [(values <= value).mean() for value in values])
-        assert axis.get_title().endswith("n = 20")
 
 
 def test_per_image_scores_of_five_pairs_take_two_rows(records):
@@ -45,24 +39,20 @@ def test_per_image_scores_of_five_pairs_take_two_rows(records):
 
 
 def test_cross_dataset_draws_every_mean_interval_and_published_number(scored):
-    cells = list(itertools.product("ab", REDUCTIONS, ("iou", "dice")))
-    table = scored(**dict(zip(("test", "reduction", "measure"), zip(*cells, strict=True), strict=True))).assign(
-        train="a"
-    )
-    table["published"] = np.where((table["reduction"] == "micro_two_class") & (table["test"] == "a"), 0.8, np.nan)
-    figure = plots.cross_dataset(table)
-    for axis, measure in zip(figure.axes, ("iou", "dice"), strict=True):
-        part = table[table["measure"] == measure]
-        np.testing.assert_allclose(np.sort(dots(axis)[:, 0]), np.sort([*part["mean"], 0.8]))
-        np.testing.assert_allclose(spans(axis), part[["low", "high"]])
-    assert rows(figure.axes[0]) == ["a → a", "a → b"]
+    table = cells(scored, ("test", "reduction", "measure"), itertools.product("ab", REDUCTIONS, ("iou", "dice")))
+    table = table.assign(train="a", published=np.nan)
+    axes = plots.cross_dataset(table).axes
+    for axis, measure in zip(axes, ("iou", "dice"), strict=True):
+        assert_drawn(axis, table[table["measure"] == measure])
+    assert rows(axes[0]) == ["a → a", "a → b"]
+    crosses = plots.cross_dataset(table.assign(published=0.8)).axes[0].collections[-1]
+    assert set(crosses.get_offsets()[:, 0]) == {0.8} and len(crosses.get_offsets()) == 8
 
 
 def test_score_by_lesion_size_draws_the_bins_and_each_image(records, scored):
     table = scored(method=["tokencutseg"] * 2 + ["otsu"] * 2, lesion_fraction=[0.1, 0.4] * 2)
     own = records[records["method"] == "tokencutseg"].assign(lesion_fraction=np.linspace(0.01, 0.9, 40))
-    (axis,) = plots.score_by_lesion_size(table, own).axes
-    images, *lines = axis.lines
+    images, *lines = plots.score_by_lesion_size(table, own).axes[0].lines
     np.testing.assert_array_equal(images.get_xydata(), own[["lesion_fraction", "iou"]])
     for line, (_, part) in zip(lines, table.groupby("method", sort=False), strict=True):
         np.testing.assert_array_equal(line.get_xydata(), part[["lesion_fraction", "mean"]])
@@ -70,15 +60,13 @@ def test_score_by_lesion_size_draws_the_bins_and_each_image(records, scored):
 
 def test_score_by_group_draws_every_group_of_the_first_training_set(scored):
     groups = [("lesion size", "small", "a"), ("lesion size", "large", "a"), ("site", "a", "a"), ("site", "b", "b")]
-    cells = [(*group, train, method) for group in groups for train in "ab" for method in ("tokencutseg", "otsu")]
-    names = ("grouping", "group", "test", "train", "method")
-    table = scored(**dict(zip(names, zip(*cells, strict=True), strict=True))).assign(n=20)
-    figure = plots.score_by_group(table)
-    for axis, (grouping, part) in zip(figure.axes, table[table["train"] == "a"].groupby("grouping"), strict=True):
-        assert axis.get_title() == grouping
-        np.testing.assert_allclose(dots(axis)[:, 0], part["mean"])
-        np.testing.assert_allclose(spans(axis), part[["low", "high"]])
-    assert rows(figure.axes[1]) == ["a\nn = 20", "b\nn = 20"]
+    keys = [(*group, train, method) for group in groups for train in "ab" for method in ("tokencutseg", "otsu")]
+    table = cells(scored, ("grouping", "group", "test", "train", "method"), keys).assign(n=20)
+    axes = plots.score_by_group(table).axes
+    for axis, (grouping, part) in zip(axes, table[table["train"] == "a"].groupby("grouping"), strict=True):
+        assert_drawn(axis, part)
+        assert grouping in axis.get_xlabel()
+    assert rows(axes[1]) == ["a\nn = 20", "b\nn = 20"]
 
 
 def test_contact_sheet_shows_pairs_under_different_ids_the_doubtful_first():

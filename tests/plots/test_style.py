@@ -91,13 +91,6 @@ def test_neighbouring_codes_have_different_colours():
     assert np.abs(np.diff(colours, axis=0)).max(1).min() > 0.1
 
 
-def test_show_image_stretches_a_map_over_the_pixels():
-    axis = style.make_figure()[1][0, 0]
-    style.show_image(axis, torch.tensor([[0.0, 1.0], [2.0, 3.0]], requires_grad=True), side=32)
-    assert axis.images[0].get_extent() == [-0.5, 31.5, 31.5, -0.5]
-    np.testing.assert_array_equal(axis.images[0].get_array(), [[0, 1], [2, 3]])
-
-
 def test_the_outline_of_an_empty_or_full_mask_is_nothing():
     axis = style.make_figure()[1][0, 0]
     for mask in (torch.zeros(4, 4), torch.ones(4, 4)):

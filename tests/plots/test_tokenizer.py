@@ -19,11 +19,6 @@ def test_dataset_preview_spaces_images_evenly(images):
     assert [len(axis.collections) for axis in figure.axes] == [1, 1, 1, 0, 0, 0], "an outline where there is a mask"
 
 
-def test_dataset_preview_leaves_places_empty_where_a_set_is_small(images):
-    figure = plots.dataset_preview([images.subset([0, 1])], columns=4)
-    assert [len(axis.images) for axis in figure.axes] == [1, 1, 0, 0]
-
-
 @pytest.mark.parametrize("adversarial", [True, False])
 def test_vqgan_curves_draw_the_history(adversarial):
     terms = ["reconstruction", "perceptual", "commitment"] + ["discriminator"] * adversarial

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from plots.conftest import H, K, S, dots, rows, shown, spans
+from plots.conftest import H, K, S, assert_drawn, rows, shown
 
 from tokencutseg import plots
 from tokencutseg.evaluation.inspection import Inpainting
@@ -74,7 +74,6 @@ def test_linear_probe_draws_scores_with_intervals():
     table = pd.DataFrame({"features": ["colour", "tokenizer", "output"], "balanced_accuracy": [0.8, 0.85, 0.9]})
     table = table.assign(low=[0.75, 0.8, 0.88], high=[0.82, 0.9, 0.93])
     (axis,) = plots.linear_probe(table).axes
-    np.testing.assert_allclose(dots(axis)[:, 0], table["balanced_accuracy"])
-    np.testing.assert_allclose(spans(axis), table[["low", "high"]])
+    assert_drawn(axis, table, ["balanced_accuracy", "low", "high"])
     assert rows(axis) == list(table["features"])
     assert set(axis.lines[0].get_xdata()) == {0.8}, "the line of raw colour"

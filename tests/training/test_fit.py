@@ -16,7 +16,7 @@ from tokencutseg.models.losses import dice_loss
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.training.batches import EvalLoader, TrainLoader
 from tokencutseg.training.fit import AtomicCheckpointIO, Hardware, fit
-from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCache, TokenCutSegModule, VQGANModule
+from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
 
 
 class Interrupted(Exception):
@@ -170,30 +170,6 @@ def test_joint_training_teaches_the_vocabulary_head(tmp_path):
     train("segmentation", tmp_path, epochs=1, recipe="released")
     history = pd.read_csv(tmp_path / "history.csv")
     assert {"train_masked_tokens", "train_deepcut", "train_cross_entropy", "train_dice"} <= set(history)
-
-
-@pytest.mark.parametrize(
-    ("stage", "recipe"), [("masked_gpt", "revised"), ("segmentation", "revised"), ("segmentation", "released")]
-)
-def test_validation_images_are_encoded_once(tmp_path, monkeypatch, stage, recipe):
-    """With the same scores as without the cache; a codebook that drifts is not cached."""
-    histories, counts = [], []
-    for limit in (2**30, 0):
-        monkeypatch.setattr(TokenCache, "LIMIT", limit)
-        module, batches, validation, _ = made(stage, recipe)
-        seen, words = [], module.model.encode_to_tokens
-
-        def counted(images, encoded=words, seen=seen):
-            seen.append(len(images))
-            return words(images)
-
-        module.model.encode_to_tokens = counted
-        fit(module, batches, validation, 3, tmp_path / str(limit), stage)
-        counts.append(len(seen))
-        histories.append(pd.read_csv(tmp_path / str(limit) / "history.csv").drop(columns="seconds"))
-    pd.testing.assert_frame_equal(*histories)
-    assert counts[1] - counts[0] == 2 * len(validation), "two of three epochs looked up"
-    assert made("segmentation", **{"segmentation.frozen_codebook": False})[0]._cache is None
 
 
 def test_the_running_mean_of_weights_takes_their_batch_statistics_along():

@@ -18,7 +18,7 @@ def sample_token_masks(
     config: MaskedGPTConfig, pattern: str, ratio: float, grid: tuple[int, int], n: int = 1, seed: int = 0
 ) -> Tensor:
     """Token masks (n, H, W) bool of a pattern (`iid` or `block`) and mask ratio, True where a token is masked."""
-    config = dataclasses.replace(config, mask_pattern=pattern)
+    config = dataclasses.replace(config, mask_pattern=pattern)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     return sample_token_mask((n, *grid), config, generator, ratio).unflatten(1, grid)
 

@@ -1,7 +1,4 @@
-"""One row per image: the raw counts, the overlap and boundary scores, and the labels the row is looked up by.
-
-Everything that the study says about segmentation is computed from these rows (`tokencutseg.evaluation.statistics`), so
-that any reduction of a mean can be had later without predicting again.
+"""One row per image: the raw counts, and the overlap and boundary scores. All summaries are computed from these rows.
 
 Empty masks are decided here, once. If prediction and target are both empty they agree: IoU = Dice = NSD = 1 and
 HD95 = 0. If only one of them is, they share nothing: IoU = Dice = NSD = 0 and HD95 is the image's diagonal, longer than
@@ -58,37 +55,22 @@ def score(
     """
     prediction, target = _mask(predictions, "predictions"), _mask(targets, "targets")
     if prediction.shape != target.shape or len(ids) != len(target):
-        raise ValueError(
-            f"predictions {prediction.shape}, targets {target.shape} and {len(ids)} ids must describe the "
-            f"same images at the same size"
-        )
+        shapes = f"predictions {prediction.shape}, targets {target.shape} and {len(ids)} ids"
+        raise ValueError(f"{shapes} must describe the same images at the same size")
     if len(set(ids)) != len(ids):
-        raise ValueError(
-            f"image id {next(i for i in ids if list(ids).count(i) > 1)!r} occurs twice in one set; "
-            f"score each image once"
-        )
-    size = target.shape[-1]
-    counts = confusion(prediction, target, (1, 2))
+        twice = next(i for i in ids if list(ids).count(i) > 1)
+        raise ValueError(f"image id {twice!r} occurs twice in one set; score each image once")
+    counts, size = confusion(prediction, target, (1, 2)), target.shape[-1]
     tp, fp, fn, _ = counts
-    records = pd.DataFrame(
-        {
-            **labels,
-            "id": list(ids),
-            "size": size,
-            **dict(zip(COUNTS, counts, strict=True)),
-            "iou": overlap(tp, fp, fn, "iou"),
-            "dice": overlap(tp, fp, fn, "dice"),
-        }
-    )
+    records = pd.DataFrame({**labels, "id": list(ids), "size": size, **dict(zip(COUNTS, counts, strict=True))})
+    for measure in ("iou", "dice"):
+        records[measure] = overlap(tp, fp, fn, measure)
     if boundary:
         records[["nsd", "hd95"]] = [boundary_scores(p, t) for p, t in zip(prediction, target, strict=True)]
-    records["lesion_fraction"] = (tp + fn) / size**2
-    records["empty_prediction"] = tp + fp == 0
-    records["empty_mask"] = tp + fn == 0
-    return records
+    return records.assign(lesion_fraction=(tp + fn) / size**2, empty_prediction=tp + fp == 0, empty_mask=tp + fn == 0)
 
 
-def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
+def native_scores(lesion_scores: torch.Tensor, images: ImageSet) -> pd.DataFrame:
     """The scores against the masks as they lie in their files, to whose size the predictions are brought.
 
     Where the files have the size of the original photographs, this is how the ISIC challenges score. Where they were
@@ -96,10 +78,9 @@ def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
     by repeating pixels. Several files are read at once, and none is kept.
 
     Args:
-        margins: (N, S, S) float, the probability of lesion minus that of skin; stretched bilinearly to the size of each
-            file, lesion where positive.
-        images: the set that was predicted. Where its masks are in no files (synthetic ones), its own size is the native
-            one.
+        lesion_scores: (N, S, S) float, p(lesion) − p(skin); stretched bilinearly to the size of each file, lesion where
+            positive.
+        images: the set that was predicted. Masks that are in no files (synthetic ones) are scored at their own size.
 
     Returns N rows with `height`, `width` (at which it was scored, in pixels), and `tp`, `fp`, `fn`, `tn`, `iou`,
     `dice`, `nsd`, `hd95`, each with `_native` behind it, decided for empty masks as `score` does. Raises DataError for
@@ -109,16 +90,14 @@ def native_scores(margins: torch.Tensor, images: ImageSet) -> pd.DataFrame:
     def one(index: int) -> dict[str, float]:
         target = _in_shape(images.native_mask(index), images.native_sizes[index])
         stretched = torch.nn.functional.interpolate(
-            margins[index][None, None].float(), target.shape, mode="bilinear", align_corners=False
+            lesion_scores[index][None, None].float(), target.shape, mode="bilinear", align_corners=False
         )
         prediction = stretched[0, 0].numpy() > 0
-        counts = confusion(prediction, target)
-        scores = dict(zip(COUNTS, counts, strict=True)) | {
-            measure: float(overlap(*counts[:3], measure)) for measure in ("iou", "dice")
-        }
-        scores |= dict(zip(("nsd", "hd95"), boundary_scores(prediction, target), strict=True))
-        height, width = target.shape
-        return {"height": height, "width": width} | {f"{name}_native": value for name, value in scores.items()}
+        tp, fp, fn, tn = confusion(prediction, target)
+        scores = [tp, fp, fn, tn, *(float(overlap(tp, fp, fn, measure)) for measure in ("iou", "dice"))]
+        names = [f"{name}_native" for name in (*COUNTS, "iou", "dice", "nsd", "hd95")]
+        values = zip(names, [*scores, *boundary_scores(prediction, target)], strict=True)
+        return {"height": target.shape[0], "width": target.shape[1], **dict(values)}
 
     with ThreadPoolExecutor(min(8, available_cores())) as pool:  # decoding lets go of the interpreter
         return pd.DataFrame(list(pool.map(one, range(len(images)))))
@@ -133,27 +112,22 @@ def _in_shape(mask: np.ndarray, native: tuple[int, int]) -> np.ndarray:
 
 def confusion(prediction: np.ndarray, target: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
     """How many entries of two bool arrays are tp, fp, fn, tn, counted over `axis` (None: all): (4, …)."""
-    return np.stack(
-        [
-            np.count_nonzero(hits, axis=axis)
-            for hits in (prediction & target, prediction & ~target, ~prediction & target, ~prediction & ~target)
-        ]
-    )
+    cells = (prediction & target, prediction & ~target, ~prediction & target, ~prediction & ~target)
+    return np.stack([np.count_nonzero(cell, axis=axis) for cell in cells])
 
 
 def contrast(images: ImageSet) -> np.ndarray:
     """How far lesion and skin of each image are apart: the difference of their mean colours (Euclidean, each channel in
     [0, 1]) over the pixels' own spread, (N,). NaN where the reference mask is empty or full."""
+    assert images.masks is not None, "an image set without masks has no contrast"
     parts = []
     for pixels, masks in zip(images.images.split(64), images.masks.split(64), strict=True):
-        x, lesion = pixels.float().flatten(2) / 255, masks.flatten(1).bool()  # (n, 3, S²), (n, S²)
-        means = []
-        for region in (lesion, ~lesion):
-            weight = region[:, None].float()
-            means.append((x * weight).sum(-1) / weight.sum(-1))
-        within = torch.where(lesion[:, None], x - means[0][..., None], x - means[1][..., None])
-        spread = within.square().mean(-1).sum(1).sqrt()
-        parts.append((means[0] - means[1]).norm(dim=1) / spread)
+        x, lesion = pixels.float().flatten(2) / 255, masks.flatten(1)[:, None].bool()  # (n, 3, S²), (n, 1, S²)
+        inside, outside = (
+            (x * region).sum(-1, keepdim=True) / region.sum(-1, keepdim=True) for region in (lesion, ~lesion)
+        )
+        spread = torch.where(lesion, x - inside, x - outside).square().mean(-1).sum(1).sqrt()
+        parts.append((inside - outside)[..., 0].norm(dim=1) / spread)
     return torch.cat(parts).numpy()
 
 
@@ -191,8 +165,7 @@ def _mask(values: torch.Tensor | np.ndarray, name: str) -> np.ndarray:
     if array.ndim != 3 or array.shape[1] != array.shape[2]:
         raise ValueError(f"{name} must have shape (N, S, S), not {array.shape}")
     mask = array.astype(bool)
-    if array.dtype != bool and not np.array_equal(mask, array):
-        raise ValueError(
-            f"{name} must hold 0 (skin) and 1 (lesion) only; threshold probabilities and divide 0/255 masks first"
-        )
+    if not np.array_equal(mask, array):
+        hint = "threshold probabilities and divide 0/255 masks first"
+        raise ValueError(f"{name} must hold 0 (skin) and 1 (lesion) only; {hint}")
     return mask

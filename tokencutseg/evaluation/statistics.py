@@ -1,8 +1,7 @@
 """From per-image records to one number with its interval, under each reduction that the literature calls "mIoU".
 
 Every reduction is a function of *sums* over images (of pixel counts, or of per-image scores). That makes the bootstrap
-one matrix product: draw how often each image is taken, (draws, images), times the columns to be summed, (images,
-columns). The point estimate is the same function of the plain sums.
+one matrix product: how often each image is drawn, (draws, images), times the columns to be summed, (images, columns).
 
 Images of one patient or lesion are not independent. Where the records say so in a column `cluster`, whole clusters are
 drawn; where an image occurs several times (one `id` under several seeds), its rows are drawn together.
@@ -81,17 +80,11 @@ class PairedDifference:
 
 
 def summarise(records: pd.DataFrame, reduction: str, measure: str, draws: int = 10_000, seed: int = 0) -> Summary:
-    """The mean of `measure` under `reduction` with a 95 % percentile bootstrap interval over images.
+    """The mean of a measure (of `MEASURES`) over `records` (rows of `per_image.score`) under a reduction (of
+    `REDUCTIONS`), with a 95 % percentile bootstrap interval over images.
 
-    Args:
-        records: rows of `per_image.score`.
-        reduction: a key of `REDUCTIONS`.
-        measure: a key of `MEASURES`.
-        draws: bootstrap resamples.
-        seed: the same records, draws and seed give the same interval.
-
-    Raises:
-        ValueError: for an unknown or impossible pair of reduction and measure, or no records.
+    The same records, draws (resamples) and seed give the same interval. Raises ValueError for an unknown or impossible
+    pair of reduction and measure, or no records.
     """
     return _summaries(records, [(reduction, measure)], draws, seed)[0]
 
@@ -104,16 +97,11 @@ def summary_table(
     draws: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`summarise` for every group of rows that agree in the columns `by`, and every reduction and measure.
+    """`summarise` for every group of rows that agree in the columns `by`, and every reduction and measure that exist
+    together and were scored.
 
-    A pair that does not exist (see `MEASURES`) has no row, nor does a boundary measure where none was scored. Groups
-    keep the order in which they occur.
-
-    Returns:
-        A frame with the columns `by`, then `reduction`, `measure`, `n`, `mean`, `low`, `high`.
-
-    Raises:
-        ValueError: as `summarise`.
+    Columns `by`, then reduction, measure, n, mean, low, high; groups in the order in which they occur. Raises
+    ValueError as `summarise`.
     """
     for name, given, known in (("reduction", reductions, REDUCTIONS), ("measure", measures, MEASURES)):
         for unknown in set(given) - set(known):
@@ -162,10 +150,7 @@ def paired_differences(
     are resampled with the same draws.
 
     The p-value is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs, and NaN for a micro
-    reduction, which has no score per image.
-
-    Raises:
-        ValueError: if the ids differ or repeat, or as `summarise`.
+    reduction, which has no score per image. Raises ValueError if the ids differ or repeat, or as `summarise`.
     """
     for pair in pairs:
         _check(*pair)
@@ -173,15 +158,15 @@ def paired_differences(
     if not (a.index.is_unique and b.index.is_unique):
         raise ValueError("an image id occurs twice; compare one method with one other, one row per image each")
     if len(a) != len(b) or not a.index.isin(b.index).all():
-        raise ValueError(
-            f"the two methods were scored on different images: {len(a.index.difference(b.index))} ids "
-            f"only in the first, {len(b.index.difference(a.index))} only in the second"
-        )
+        first, second = len(a.index.difference(b.index)), len(b.index.difference(a.index))
+        counts = f"{first} ids only in the first, {second} only in the second"
+        raise ValueError(f"the two methods were scored on different images: {counts}")
     b = b.loc[a.index]
     both = [[_columns(part, *pair) for part in (a, b)] for pair in pairs]
 
     def difference(sums: np.ndarray, pair: tuple[str, str]) -> np.ndarray:
-        return np.subtract(*(_score(half, *pair) for half in np.split(sums, 2, axis=-1)))
+        a, b = np.split(sums, 2, axis=-1)
+        return _score(a, *pair) - _score(b, *pair)
 
     jobs = [(np.hstack(columns), partial(difference, pair=pair)) for columns, pair in zip(both, pairs, strict=True)]
     results = []
@@ -205,11 +190,8 @@ def seeded_difference(
     interval is that of `paired_difference`. Wilcoxon's test is on the images' changes, averaged over the seeds, and
     takes these as given.
 
-    Args:
-        changed, reference: the records of one training per seed, seeds in the same order.
-
-    Raises:
-        ValueError: for different numbers of seeds, or images that are not the same for all.
+    `changed` and `reference` are the records of one training per seed, seeds in the same order. Raises ValueError for
+    different numbers of seeds, or images that are not the same for all.
     """
     if len(changed) != len(reference) or not changed:
         raise ValueError(f"{len(changed)} and {len(reference)} trainings cannot be paired by seed")
@@ -229,22 +211,21 @@ def seeded_difference(
 
 
 def mean_interval(
-    values: np.ndarray, draws: int = 10_000, seed: int = 0, units: Sequence | None = None
+    values: np.ndarray, draws: int = 10_000, seed: int = 0, units: Sequence | np.ndarray | None = None
 ) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the mean of `values` (N,), one per image; see `interval`."""
     return interval(np.column_stack([values, np.ones(len(values))]), _ratio, draws, seed, units)
 
 
 def interval(
-    columns: np.ndarray, statistic: Statistic, draws: int = 10_000, seed: int = 0, units: Sequence | None = None
+    columns: np.ndarray,
+    statistic: Statistic,
+    draws: int = 10_000,
+    seed: int = 0,
+    units: Sequence | np.ndarray | None = None,
 ) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval over images of a function of sums.
-
-    Args:
-        columns: what is summed, (N, C), one row per image.
-        statistic: sums (..., C) → the score (...).
-        units: labels (N,); images of one label are drawn together.
-    """
+    """The 95 % percentile bootstrap interval of a function of the sums of `columns` (N, C), one row per image; those of
+    one label in `units` (N,) are drawn together."""
     return _bootstrap([(columns, statistic)], draws, seed, None if units is None else np.asarray(units))[0][1:]
 
 
@@ -370,7 +351,5 @@ def _check(reduction: str, measure: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"unknown reduction {reduction!r}. Known: {', '.join(REDUCTIONS)}")
     if reduction not in MEASURES[measure]:
-        raise ValueError(
-            f"{measure!r} has no reduction {reduction!r}, only {', '.join(MEASURES[measure])}: a "
-            f"boundary, or a size of its own, belongs to one image"
-        )
+        reason = "a boundary, or a size of its own, belongs to one image"
+        raise ValueError(f"{measure!r} has no reduction {reduction!r}, only {', '.join(MEASURES[measure])}: {reason}")

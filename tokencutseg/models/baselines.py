@@ -75,8 +75,8 @@ def declaration(name: str) -> dict[str, Any]:
         return {"source": inspect.getsource(declared)}
     except (OSError, TypeError) as error:
         raise ConfigError(
-            f"the source of baseline {name!r} cannot be read, by which its trainings are told apart; define it as a "
-            f"class or function in a file or a notebook cell"
+            f"the source of baseline {name!r}, which names its trainings, cannot be read; define it as a class or "
+            f"function in a file or a notebook cell"
         ) from error
 
 
@@ -109,7 +109,6 @@ class Baseline(SegmentationModel):
         return self.network(padded)[..., top : top + H, left : left + W]
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """RGB in [0, 1] (B, 3, S, S) → (B, 2, S, S), from a single forward pass."""
         return self(images).softmax(1)
 
 
@@ -143,17 +142,14 @@ def _has_imagenet_weights(encoder: str) -> bool:
     import segmentation_models_pytorch as smp
 
     settings = smp.encoders.encoders[encoder]["pretrained_settings"]["imagenet"]
-    files = [
-        {"repo_id": settings["repo_id"], "filename": filename, "revision": settings["revision"]}
-        for filename in ("config.json", "model.safetensors")
-    ]
-    if all(isinstance(try_to_load_from_cache(**file), str) for file in files):
+    repo, files = {key: settings[key] for key in ("repo_id", "revision")}, ("config.json", "model.safetensors")
+    if all(isinstance(try_to_load_from_cache(filename=file, **repo), str) for file in files):
         return True
-    reason = unreachable(hf_hub_url(**files[0]))
+    reason = unreachable(hf_hub_url(filename=files[0], **repo))
     if reason is None:
         try:
             for file in files:
-                hf_hub_download(**file)
+                hf_hub_download(filename=file, **repo)
             return True
         except OSError as error:
             reason = str(error)

@@ -53,9 +53,8 @@ def save_half(run: str | Path, folder: Path) -> int:
     if (folder / CONFIG).exists() and not (folder / WEIGHTS).exists():
         raise DataError(f"{folder} has settings of its own, as a study has, which would be lost; write to another one")
     about, source = _about(run)
-    state = {
-        key: value.half() if value.is_floating_point() else value for key, value in load_file(source / WEIGHTS).items()
-    }
+    state = load_file(source / WEIGHTS)
+    state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
         raise DataError(f"{source} holds weights beyond half precision in {broken[0]}; keep it in full precision")
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,15 +73,10 @@ def load(path: str | Path = PRETRAINED) -> nn.Module:
     about, folder = _about(path)
     config, state = Config.from_dict(about["config"]), load_file(folder / WEIGHTS)
     model = build(about["stage"], config, about.get("name"), pretrained=False)
+    if about["stage"] == "masked_gpt":
+        state = model.state_dict() | state  # the head and the up-sampler are not trained yet
     try:
-        if about["stage"] == "masked_gpt":
-            tokenizer, transformer, encoder = (
-                {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
-                for part in PRETRAINED_PARTS
-            )
-            model.load_pretrained(tokenizer, transformer, encoder if config.masked_gpt.trains_encoder else None)
-        else:
-            model.load_state_dict(state)
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise DataError(
             f"{folder} holds a model that this version of tokencutseg cannot open "
@@ -109,6 +103,6 @@ def _about(path: str | Path) -> tuple[dict[str, Any], Path]:
         if not (folder / name).is_file():
             raise DataError(
                 f"{folder} holds no saved model: {name} is missing there; give a run's folder such as "
-                f"results/quick-synthetic/runs/segmentation-…"
+                f"results/runs/segmentation-…"
             )
     return json.loads((folder / CONFIG).read_text()), folder

@@ -67,10 +67,5 @@ def conv_block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _context_block(inputs: int, outputs: int) -> nn.Sequential:
-    """Halves the side."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
-        nn.GroupNorm(8, outputs),
-        nn.SiLU(),
-        ResidualBlock(outputs, 8),
-    )
+    halve = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+    return nn.Sequential(halve, nn.GroupNorm(8, outputs), nn.SiLU(), ResidualBlock(outputs, 8))

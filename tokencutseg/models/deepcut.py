@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from tokencutseg.config import SegmentationConfig
 
+Grid = tuple[int, int]
+"""Rows H and columns W of tokens."""
+
 
 @lru_cache(maxsize=64)
 def stencil_offsets(H: int, W: int, radius: float, unit: str) -> tuple[tuple[int, int], ...]:
@@ -50,29 +53,22 @@ class GridGraph:
     TEMPERATURE = 0.2
 
     def __init__(
-        self,
-        H: int,
-        W: int,
-        radius: float,
-        unit: str = "image",
-        features: Tensor | None = None,
-        like: Tensor | None = None,
+        self, H: int, W: int, radius: float, unit: str, features: Tensor | None = None, like: Tensor | None = None
     ) -> None:
         self.offsets = stencil_offsets(H, W, radius, unit)
-        self.reach = (max(abs(dy) for dy, _ in self.offsets), max(abs(dx) for _, dx in self.offsets))
-        reference = features if features is not None else like if like is not None else torch.empty(0)
+        self.reach = tuple(max(steps) for steps in zip(*self.offsets, strict=True))
         self.weights = None if features is None else self._affinities(features)
-        kernel = torch.zeros(1, 1, 2 * self.reach[0] + 1, 2 * self.reach[1] + 1)
+        reference = features if features is not None else like if like is not None else torch.empty(0)
+        self.kernel = reference.new_zeros(1, 1, 2 * self.reach[0] + 1, 2 * self.reach[1] + 1)
         for dy, dx in self.offsets:
-            kernel[0, 0, dy + self.reach[0], dx + self.reach[1]] = 1
-        self.kernel = kernel.to(reference)
-        ones = torch.ones(1, 1, H, W).to(reference)
+            self.kernel[0, 0, dy + self.reach[0], dx + self.reach[1]] = 1
+        ones = reference.new_ones(1, 1, H, W)
         self.degree = self._adjacent(ones) if features is None else self.weights.sum(1, keepdim=True)  # (1|B, 1, H, W)
         self.scale = self.degree.rsqrt()
 
     def propagate(self, x: Tensor) -> Tensor:
         """Ã x for node values x (B, C, H, W)."""
-        return _Propagate.apply(x, self)
+        return self.scale * self._adjacent(self.scale * x)
 
     @cached_property
     def normalised_degree(self) -> Tensor:
@@ -95,25 +91,9 @@ class GridGraph:
     def _affinities(self, features: Tensor) -> Tensor:
         """Edge weights (B, offsets, H, W), zero where the edge would leave the grid."""
         unit = F.normalize(features.detach(), dim=1)
-        inside = self._shifts(torch.ones_like(unit[:, :1]))
-        weights = [
-            torch.exp(((unit * other).sum(1) - 1) / self.TEMPERATURE) * there[:, 0]
-            for other, there in zip(self._shifts(unit), inside, strict=True)
-        ]
-        return torch.stack(weights, 1)
-
-
-class _Propagate(torch.autograd.Function):
-    """Ã is symmetric and no gradient goes to its weights: the way back is the way there, and nothing is kept for it."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, graph: GridGraph) -> Tensor:
-        ctx.graph = graph
-        return graph.scale * graph._adjacent(graph.scale * x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Propagate.apply(gradient, ctx.graph), None
+        similarity = torch.stack([(unit * other).sum(1) for other in self._shifts(unit)], 1)
+        inside = torch.stack(self._shifts(torch.ones_like(unit[:, 0])), 1)
+        return torch.exp((similarity - 1) / self.TEMPERATURE) * inside
 
 
 @lru_cache(maxsize=16)
@@ -133,7 +113,7 @@ class GCNLayer(nn.Module):
         self.lin = nn.Linear(inputs, outputs, bias=False)
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x: Tensor, graph: GridGraph, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, graph: GridGraph, grid: Grid) -> Tensor:
         """(B, T, inputs) → (B, T, outputs), as Ã(XW) + b: there are fewer outputs than inputs."""
         return to_nodes(graph.propagate(to_grid(self.lin(x), grid))) + self.bias
 
@@ -151,7 +131,7 @@ class GNN(nn.Module):
             nn.Linear(width, width), nn.LayerNorm(width), nn.ELU(), nn.Dropout(0.25), nn.Linear(width, n_classes)
         )
 
-    def forward(self, x: Tensor, graph: GridGraph, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, graph: GridGraph, grid: Grid) -> Tensor:
         """(B, T, E) → logits (B, T, C)."""
         x = torch.cat([x, node_positions(grid).to(x).expand(len(x), -1, -1)], -1)
         h = F.elu(self.norms[0](self.convs[0](x, graph, grid))) + self.res_proj(x)
@@ -167,29 +147,24 @@ class DeepCut(nn.Module):
         self.config = config
         C = n_classes
         self.gnn = GNN(n_features, C)
-        self.smoothness_conv = nn.Sequential(
-            nn.Conv2d(C, C, 3, padding=1, groups=C),
-            nn.GroupNorm(C, C),
-            nn.ReLU(),
-            nn.Conv2d(C, C, 3, padding=1, groups=C),
-            nn.GroupNorm(C, C),
-        )
+        first, second = (nn.Conv2d(C, C, 3, padding=1, groups=C) for _ in range(2))
+        self.smoothness_conv = nn.Sequential(first, nn.GroupNorm(C, C), nn.ReLU(), second, nn.GroupNorm(C, C))
         self.edge_conv = nn.Sequential(
             nn.Conv2d(n_features, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.ReLU(), nn.Conv2d(32, 1, 1)
         )
 
-    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, features: Tensor, grid: Grid) -> Tensor:
         """Features (B, T, E) → logits (B, T, C)."""
         return self.gnn(features, self.graph(features, grid), grid)
 
-    def graph(self, features: Tensor, grid: tuple[int, int]) -> GridGraph:
+    def graph(self, features: Tensor, grid: Grid) -> GridGraph:
         """The graph whose nodes have these features."""
         c = self.config
         if c.affinity == "position":
             return position_graph(*grid, c.graph_radius, c.radius_unit, features.device, features.dtype)
         return GridGraph(*grid, c.graph_radius, c.radius_unit, to_grid(features, grid))
 
-    def loss(self, assignments: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:
+    def loss(self, assignments: Tensor, features: Tensor, grid: Grid) -> Tensor:
         """Scalar. assignments (B, T, C) are probabilities, features (B, T, E) what they came from."""
         S = to_grid(assignments, grid).contiguous()  # (B, C, H, W); with so few channels, channels-last is slow
         graph = self.graph(features, grid)
@@ -197,7 +172,7 @@ class DeepCut(nn.Module):
         cut = normalised_cut(S, graph) + orthogonality(assignments) + 0.01 * smooth
         return cut.mean() + 0.09 * self._feature_smoothness(features, grid)
 
-    def _feature_smoothness(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _feature_smoothness(self, features: Tensor, grid: Grid) -> Tensor:
         """Squared differences of neighbouring features (B, T, E), weighted down where the learned map sees an edge."""
         f = to_grid(features, grid)
         e = torch.sigmoid(self.edge_conv(f))
@@ -221,14 +196,14 @@ def orthogonality(assignments: Tensor) -> Tensor:
     return (gram - identity / (identity.norm() + 1e-6)).norm(dim=(1, 2))
 
 
-def node_positions(grid: tuple[int, int]) -> Tensor:
+def node_positions(grid: Grid) -> Tensor:
     """(x, y) in [0, 1]² of every node, row by row: (T, 2)."""
     H, W = grid
     y, x = torch.meshgrid(torch.linspace(0, 1, H), torch.linspace(0, 1, W), indexing="ij")
     return torch.stack([x, y], -1).reshape(-1, 2)
 
 
-def to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
+def to_grid(x: Tensor, grid: Grid) -> Tensor:
     """Nodes (B, T, C) → map (B, C, H, W); `to_nodes` is its inverse."""
     return x.transpose(1, 2).reshape(len(x), x.shape[-1], *grid)
 

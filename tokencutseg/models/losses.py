@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokencutseg.models.decoder import upsample
 from tokencutseg.models.perceptual import load_lpips
 from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD
 
@@ -48,12 +49,7 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
         """Scalar distance of two batches of values in [−1, 1] (clamped there), (B, 3, S, S)."""
-        a, b = (
-            F.interpolate(v.clamp(-1, 1), (self.size, self.size), mode="bilinear", align_corners=False)
-            if v.shape[-1] != self.size
-            else v.clamp(-1, 1)
-            for v in (x, reconstruction)
-        )
+        a, b = (upsample(v.clamp(-1, 1), (self.size, self.size)) for v in (x, reconstruction))
         if self.kind == "lpips":
             return _mean(self.lpips(a, b))
         a, b = (self.lpips.net(((v + 1) / 2 - self.mean) / self.std) for v in (a, b))

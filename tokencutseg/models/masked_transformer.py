@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from tokencutseg.config import MaskedGPTConfig
 from tokencutseg.models.attention import attention
 
+Grid = tuple[int, int]
+
 
 class Block(nn.Module):
     """Self-attention and a four times wider MLP, with LayerNorm after (`post`) or before (`pre`) each."""
@@ -100,11 +102,7 @@ class MaskedTransformer(nn.Module):
         return 0 if self.config.mask_id == "zero" else self.codebook_size
 
     def forward(
-        self,
-        tokens: Tensor,
-        vectors: Tensor | None = None,
-        mask: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
+        self, tokens: Tensor, vectors: Tensor | None = None, mask: Tensor | None = None, grid: Grid | None = None
     ) -> Tensor:
         """Contextual features (B, T, C).
 
@@ -116,11 +114,7 @@ class MaskedTransformer(nn.Module):
         return self.hidden_states(tokens, vectors, mask, grid)[-1]
 
     def hidden_states(
-        self,
-        tokens: Tensor,
-        vectors: Tensor | None = None,
-        mask: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
+        self, tokens: Tensor, vectors: Tensor | None = None, mask: Tensor | None = None, grid: Grid | None = None
     ) -> list[Tensor]:
         """The embedding, each block's output, and the final features: n_layer + 2 tensors (B, T, C)."""
         x = self.embed(tokens, vectors, mask, grid)
@@ -130,11 +124,7 @@ class MaskedTransformer(nn.Module):
         return [*states, self.final_norm(states[-1])]
 
     def embed(
-        self,
-        tokens: Tensor,
-        vectors: Tensor | None = None,
-        mask: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
+        self, tokens: Tensor, vectors: Tensor | None = None, mask: Tensor | None = None, grid: Grid | None = None
     ) -> Tensor:
         """Token, position and (where the recipe says so) vector embedding: (B, T, C)."""
         if mask is not None:
@@ -147,15 +137,15 @@ class MaskedTransformer(nn.Module):
             x = x + (embedded if mask is None else embedded.masked_fill(mask[..., None], 0))
         return self.drop(self.embedding_norm(x))
 
-    def _positions(self, T: int, grid: tuple[int, int] | None) -> Tensor:
+    def _positions(self, T: int, grid: Grid | None) -> Tensor:
         table = self.position_embedding.weight  # (T0, C)
         side = math.isqrt(len(table))
+        if len(table) == T and grid in (None, (side, side)):
+            return table
         if self.config.positions == "first" and len(table) >= T:
             return table[:T]
-        if grid is None or grid == (side, side):
-            if len(table) != T:
-                raise ValueError(f"{T} tokens, but positions for {len(table)}; pass `grid` to have them interpolated")
-            return table
+        if grid is None:
+            raise ValueError(f"{T} tokens, but positions for {len(table)}; pass `grid` to have them interpolated")
         square = table.T.reshape(1, -1, side, side)
         return F.interpolate(square, grid, mode="bicubic", align_corners=True)[0].flatten(1).T
 

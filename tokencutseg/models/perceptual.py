@@ -1,9 +1,9 @@
 """The perceptual distance LPIPS: a loss of the tokenizer and a score of its reconstructions.
 
-Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924. Its
-features come from a network trained on ImageNet, half a gigabyte that must be downloaded once. Without a network the
-same architecture is used with random weights under a fixed seed: still a distance between images at many scales, but
-not the published one. Whatever depends on it must therefore say which of the two it was.
+Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924. Its VGG16
+was trained on ImageNet, half a gigabyte that must be downloaded once. Without a network the same architecture is used
+with random weights under a fixed seed: still a distance between images at many scales, but not the published one.
+Whatever depends on it must therefore say which of the two it was.
 """
 
 from __future__ import annotations
@@ -16,23 +16,17 @@ from pathlib import Path
 
 import lpips
 import torch
-from torchvision import models
+from torchvision.models import VGG16_Weights
 
 PROBE_SECONDS = 5.0
-"""Patience with a server of pretrained weights, asked once per process."""
-TRUNKS = {
-    "vgg": ("vgg16", models.VGG16_Weights.IMAGENET1K_V1),
-    "alex": ("alexnet", models.AlexNet_Weights.IMAGENET1K_V1),
-    "squeeze": ("squeezenet1_1", models.SqueezeNet1_1_Weights.IMAGENET1K_V1),
-}
-"""Networks LPIPS exists for, each with its name in tables and its ImageNet weights."""
+"""Timeout for a server of pretrained weights, asked once per process."""
 
 
 class PerceptualDistance(lpips.LPIPS):
     """LPIPS, frozen. ``forward(a, b, normalize=True)`` takes RGB in [0, 1], (B, 3, S, S), and returns (B, 1, 1, 1).
 
-    `weights_name` says whose features are compared, such as ``vgg16-imagenet`` or ``vgg16-random``. Gradients reach the
-    images only.
+    `weights_name` says whose features are compared, ``vgg16-imagenet`` or ``vgg16-random``. Gradients reach the images
+    only.
     """
 
     weights_name: str
@@ -42,26 +36,18 @@ class PerceptualDistance(lpips.LPIPS):
         return super().train(False)
 
 
-def load_lpips(net: str = "vgg") -> tuple[PerceptualDistance, str]:
-    """LPIPS on the features of `net` (vgg, alex or squeeze), frozen, and the name of the weights it has.
+def load_lpips() -> tuple[PerceptualDistance, str]:
+    """LPIPS on the features of VGG16, frozen, and the name of the weights it has.
 
     ImageNet weights are taken from torch's download cache, or fetched into it if their server answers; otherwise
     the features are random under a fixed seed and a warning says so. Torch's random state is left as it was.
-
-    Raises:
-        ValueError: for an unknown network.
     """
-    if net not in TRUNKS:
-        raise ValueError(f"unknown network {net!r} for LPIPS. Known: {', '.join(TRUNKS)}")
-    architecture, weights = TRUNKS[net]
-    pretrained = _fetch(weights.url)
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(0)
-    with warnings.catch_warnings():
+    pretrained = _fetch(VGG16_Weights.IMAGENET1K_V1.url)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.default_generator.manual_seed(0)
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")  # lpips uses its old arguments
-        distance = PerceptualDistance(net=net, pnet_rand=not pretrained, verbose=False)
-    torch.set_rng_state(state)
-    distance.weights_name = f"{architecture}-{'imagenet' if pretrained else 'random'}"
+        distance = PerceptualDistance(net="vgg", pnet_rand=not pretrained, verbose=False)
+    distance.weights_name = f"vgg16-{'imagenet' if pretrained else 'random'}"
     return distance.requires_grad_(False).eval(), distance.weights_name
 
 
@@ -93,8 +79,8 @@ def _fetch(url: str) -> bool:
         except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: the hash does not match
             reason = str(error)
     warnings.warn(
-        f"{target.name} could not be fetched ({reason}): LPIPS compares random features instead of "
-        f"ImageNet's; put the file into {target.parent} to change that",
+        f"{target.name} could not be fetched ({reason}): LPIPS compares random features instead of ImageNet's; put the "
+        f"file into {target.parent} to change that",
         stacklevel=3,
     )
     return False

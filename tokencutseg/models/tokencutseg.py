@@ -16,6 +16,10 @@ from tokencutseg.models.masked_transformer import MaskedTransformer
 from tokencutseg.models.predict import SegmentationModel
 from tokencutseg.models.vqgan import VQGAN, Encoding, FineTunedEncoder
 
+State = dict[str, Tensor]
+Encoded = tuple[Tensor, Encoding]
+"""Tokens (B, H, W) int64, and the tokenizer's encoding that they came from."""
+
 
 @dataclass
 class Segmentation:
@@ -74,15 +78,10 @@ class TokenCutSeg(SegmentationModel):
     def __init__(self, config: Config, n_classes: int = 2, n_positions: int | None = None) -> None:
         super().__init__()
         self.config = config
-        seg, n_features = config.segmentation, config.masked_gpt.d_model
+        seg, n_features, T = config.segmentation, config.masked_gpt.d_model, n_positions or config.grid_size**2
+        K, D, is_released = config.vqgan.codebook_size, config.vqgan.code_dim, config.recipe == "released"
         self.vqgan = VQGAN(config.vqgan)
-        self.masked_gpt = MaskedTransformer(
-            config.masked_gpt,
-            config.vqgan.codebook_size,
-            config.vqgan.code_dim,
-            n_positions or config.grid_size**2,
-            tied_head=config.recipe == "released",
-        )
+        self.masked_gpt = MaskedTransformer(config.masked_gpt, K, D, T, tied_head=is_released)
         self.head = DeepCut(seg, n_features, n_classes) if seg.use_deepcut else LinearHead(n_features, n_classes)
         self.upsampler = GuidedUpsampler(config.vqgan, n_features, n_classes) if seg.upsampling == "guided" else None
         self.encoder = FineTunedEncoder(self.vqgan) if seg.encoder == "fine_tuned" else None
@@ -91,13 +90,10 @@ class TokenCutSeg(SegmentationModel):
         self.train()  # a frozen tokenizer must never be in training mode, in which modules start
 
     def load_pretrained(
-        self,
-        tokenizer: dict[str, Tensor],
-        transformer: dict[str, Tensor] | None = None,
-        encoder: dict[str, Tensor] | None = None,
+        self, tokenizer: State, transformer: State | None = None, encoder: State | None = None
     ) -> TokenCutSeg:
-        """Load the state dicts of a trained tokenizer and, where given, of a transformer and of the encoder that was
-        trained with it; without the latter the encoder starts as the tokenizer's."""
+        """Load state dicts: of a trained tokenizer, a transformer, and the encoder that was trained with it; without
+        the last one the encoder starts as the tokenizer's."""
         self.vqgan.load_state_dict(tokenizer)
         if self.encoder is not None:
             own = {key: tokenizer[key] for key in self.encoder.state_dict()}
@@ -121,12 +117,12 @@ class TokenCutSeg(SegmentationModel):
         return images.shape[-2] // stride, images.shape[-1] // stride
 
     @torch.no_grad()
-    def encode_to_tokens(self, images: Tensor) -> tuple[Tensor, Encoding]:
+    def encode_to_tokens(self, images: Tensor) -> Encoded:
         """RGB in [0, 1] (B, 3, S, S) → tokens (B, H, W) int64 and the tokenizer's encoding that they came from."""
         encoding = self.vqgan.encode(self.vqgan.normalise(images))
         return self.vqgan.quantize(encoding.latents).tokens, encoding
 
-    def encode(self, images: Tensor, encoded: tuple[Tensor, Encoding] | None = None) -> EncoderOutput:
+    def encode(self, images: Tensor, encoded: Encoded | None = None) -> EncoderOutput:
         """RGB in [0, 1] (B, 3, S, S) → the input of transformer and up-sampler.
 
         `encoded` is the result of `encode_to_tokens(images)`, where it is known.
@@ -142,9 +138,7 @@ class TokenCutSeg(SegmentationModel):
         grid = tuple(tokens.shape[1:])
         return self.masked_gpt(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), mask, grid)
 
-    def predict_masked(
-        self, images: Tensor, mask: Tensor, encoded: tuple[Tensor, Encoding] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def predict_masked(self, images: Tensor, mask: Tensor, encoded: Encoded | None = None) -> tuple[Tensor, Tensor]:
         """Masked-token prediction: RGB in [0, 1] (B, 3, S, S), mask (B, T) True where a token is masked → all tokens
         (B, H, W) and logits (B, T, K + 1) for each. `encoded` as for `encode`.
 
@@ -156,32 +150,28 @@ class TokenCutSeg(SegmentationModel):
             encoding = self.encoder.encode(self.vqgan.normalise(images) * F.interpolate(visible, images.shape[-2:]))
         return tokens, self.masked_gpt.lm_head(self.transformer_features(tokens, encoding, mask))
 
-    def forward(
-        self, images: Tensor, token_mask: Tensor | None = None, encoded: tuple[Tensor, Encoding] | None = None
-    ) -> Segmentation:
+    def forward(self, images: Tensor, token_mask: Tensor | None = None) -> Segmentation:
         """RGB in [0, 1] (B, 3, S, S); token_mask (B, T) masks tokens for the transformer, as in released training.
 
-        Any S that is a multiple of the tokenizer's stride works. `encoded` as for `encode`.
+        Any S that is a multiple of the tokenizer's stride works.
         """
-        tokens, encoding, guide = self.encode(images, encoded)
+        tokens, encoding, guide = self.encode(images)
         grid, size = tuple(tokens.shape[1:]), images.shape[-2:]
         features = self.transformer_features(tokens, encoding, token_mask)
         token_logits = self.head(features, grid).float()
         assignments = token_logits.softmax(-1)
-        if self.upsampler is not None:
-            logits = self.upsampler(
-                to_grid(features, grid), to_grid(token_logits, grid), guide.features, self.vqgan.normalise(images)
-            )
+        logits = to_grid(token_logits, grid)
+        if self.upsampler is None:
+            logits = upsample(logits, size)
         else:
-            logits = upsample(to_grid(token_logits, grid), size)
+            pixels = self.vqgan.normalise(images)
+            logits = self.upsampler(to_grid(features, grid), logits, guide.features, pixels)
+        probabilities = logits.softmax(1)
         if self.upsampler is None and self.config.segmentation.loss_input == "probabilities":
             probabilities = upsample(to_grid(assignments, grid), size)  # released: after the softmax, not before
-        else:
-            probabilities = logits.softmax(1)
         with torch.autocast(images.device.type, enabled=False):  # sums over all tokens
             loss = self.head.loss(assignments, features.float(), grid)
         return Segmentation(tokens.flatten(1), features, assignments, logits, probabilities, loss)
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """RGB in [0, 1] (B, 3, S, S) → (B, C, S, S), from a single forward pass."""
         return self(images).probabilities

@@ -41,14 +41,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block = nn.Sequential(
-            _norm(channels, groups),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            _norm(channels, groups),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 1),
-        )
+        first = [_norm(channels, groups), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)]
+        self.block = nn.Sequential(*first, _norm(channels, groups), nn.SiLU(), nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.block(x)
@@ -64,14 +58,8 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i in range(config.n_stages):
             c = h * 2 ** (i + 1)
-            self.down.append(
-                nn.Sequential(
-                    nn.Conv2d(c // 2, c, 4, stride=2, padding=1),
-                    _norm(c, g),
-                    nn.SiLU(),
-                    *[ResidualBlock(c, g) for _ in range(config.n_res_blocks)],
-                )
-            )
+            halve = [nn.Conv2d(c // 2, c, 4, stride=2, padding=1), _norm(c, g), nn.SiLU()]
+            self.down.append(nn.Sequential(*halve, *(ResidualBlock(c, g) for _ in range(config.n_res_blocks))))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x, features = self.conv_in(x), []
@@ -90,15 +78,9 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList()
         for i in reversed(range(config.n_stages)):
             c = h * 2 ** (i + 1)
-            self.up.append(
-                nn.Sequential(
-                    *[ResidualBlock(c, g) for _ in range(config.n_res_blocks)],
-                    nn.Upsample(scale_factor=2, mode="nearest"),
-                    nn.Conv2d(c, c // 2, 3, padding=1),
-                    _norm(c // 2, g),
-                    nn.SiLU(),
-                )
-            )
+            residual = [ResidualBlock(c, g) for _ in range(config.n_res_blocks)]
+            double = [nn.Upsample(scale_factor=2), nn.Conv2d(c, c // 2, 3, padding=1), _norm(c // 2, g), nn.SiLU()]
+            self.up.append(nn.Sequential(*residual, *double))
         self.final_conv = nn.Conv2d(h, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,12 +146,11 @@ class EMAQuantizer(nn.Module):
     def _kmeans_init(self, flat: Tensor, iterations: int = 10) -> None:
         """k-means on the first batch, the first process's (Łańcucki et al. 2020)."""
         codes = self.embedding.weight
-        codes.copy_(flat[_draw(len(flat), self.codebook_size, flat.device)])
+        codes.copy_(self._draw(flat))
         for _ in range(iterations):
-            tokens = self.nearest(flat)
-            counts, sums = _count_and_sum(flat, tokens, self.codebook_size)
+            counts, sums = self._count_and_sum(flat, self.nearest(flat))
             codes.copy_(torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), codes))
-        counts, _ = _count_and_sum(flat, self.nearest(flat), self.codebook_size)
+        counts, _ = self._count_and_sum(flat, self.nearest(flat))
         self.cluster_size.copy_(counts.clamp(min=1))
         self.embedding_avg.copy_(codes * self.cluster_size[:, None])
         for tensor in (codes, self.cluster_size, self.embedding_avg):
@@ -177,23 +158,32 @@ class EMAQuantizer(nn.Module):
 
     @torch.no_grad()
     def _update(self, flat: Tensor, tokens: Tensor) -> None:
-        counts, sums = (_all_reduce(x) for x in _count_and_sum(flat, tokens, self.codebook_size))
+        counts, sums = map(_all_reduce, self._count_and_sum(flat, tokens))
         self.cluster_size.lerp_(counts, 1 - self.DECAY)
         self.embedding_avg.lerp_(sums, 1 - self.DECAY)
         if self.restart_dead:
             mean = self.cluster_size.mean()
             dead = (self.cluster_size < self.DEAD * mean)[:, None]  # (K, 1)
-            fresh = _broadcast(flat[_draw(len(flat), self.codebook_size, flat.device)])
-            count = 2 * self.DEAD * mean
+            fresh, count = _broadcast(self._draw(flat)), 2 * self.DEAD * mean
             self.cluster_size.copy_(torch.where(dead[:, 0], count, self.cluster_size))
             self.embedding_avg.copy_(torch.where(dead, fresh * count, self.embedding_avg))
         n = self.cluster_size.sum()
         smoothed = (self.cluster_size + self.EPS) / (n + self.codebook_size * self.EPS) * n
         self.embedding.weight.copy_(self.embedding_avg / smoothed[:, None])
 
+    def _draw(self, flat: Tensor) -> Tensor:
+        """K of the vectors (N, D), each once where N allows: (K, D)."""
+        n, k = len(flat), self.codebook_size
+        return flat[torch.randperm(n, device=flat.device)[:k] if n >= k else torch.randint(n, (k,), device=flat.device)]
+
+    def _count_and_sum(self, flat: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (N, D) and their codes (N,) → how many belong to each code (K,), and their sum (K, D)."""
+        counts = torch.bincount(tokens, minlength=self.codebook_size).to(flat.dtype)
+        return counts, flat.new_zeros(self.codebook_size, flat.shape[1]).index_add_(0, tokens, flat)
+
 
 class ImageEncoder(nn.Module):
-    """Base of what encodes images: the tokenizer, and the copy of its encoder that later stages fine-tune."""
+    """What encodes images: the tokenizer, and the copy of its encoder that later stages fine-tune."""
 
     encoder: Encoder
     quant_conv: nn.Conv2d
@@ -222,9 +212,8 @@ class VQGAN(ImageEncoder):
         width = config.hidden_channels * 2**config.n_stages
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = EMAQuantizer(
-            config.codebook_size, config.code_dim, config.commitment, config.codebook_init, config.restart_dead_codes
-        )
+        c = config
+        self.quantize = EMAQuantizer(c.codebook_size, c.code_dim, c.commitment, c.codebook_init, c.restart_dead_codes)
         self.quant_conv = nn.Conv2d(width, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, width, 1)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -285,31 +274,15 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(groups, channels), channels)
 
 
-def _draw(n: int, k: int, device: torch.device) -> Tensor:
-    """k indices below n, without repetition where n allows."""
-    return torch.randperm(n, device=device)[:k] if n >= k else torch.randint(n, (k,), device=device)
-
-
-def _count_and_sum(flat: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Vectors (N, D) and their codes (N,) → how many fell on each code (n,), and their sum (n, D)."""
-    counts = torch.bincount(tokens, minlength=n).to(flat.dtype)
-    sums = flat.new_zeros(n, flat.shape[1]).index_add_(0, tokens, flat)
-    return counts, sums
-
-
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def _all_reduce(x: Tensor) -> Tensor:
     """The sum over the processes that train together, in place."""
-    if _several_processes():
+    if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x)
     return x
 
 
 def _broadcast(x: Tensor) -> Tensor:
     """The first process's values, in place."""
-    if _several_processes():
+    if dist.is_available() and dist.is_initialized():
         dist.broadcast(x, 0)
     return x

@@ -5,13 +5,17 @@ The tables are those of `experiments.ablations`; scores are lesion IoU, differen
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from tokencutseg.plots import style as st
-from tokencutseg.plots.charts import DIFFERENCE, SCORE, dot_interval, dot_interval_panels, line_band
+from tokencutseg.plots.charts import DIFFERENCE, SCORE, dot_figure, dot_interval, line_band
 
 IOU = "lesion IoU, 95% interval"
 HEADS = {"linear probe": st.Look("linear probe", st.SKY, "s"), "graph": st.Look("graph head", st.BLUE, "o")}
@@ -19,56 +23,53 @@ HEADS = {"linear probe": st.Look("linear probe", st.SKY, "s"), "graph": st.Look(
 
 def codebook_size(table: pd.DataFrame) -> Figure:
     """Usage, perplexity, reconstruction and segmentation over the codebook size K."""
+    table = table.assign(rows="K = " + table["codebook_size"].astype(str), usage=100 * table["usage"])
     panels = {
         "codes used\n(%)": ("usage",),
         "perplexity\n(codes)": ("perplexity",),
         "PSNR (dB),\n95% interval": ("psnr", "psnr_low", "psnr_high"),
         "lesion IoU,\n95% interval": SCORE,
-        f"difference to\nK = {table['codebook_size'].iloc[0]}, paired": DIFFERENCE,
+        f"difference to\n{table['rows'].iloc[0]}, paired": DIFFERENCE,
     }
-    table = table.assign(rows="K = " + table["codebook_size"].astype(str), usage=100 * table["usage"])
     title = "Tokenization and segmentation of validation images by codebook size K"
-    return dot_interval_panels(table, "rows", panels, title)[0]
+    return dot_figure({label: (table, columns) for label, columns in panels.items()}, "rows", title)
+
+
+def _score_and_difference(table: pd.DataFrame, names: Iterable[str], reference: str, title: str) -> Figure:
+    table = table.assign(rows=names)
+    panels = {IOU: (table, SCORE), f"paired difference\nto {reference}": (table, DIFFERENCE)}
+    return dot_figure(panels, "rows", f"{title}: validation images")
 
 
 def stages(table: pd.DataFrame) -> Figure:
     """The score of each stage, and its difference to the row above."""
-    panels = {IOU: SCORE, "paired difference to row above": DIFFERENCE}
-    return dot_interval_panels(table, "stages", panels, "Stages added one by one: validation images")[0]
+    return _score_and_difference(table, table["stages"], "row above", "Stages added one by one")
 
 
 def revised_steps(table: pd.DataFrame) -> Figure:
     """The score at each step from `described` to `revised`, and its difference to the best so far (✗: not kept)."""
+    table = table.assign(mark=np.where(table["kept"], "", " ✗"))
     names = [
-        (f"{name}{_coupled(row.also)}:\n{_value(row.setting)} → {_value(row.instead)}" if "." in row.step else name)
-        + ("" if row.kept else " ✗")
-        for name, row in zip(_short(list(table["step"])), table.itertuples(), strict=True)
+        f"{row.step}\n{_values(row, '→')}{_coupled(row.also)}{row.mark}" if "." in row.step else row.step + row.mark
+        for row in table.itertuples()
     ]
-    panels = {IOU: SCORE, "paired difference to best so far": DIFFERENCE}
-    title = "Steps from the described to the revised method (✗: not kept), validation images"
-    return dot_interval_panels(table.assign(rows=names), "rows", panels, title)[0]
+    return _score_and_difference(table, names, "best so far", "From the described to the revised method (✗: not kept)")
 
 
 def graph_radius(table: pd.DataFrame) -> Figure:
     """The score over the radius of the graph, and its difference to the first row."""
     names = [f"radius {row.radius:g}\n({row.neighbours} neighbours)" for row in table.itertuples()]
-    panels = {IOU: SCORE, f"paired difference to radius {table['radius'].iloc[0]:g}": DIFFERENCE}
-    title = "Radius of the token graph (in tokens): validation images"
-    return dot_interval_panels(table.assign(rows=names), "rows", panels, title)[0]
+    return _score_and_difference(table, names, names[0].split("\n")[0], "Radius of the token graph (in tokens)")
 
 
 def feature_quality(table: pd.DataFrame) -> Figure:
     """Token IoU of two heads on the same frozen features, and the difference of the transformer's output to each."""
     panels = {
-        "lesion IoU over tokens, 95% interval": ("iou", "iou_low", "iou_high"),
-        "transformer output − features": DIFFERENCE,
+        "lesion IoU over tokens, 95% interval": (table, ("iou", "iou_low", "iou_high")),
+        "transformer output − features": (table, DIFFERENCE),
     }
-    panels = {label: columns for label, columns in panels.items() if columns[0] in table}
     title = "Two heads on the same frozen features: tokens of validation images"
-    figure, axes = dot_interval_panels(table, "features", panels, title, series="head", shown=HEADS)
-    axes[0].set_ylabel("frozen features")
-    st.legend_of(figure, HEADS.values())
-    return figure
+    return dot_figure(panels, "features", title, series="head", shown=HEADS)
 
 
 def label_efficiency(table: pd.DataFrame) -> Figure:
@@ -82,7 +83,7 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
         axis.vlines(table["fraction"], table["seed_low"], table["seed_high"], color=colours, linewidth=3, alpha=0.6)
     labels = table.drop_duplicates("fraction")
     axis.set_xscale("log")
-    axis.set_xticks(labels["fraction"], [f"{st.percent(row.fraction)}\n{row.labels}" for row in labels.itertuples()])
+    axis.set_xticks(labels["fraction"], [f"{100 * row.fraction:g}%\n{row.labels}" for row in labels.itertuples()])
     axis.xaxis.set_minor_locator(NullLocator())
     note = f"\nmean of {seeds} seeds, bar: their range" if seeds > 1 else "\none seed"
     axis.set(xlabel="share of the training masks (log scale)\nnumber of masks", ylabel=IOU + note)
@@ -96,35 +97,15 @@ def deviations(table: pd.DataFrame) -> Figure:
     Rows are in the order of the first panel's differences, the largest on top.
     """
     first = table.drop_duplicates("switch").sort_values("diff", ascending=False, kind="stable")
-    options = list(first["switch"])
-    names = {
-        option: f"{name}\n{_change(table[table['switch'] == option])}"
-        for name, option in zip(_short(options), options, strict=True)
-    }
-    seeds, recipes = int(table["seeds"].min()), list(dict.fromkeys(table["recipe"]))
+    names = {row.switch: f"{row.switch}\n{_values(row, '⇄')}" for row in first.itertuples()}
+    seeds = int(table["seeds"].min())
     title = f"One option changed at a time: validation images, {f'{seeds} seeds' if seeds > 1 else 'one seed'}"
-    figure, (axes,) = st.make_figure(1, len(recipes), 0.8 + 0.42 * len(options), title=title, sharex=True, sharey=True)
-    for axis, recipe in zip(axes, recipes, strict=True):
-        part = table[table["recipe"] == recipe].set_index("switch").reindex(options).reset_index()
-        part = part.assign(rows=part["switch"].map(names), recipe=recipe)
-        label = "paired difference in lesion IoU\n← worse        better →"
-        dot_interval(axis, part, "rows", DIFFERENCE, label)
-        axis.set_title(f"{recipe}, one option {'corrected' if recipe == 'released' else 'set back'}")
-    return figure
-
-
-def _short(options: list[str]) -> list[str]:
-    """Names of options without their stage, where no other has the same name then."""
-    keys = [option.rpartition(".")[2] for option in options]
-    return [option if keys.count(key) > 1 else key for option, key in zip(options, keys, strict=True)]
-
-
-def _change(rows: pd.DataFrame) -> str:
-    """An option's settings: from → to, or both with ⇄ where the second recipe changes it the other way."""
-    moves = list(dict.fromkeys((_value(row.setting), _value(row.instead)) for row in rows.itertuples()))
-    if len(moves) == 2 and moves[0] == moves[1][::-1]:
-        return f"{moves[0][0]} ⇄ {moves[0][1]}"
-    return "; ".join(f"{setting} → {instead}" for setting, instead in moves)
+    panels = {}
+    for recipe, part in table.assign(rows=table["switch"].map(names)).groupby("recipe", sort=False):
+        part = part.set_index("rows").reindex(names.values()).reset_index()
+        change = "corrected" if recipe == "released" else "set back"
+        panels[f"{recipe}, one option {change}:\npaired difference in lesion IoU"] = (part, DIFFERENCE)
+    return dot_figure(panels, "rows", title, sharex=True)
 
 
 def _coupled(also: object) -> str:
@@ -133,8 +114,10 @@ def _coupled(also: object) -> str:
     return f" (+ {', '.join(names)})" if names else ""
 
 
-def _value(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _values(row: Any, between: str) -> str:
+    """An option's value in the recipe and the other one."""
+    values = (row.setting, row.instead)
+    return f" {between} ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def efficiency(table: pd.DataFrame) -> Figure:
@@ -174,7 +157,6 @@ def baselines(table: pd.DataFrame, measure: str = "iou") -> Figure:
     figure, (axes,) = st.make_figure(1, 2, 0.6 + 0.4 * rows["rows"].nunique(), title=title, sharey=True)
     dot_interval(axes[0], rows, "rows", SCORE, f"{name}, 95% interval", "reduction", shown)
     label = "TokenCutSeg − method,\npaired per image, 95% interval"
-    per_image = rows[rows["reduction"] == "per_image"]
-    dot_interval(axes[1], per_image, "rows", DIFFERENCE, label)
+    dot_interval(axes[1], rows[rows["reduction"] == "per_image"], "rows", DIFFERENCE, label)
     st.legend_of(figure, shown.values())
     return figure

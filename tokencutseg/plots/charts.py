@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tokencutseg.plots.style import GREY, SMALL, WIDTH, Look, make_figure
+from tokencutseg.plots.style import GREY, SMALL, WIDTH, Look, legend_of, make_figure
 
 SCORE, DIFFERENCE = ("mean", "low", "high"), ("diff", "diff_low", "diff_high")
 """Columns of a score and of a paired difference, each with the ends of its 95 % interval."""
@@ -30,18 +30,15 @@ def dot_interval(
 ) -> None:
     """Dots with intervals, one row per name, the first on top; without series each with its number.
 
-    Args:
-        axis: to draw on.
-        table: one line per row and series; a value that is NaN leaves its place empty.
-        rows: the column with the rows' names.
-        columns: of the value and of its interval's ends, if it has one. `DIFFERENCE` gets a line at zero.
-        label: of the x axis.
-        series: the column whose values stand side by side within a row.
-        shown: value of `series` → its colour and marker.
-        crosses: a column of further values, marked by black crosses.
+    table: one line per row and series; a value that is NaN leaves its place empty. rows: the column with the rows'
+    names. columns: of the value and of its interval's ends, if it has one; `DIFFERENCE` gets a line at zero. label: of
+    the x axis. series: the column whose values stand side by side within a row, drawn as `shown` says. crosses: a
+    column of further values.
     """
     value, *ends = columns
     names, quiet = list(dict.fromkeys(table[rows])), {"legend": False}
+    form = "+.3f" if columns is DIFFERENCE else ".3f" if table[value].max() <= 1 else ".3g"
+    table = table.assign(number=[format(number, form).replace("-", "−") for number in table[value]])
     plot = so.Plot(table, x=value, y=rows, color=series, marker=series).on(axis)
     if ends:
         plot = plot.add(so.Range(linewidth=1.8), so.Dodge(), xmin=ends[0], xmax=ends[1], **quiet)
@@ -52,9 +49,7 @@ def dot_interval(
         colours, markers = ({name: look[i] for name, look in shown.items()} for i in (1, 2))
         plot = plot.scale(color=colours, marker=markers)
     else:
-        form = "+.3f" if columns is DIFFERENCE else ".3f" if table[value].max() <= 1 else ".3g"
-        numbers = [format(number, form).replace("-", "−") for number in table[value]]
-        plot = plot.add(so.Text(color="black", fontsize=SMALL, valign="bottom", offset=4), text=numbers)
+        plot = plot.add(so.Text(color="black", fontsize=SMALL, valign="bottom", offset=4), text="number")
     plot.scale(y=so.Nominal(order=names)).label(x=label, y="").plot()
     axis.tick_params("y", length=0)
     axis.locator_params(axis="x", nbins=5 if series else 3)
@@ -70,15 +65,26 @@ def dot_interval(
         axis.label_outer()
 
 
-def dot_interval_panels(
-    table: pd.DataFrame, rows: str, panels: Mapping[str, Sequence[str]], title: str, width: float = WIDTH, **series: Any
-) -> tuple[Figure, Sequence[Axes]]:
-    """`dot_interval` side by side over the same rows, a panel for each label of the x axis and its columns."""
-    per_row = 0.32 + 0.16 * max(str(name).count("\n") for name in table[rows])
-    figure, (axes,) = make_figure(1, len(panels), 0.75 + per_row * table[rows].nunique(), width, title, sharey=True)
-    for axis, (label, columns) in zip(axes, panels.items(), strict=True):
-        dot_interval(axis, table, rows, columns, label, **series)
-    return figure, axes
+def dot_figure(
+    panels: Mapping[str, tuple[pd.DataFrame, Sequence[str]]],
+    rows: str,
+    title: str,
+    width: float = WIDTH,
+    shown: Mapping[str, Look] | None = None,
+    sharex: bool = False,
+    sharey: bool = True,
+    **series: Any,
+) -> Figure:
+    """Panels of `dot_interval` side by side: label of the x axis → table and columns; with a legend of the series."""
+    names = [set(table[rows]) for table, _ in panels.values()]
+    per_row = max(0.32 + 0.16 * max(name.count("\n") for some in names for name in some), 0.13 * (1 + len(shown or ())))
+    height = 0.75 + per_row * max(map(len, names))
+    figure, (axes,) = make_figure(1, len(panels), height, width, title, sharex=sharex, sharey=sharey)
+    for axis, (label, (table, columns)) in zip(axes, panels.items(), strict=True):
+        dot_interval(axis, table, rows, columns, label, shown=shown, **series)
+    if shown:
+        legend_of(figure, shown.values())
+    return figure
 
 
 def line_band(

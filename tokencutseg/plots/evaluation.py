@@ -9,13 +9,12 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.statistics import IOU_THRESHOLD
 from tokencutseg.plots import style as st
-from tokencutseg.plots.charts import SCORE, dot_interval, line_band
+from tokencutseg.plots.charts import SCORE, dot_figure, line_band
 
 
 def per_image_scores(records: pd.DataFrame) -> Figure:
@@ -36,7 +35,7 @@ def per_image_scores(records: pd.DataFrame) -> Figure:
         axis.set_title(f"{train} → {test}, n = {rows['method'].value_counts().max()}")
     for axis in axes.flat[len(pairs) :]:
         axis.remove()
-    st.figure_legend(figure, {look.label: Line2D([], [], color=look.colour) for look in shown.values()})
+    st.legend_of(figure, (look._replace(marker="") for look in shown.values()), "-")
     return figure
 
 
@@ -47,22 +46,20 @@ def cross_dataset(table: pd.DataFrame) -> Figure:
     """
     table = table.assign(pair=table["train"] + " → " + table["test"])
     shown = {name: look for name, look in st.REDUCTIONS.items() if name in set(table["reduction"])}
+    if table["published"].notna().any():
+        shown["published"] = st.Look("published", "black", "x")
+    panels = {
+        f"{name}, 95% interval": (table[table["measure"] == measure], SCORE)
+        for measure, name in (("iou", "IoU"), ("dice", "Dice"))
+    }
     title = "Score of each training → test pair under each reduction"
-    figure, (axes,) = st.make_figure(1, 2, 0.6 + 0.7 * table["pair"].nunique(), title=title, sharey=True)
-    for axis, (measure, name) in zip(axes, (("iou", "IoU"), ("dice", "Dice")), strict=True):
-        part = table[table["measure"] == measure]
-        dot_interval(axis, part, "pair", SCORE, f"{name}, 95% interval", "reduction", shown, "published")
-    published = {"published": st.Look("published", "black", "x")} if table["published"].notna().any() else {}
-    st.legend_of(figure, (shown | published).values())
-    return figure
+    return dot_figure(panels, "pair", title, series="reduction", shown=shown, crosses="published")
 
 
 def score_by_lesion_size(table: pd.DataFrame, records: pd.DataFrame | None = None) -> Figure:
     """Mean lesion IoU over the lesion's share of the image, by method.
 
-    Args:
-        table: of `size_bins`.
-        records: of one method, to draw each image as a dot: columns method, iou, lesion_fraction.
+    table: of `size_bins`. records: of one method, to draw each image as a dot: columns method, iou, lesion_fraction.
     """
     shown = st.looks(table["method"])
     title = "Lesion IoU over lesion size: means of bins of equally many images"
@@ -74,7 +71,7 @@ def score_by_lesion_size(table: pd.DataFrame, records: pd.DataFrame | None = Non
     axis.set(xscale="log", xlabel="lesion's share of the image (log scale)", ylim=(0, 1.01))
     axis.set_ylabel("lesion IoU, 95% interval of the mean")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(st.percent)
+    axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axis.xaxis.set_minor_formatter(NullFormatter())
     st.legend_of(figure, shown.values(), "-")
     return figure
@@ -89,16 +86,11 @@ def score_by_group(table: pd.DataFrame) -> Figure:
     own = (table["grouping"] == "site") | (table["test"] == first["test"])
     table = table[(table["train"] == first["train"]) & own]
     table = table.assign(rows=table["group"] + "\nn = " + table["n"].astype(str))
-    panels, shown = list(table.groupby("grouping", sort=False)), st.looks(table["method"])
-    tallest = max(part["rows"].nunique() for _, part in panels)
-    height = 0.7 + tallest * max(0.4, 0.13 * (1 + len(shown)))
+    parts = dict(list(table.groupby("grouping", sort=False)))
+    panels = {f"by {grouping}:\nlesion IoU, 95% interval": (part, SCORE) for grouping, part in parts.items()}
     title = f"Trained on {first['train']}: lesion IoU by group of test images"
-    figure, (axes,) = st.make_figure(1, len(panels), height, title=title, sharex=True)
-    for axis, (grouping, part) in zip(axes, panels, strict=True):
-        dot_interval(axis, part, "rows", SCORE, "lesion IoU, 95% interval", "method", shown)
-        axis.set(title=grouping, xlim=(0, 1))
-    st.legend_of(figure, shown.values())
-    return figure
+    look = {"series": "method", "shown": st.looks(table["method"])}
+    return dot_figure(panels, "rows", title, sharex=True, sharey=False, **look)
 
 
 def contact_sheet(pairs: pd.DataFrame, sets: Mapping[tuple[str, str], ImageSet], most: int = 60) -> Figure:

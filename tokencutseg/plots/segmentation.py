@@ -22,22 +22,13 @@ from tokencutseg.plots.charts import curves
 def pipeline(images: Tensor, segmentation: Segmentation, codebook_size: int, offsets: Sequence = ()) -> Figure:
     """The method from pixels to mask, one row per image.
 
-    Args:
-        images: (N, 3, S, S) in [0, 1].
-        segmentation: the model's output for them.
-        codebook_size: K, the number of codes.
-        offsets: (dy, dx) of the graph's edges, to draw those of one token over the assignments.
+    images: (N, 3, S, S) in [0, 1]. segmentation: the model's output for them. codebook_size: K, the number of codes.
+    offsets: (dy, dx) of the graph's edges, to draw those of one token over the assignments.
     """
     S, (H, W) = images.shape[-1], _grid(segmentation.tokens)
     title = f"TokenCutSeg: from {S} × {S} pixels over {H} × {W} tokens to a lesion mask"
     figure, axes = st.make_figure(len(images), 9, 1.25, title=title, width_ratios=[1, 0.5] * 4 + [1])
-    names = (
-        "image",
-        f"tokens of\n{codebook_size} codes",
-        "features, three\nmain axes as RGB",
-        "P(lesion)\nper token",
-        "mask",
-    )
+    names = ("image", f"tokens of\n{codebook_size} codes", "features,\n3 main axes", "P(lesion)\nper token", "mask")
     steps = ("tokenizer", "trans-\nformer", "graph\ncut", "up-\nsample")
     for i, row in enumerate(axes):
         for axis, step in zip(row[1::2], steps, strict=True):
@@ -121,12 +112,8 @@ def predictions(
 ) -> Figure:
     """From image to mask, one row per image: image, tokens, assignments, probability, outlines.
 
-    Args:
-        images: (N, 3, S, S) in [0, 1].
-        masks: (N, S, S) of {0, 1}.
-        segmentation: the model's output for `images`.
-        codebook_size: K, the number of codes.
-        scores: (N,) lesion IoU of each image.
+    images: (N, 3, S, S) in [0, 1]. masks: (N, S, S) of {0, 1}. segmentation: the model's output for `images`.
+    codebook_size: K, the number of codes. scores: (N,) lesion IoU of each image.
     """
     figure, axes = st.make_figure(len(images), 5, 1.5, title="Test images, from tokens to masks")
     lesion = segmentation.assignments[..., 1].unflatten(1, _grid(segmentation.tokens))

@@ -75,21 +75,16 @@ REDUCTIONS = {
 _THEME = {
     "figure.titlesize": 10.5,
     "figure.titleweight": "bold",
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
-    "legend.fontsize": SMALL,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": GREY,
     "axes.grid": True,
     "grid.alpha": 0.5,
     "image.interpolation": "nearest",
     "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
     "pdf.fonttype": 42,  # letters stay letters, to be searched and edited
 }
-sns.set_theme("paper", "ticks", PALETTE, font_scale=0.94, rc=_THEME)
+sns.set_theme("paper", "ticks", PALETTE, font_scale=0.91, rc=_THEME)
 so.Plot.config.theme.update(mpl.rcParams)
 
 
@@ -150,11 +145,6 @@ def code_colours(codebook_size: int) -> ListedColormap:
     code = np.arange(codebook_size)
     saturation, brightness = np.array([[0.75, 0.5, 0.9], [0.85, 0.95, 0.65]])[:, code % 3]
     return ListedColormap(mpl.colors.hsv_to_rgb(np.stack([code * 0.618034 % 1, saturation, brightness], 1)))
-
-
-def percent(share: float, _: object = None) -> str:
-    """A tick's share in percent, with no more digits than it needs."""
-    return f"{100 * share:.3g}%"
 
 
 def show_image(axis: Axes, image: Tensor | np.ndarray, title: str = "", side: int = 0, **options: Any) -> None:

@@ -40,13 +40,12 @@ def vqgan_curves(history: pd.DataFrame, codebook_size: int) -> Figure:
     curves(losses, history, {f"train_{term}": term for term in terms}, st.TERMS)
     losses.set(title="training: unweighted losses", ylabel="loss (log scale)", yscale="log")
     curves(error, history, {"validation_l1": "validation error"}, [st.BLUE])
-    error.set(title="validation: error", ylabel="mean |x − x̂|, RGB in [0, 1]")
-    error.set_ylim(0, 1.1 * history["validation_l1"].max())
+    error.set(title="validation: error", ylabel="mean |x − x̂|, RGB in [0, 1]", ylim=(0, None))
     error.get_legend().remove()
     use = history.assign(used=history["validation_usage"] * codebook_size)
     curves(codes, use, {"used": "codes used", "validation_perplexity": "perplexity"}, [st.BLUE, st.SKY])
     codes.axhline(codebook_size, color=st.GREY, ls="--", lw=1, label=f"K = {codebook_size}")
-    codes.set(title="validation: codebook", ylabel="codes", ylim=(0, 1.1 * codebook_size))
+    codes.set(title="validation: codebook", ylabel="codes", ylim=(0, None))
     for axis in (losses, codes):
         st.legend_below(axis)
     return figure
@@ -84,9 +83,9 @@ def codebook_usage(table: pd.DataFrame) -> Figure:
         bar.set(facecolor=st.LESION(bar.get_x() + 0.05), alpha=1)
     lesion.set(title="lesion purity of the codes", xlabel="share of a code's tokens that is lesion", xlim=(0, 1))
     lesion.set_ylabel("share of all tokens")
-    lesion.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    lesion.xaxis.set_major_formatter(PercentFormatter(1))
     for axis in (shares, lesion):
-        axis.yaxis.set_major_formatter(st.percent)
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
     st.legend_below(shares)
     return figure
 
@@ -109,7 +108,7 @@ def token_maps(images: Tensor, tokens: Tensor, back: Tensor, masks: Tensor, lesi
         for axis in row[[0, 3]]:
             st.outline(axis, masks[n], st.REFERENCE)
     bar = figure.colorbar(axes[0, 3].images[0], ax=list(axes[:, 3]), label="lesion share of the code", pad=0.02)
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
@@ -138,7 +137,7 @@ def codebook_embedding(codes: Tensor, table: pd.DataFrame, patches: Tensor) -> F
         axis.margins(0.08)
     dots.set_ylabel(f"component 2 ({explained[1]:.0%} of variance)")
     bar = figure.colorbar(drawn, ax=dots, label="lesion share of the code", location="bottom", aspect=30)
-    bar.ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bar.ax.xaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokencutseg.evaluation.inspection import Inpainting
 from tokencutseg.plots import style as st
-from tokencutseg.plots.charts import curves, dot_interval_panels, line_band
+from tokencutseg.plots.charts import curves, dot_figure, line_band
 
 PATTERNS = {"iid": st.Look("i.i.d. mask", st.SKY, "s"), "block": st.Look("block mask", st.BLUE, "o")}
 """How a pattern of masked tokens is called and drawn."""
@@ -43,36 +43,29 @@ def masking(image: Tensor, masks: Mapping[str, Tensor]) -> Figure:
 def masked_gpt_curves(history: pd.DataFrame, prediction: pd.DataFrame, codebook_size: int, mask_ratio: float) -> Figure:
     """Training curves, and the accuracy on masked tokens of test images by mask ratio.
 
-    Args:
-        history: of the run that trained the transformer. A joint training logs the loss alone, and no accuracy.
-        prediction: of `tables.masked_prediction`.
-        codebook_size: size K of the codebook; ln K is the loss of a uniform guess.
-        mask_ratio: the one of training, marked by a line.
+    history: of the run that trained the transformer; a joint training logs no accuracy. prediction: of
+    `tables.masked_prediction`. codebook_size: K; ln K is the loss of a uniform guess. mask_ratio: that of the training.
     """
     has_accuracy = "train_accuracy" in history
     title = "Masked-token prediction: training, and test accuracy by mask ratio"
     figure, (row,) = st.make_figure(1, 2 + has_accuracy, 2.9, title=title)
     losses = {"train_masked_tokens": "training (joint)", "train_loss": "training", "validation_loss": "validation"}
-    losses = {column: label for column, label in losses.items() if column in history}
     curves(row[0], history, losses, [st.SKY, st.BLUE])
     row[0].axhline(np.log(codebook_size), color=st.GREY, ls="--", lw=1, label=f"uniform, ln {codebook_size}")
-    row[0].set(title="loss on masked tokens", ylabel="cross-entropy (nats)")
-    row[0].set_ylim(0, 1.1 * max(np.log(codebook_size), history[list(losses)].max(axis=None)))
+    row[0].set(title="loss on masked tokens", ylabel="cross-entropy (nats)", ylim=(0, None))
     if has_accuracy:
         accuracy = {"train_accuracy": "training", "validation_accuracy": "validation"}
         curves(row[1], history, accuracy, [st.SKY, st.BLUE])
-        row[1].set(title="accuracy on masked tokens", ylabel="top-1 accuracy")
-        row[1].set_ylim(0, 1.1 * history[list(accuracy)].max(axis=None))
-        row[1].yaxis.set_major_formatter(st.percent)
+        row[1].set(title="accuracy on masked tokens", ylabel="top-1 accuracy", ylim=(0, None))
+        row[1].yaxis.set_major_formatter(PercentFormatter(1))
     by_ratio = row[-1]
     line_band(by_ratio, prediction, "mask_ratio", ("accuracy", "low", "high"), "pattern", PATTERNS)
     chance = prediction.drop_duplicates("mask_ratio").sort_values("mask_ratio")
     by_ratio.plot(chance["mask_ratio"], chance["chance"], color=st.GREY, ls="--", lw=1, label="commonest code")
     by_ratio.axvline(mask_ratio, color=st.GREY, ls=":", lw=1, label="training ratio")
-    by_ratio.set(title="test images, 95% interval", xlabel="mask ratio", ylabel="top-1 accuracy")
-    by_ratio.set_ylim(0, 1.1 * prediction[["high", "chance"]].max(axis=None))
-    by_ratio.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    by_ratio.yaxis.set_major_formatter(st.percent)
+    by_ratio.set(title="test images, 95% interval", xlabel="mask ratio", ylabel="top-1 accuracy", ylim=(0, None))
+    by_ratio.xaxis.set_major_formatter(PercentFormatter(1))
+    by_ratio.yaxis.set_major_formatter(PercentFormatter(1))
     for axis in row:
         st.legend_below(axis)
     return figure
@@ -82,11 +75,7 @@ def token_inpainting(result: Inpainting, codebook_size: int) -> Figure:
     """From an image to its masked tokens as predicted, one row per image; visible tokens have no entropy to show."""
     masked, correct = result.mask, result.filled == result.tokens
     figure, axes = st.make_figure(len(result.images), 6, 1.3, title="Masked tokens predicted from the visible ones")
-    certainty = {
-        "cmap": mpl.colormaps[st.SEQUENTIAL].with_extremes(bad="white"),
-        "vmin": 0,
-        "vmax": np.log(codebook_size),
-    }
+    colours = mpl.colormaps[st.SEQUENTIAL].with_extremes(bad="white")
     names = ("image", "tokens", "visible", "predicted", "decoded", "entropy")
     for n, row in enumerate(axes):
         st.show_image(row[0], result.images[n])
@@ -95,7 +84,8 @@ def token_inpainting(result: Inpainting, codebook_size: int) -> Figure:
         right = f"{correct[n][masked[n]].float().mean():.0%} correct"
         st.show_token_map(row[3], result.filled[n], codebook_size, right)
         st.show_image(row[4], result.decoded[n])
-        st.show_image(row[5], result.entropy[n].masked_fill(~masked[n], torch.nan), **certainty)
+        entropy = result.entropy[n].masked_fill(~masked[n], torch.nan)
+        st.show_image(row[5], entropy, cmap=colours, vmin=0, vmax=np.log(codebook_size))
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(f"{name}\n{axis.get_title()}", fontsize=st.SMALL, pad=3)
     figure.colorbar(axes[0, 5].images[0], ax=list(axes[:, 5]), label="nats, up to ln K", pad=0.02, shrink=0.9)
@@ -105,11 +95,8 @@ def token_inpainting(result: Inpainting, codebook_size: int) -> Figure:
 def attention_maps(weights: Tensor, image: Tensor, mask: Tensor, query: Tensor) -> Figure:
     """What tokens of one image attend to, block by block; one row per query token, marked by a cross.
 
-    Args:
-        weights: (n_layer, n_head, Q, H, W), of `inspection.attention`; the heads are averaged.
-        image: (3, S, S) in [0, 1].
-        mask: (S, S) of {0, 1}.
-        query: (Q,) positions in reading order.
+    weights: (n_layer, n_head, Q, H, W), of `inspection.attention`; the heads are averaged. image: (3, S, S) in [0, 1].
+    mask: (S, S) of {0, 1}. query: (Q,) positions in reading order.
     """
     weights, S = weights.mean(1), image.shape[-1]
     n_layer, _, H, W = weights.shape
@@ -136,11 +123,8 @@ def linear_probe(table: pd.DataFrame) -> Figure:
     table: of `tables.linear_probes`, in the order of the layers.
     """
     label = "balanced accuracy on test tokens, 95% interval over images\n(dashed: raw colour)"
-    title = "Linear probes of frozen features: lesion or skin"
-    figure, (axis,) = dot_interval_panels(
-        table, "features", {label: ("balanced_accuracy", "low", "high")}, title, st.NARROW
-    )
+    panels = {label: (table, ("balanced_accuracy", "low", "high"))}
+    figure = dot_figure(panels, "features", "Linear probes of frozen features: lesion or skin", st.NARROW)
     colour = table.set_index("features")["balanced_accuracy"]["colour"]
-    axis.axvline(colour, color=st.GREY, ls="--", lw=1, zorder=0)
-    axis.set_ylabel("features, input to output")
+    figure.axes[0].axvline(colour, color=st.GREY, ls="--", lw=1, zorder=0)
     return figure

@@ -15,19 +15,20 @@ import pandas as pd
 from tokencutseg.files import atomic_write
 from tokencutseg.report.notebooks import facts, named_outputs
 
-SHOW_IMAGES = frozenset(
-    "dataset_preview reconstructions token_maps codebook_embedding masking token_inpainting attention_maps predictions "
-    "best_median_worst failures pipeline".split()
-)
+SHOW_IMAGES = frozenset({
+    "dataset_preview", "reconstructions", "token_maps", "codebook_embedding", "masking", "token_inpainting",
+    "attention_maps", "predictions", "best_median_worst", "failures", "pipeline",
+})  # fmt: skip
 """Figures that show images of the data, or patches decoded from them: not to be passed on where the images are not."""
 MAX_ROWS = 60
 """Rows of a table that the page shows; the CSV file has them all."""
 _STYLE = """
-body { margin: 0 auto; max-width: 76rem; padding: 1rem 1.25rem 4rem; font: 16px/1.5 system-ui, sans-serif; color: #1c1e21; }
-a { color: #0b5cad; } nav a { margin-right: 1rem; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
+body { margin: 0 auto; max-width: 76rem; padding: 1rem 1.25rem 4rem; font: 16px/1.5 system-ui, sans-serif; }
+nav a { margin-right: 1rem; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } summary { cursor: pointer; font-weight: 600; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; margin: .5rem 0; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
+p, figcaption { overflow-wrap: anywhere; } h1 { overflow-wrap: anywhere; }
 """
 
 
@@ -38,61 +39,53 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
     those that no notebook names come last. The page needs no network, and its links are relative.
     """
     executed = {path.stem: path for path in (study / "notebooks").glob("[!.]*.ipynb")}
-    sources = {path.stem: path for path in notebooks} | executed
-    left = {
-        *(path.relative_to(study).as_posix() for kind in ("tables/*.csv", "figures/*.png") for path in study.glob(kind))
-    }
+    kinds = ("tables/*.csv", "figures/*.png")
+    left = sorted(path.relative_to(study).as_posix() for kind in kinds for path in study.glob(kind))
     sections = {}
-    for name, path in sorted(sources.items()):
+    for name, path in sorted(({path.stem: path for path in notebooks} | executed).items()):
         outputs = [output for output in named_outputs(path) if (study / output).is_file()]
-        left -= set(outputs)
         sections[name] = _status(name, executed.get(name)) + "".join(_shown(study, output) for output in outputs)
+        left = [output for output in left if output not in outputs]
     if left:
-        sections["Further tables and figures"] = "".join(_shown(study, output) for output in sorted(left))
-    title, facts = escape(study.absolute().name), escape(_facts(study))
+        sections["further"] = "".join(_shown(study, output) for output in left)
+    described = [json.loads(path.read_text()) for path in study.glob("[ce]*.json")]  # config and environment
+    named = ("preset", "recipe", "seed", "commit", "processor", "gpu")
+    settings = " · ".join(f"{key} {part[key]}" for key in named for part in described if part.get(key) is not None)
     links = "".join(f'<a href="#{quote(name)}">{escape(name)}</a> ' for name in sections)
     body = "\n".join(f'<h2 id="{quote(name)}">{escape(name)}</h2>\n{text}' for name, text in sections.items())
+    title = escape(study.absolute().name)
     with atomic_write(study / "index.html") as file:
         file.write_text(
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p>{facts}</p>\n"
+            f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p>{escape(settings)}</p>\n"
             f'<nav aria-label="Sections">{links}</nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n',
             encoding="utf-8",
         )
     return study / "index.html"
 
 
-def _facts(study: Path) -> str:
-    """Preset, recipe, seed, commit and machine of a study, as far as its files say."""
-    files = [study / "config.json", study / "environment.json"]
-    config, environment = (json.loads(path.read_text()) if path.is_file() else {} for path in files)
-    facts = [f"{key} {config[key]}" for key in ("preset", "recipe", "seed") if key in config]
-    facts += [f"{key} {environment[key]}" for key in ("commit", "processor", "gpu") if environment.get(key)]
-    return " · ".join(facts)
-
-
 def _status(name: str, executed: Path | None) -> str:
     if executed is None:
         return "<p>Not executed yet.</p>\n"
     seconds, file = facts(executed).get("seconds"), f"notebooks/{quote(name)}"
-    state = "Not finished: it failed or was interrupted." if seconds is None else f"Done in {seconds:.0f} s."
+    state = "Not finished: it failed or was interrupted." if seconds is None else f"Done in {seconds} s."
     links = "".join(f' · <a href="{file}.{kind}">{kind}</a>' for kind in ("html", "ipynb", "log"))
     return f"<p>{state}{links}</p>\n"
 
 
 def _shown(study: Path, output: str) -> str:
     """One table, folded, or one figure."""
-    name = escape(Path(output).stem)
+    name, link = escape(Path(output).stem), quote(output)
     if output.endswith(".png"):
         caption = f"{name}{' (shows images of the data)' if name in SHOW_IMAGES else ''}"
-        image = f'<a href="{quote(output)}"><img loading="lazy" src="{quote(output)}" alt="{name}"></a>'
+        image = f'<a href="{link}"><img loading="lazy" src="{link}" alt="{name}"></a>'
         return f"<figure><figcaption>{caption}</figcaption>{image}</figure>\n"
     table = pd.read_csv(study / output)
     rows = readable(table.head(MAX_ROWS)).to_html(index=False, border=0)
-    shown = f"{len(table)} rows" if len(table) <= MAX_ROWS else f"the first {MAX_ROWS} of {len(table)} rows"
-    link = f'<a href="{quote(output)}">csv</a>'
-    return f'<details><summary>{name}</summary>{shown} · {link}<div class="scroll">{rows}</div></details>\n'
+    count = f"{len(table)} rows" if len(table) <= MAX_ROWS else f"the first {MAX_ROWS} of {len(table)} rows"
+    scroll = f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{rows}</div>'
+    return f'<details><summary>{name}</summary>{count} · <a href="{link}">csv</a>{scroll}</details>\n'
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -105,13 +98,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     columns = list(table)
     lows = [name for name in columns if name == "low" or (name.endswith("_low") and name[:-4] in columns)]
     bounds = {columns[columns.index("low") - 1] if low == "low" else low[:-4]: low for low in lows}
+    hidden = {*lows, *(f"{low[:-3]}high" for low in lows)}
     read = {}
     for name in columns:
-        if name in bounds:
-            low = bounds[name]
+        if low := bounds.get(name):
             triples = zip(table[name], table[low], table[f"{low[:-3]}high"], strict=True)
             read[name] = [_text(x) if pd.isna(a) else f"{x:.3f} [{a:.3f}, {b:.3f}]" for x, a, b in triples]
-        elif name not in [bound for low in lows for bound in (low, f"{low[:-3]}high")]:
+        elif name not in hidden:
             read[name] = [_text(value) for value in table[name]]
     return pd.DataFrame(read, index=table.index)
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, TextIO
@@ -35,14 +34,6 @@ _OUTPUT = re.compile(r"""study\.(table|figure)\(\s*["'](\w+)["']""")
 
 class RunError(RuntimeError):
     """A study that cannot be run. The message says what is wrong and what to do."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one notebook ended. `failure` is None, or one line that names the cell and the error."""
-
-    notebook: str
-    failure: str | None
 
 
 def find_notebooks(folder: Path | None = None, only: Iterable[str] = ()) -> list[Path]:
@@ -99,7 +90,7 @@ def run_notebooks(
     timeout: int = CELL_TIMEOUT,
     again: bool = False,
     stream: TextIO | None = None,
-) -> list[Outcome]:
+) -> dict[str, str | None]:
     """Execute `notebooks` with `parameters`, `jobs` at a time, into the folder `study`; one that fails stops no other.
 
     Writes ``notebooks/<name>.ipynb`` and ``.html`` (also of a failed notebook, as far as it came), ``.log``, and
@@ -107,8 +98,8 @@ def run_notebooks(
     the package, `parameters` and the study's name (in which the data are hashed) are the same, and its outputs are
     there. `timeout` is in seconds per cell; progress goes to `stream` (default: standard error).
 
-    Returns the outcomes in the order of `notebooks`. Raises RunError, before anything starts, for a parameter that a
-    notebook lacks, and where another process is executing notebooks in this folder.
+    Returns, by notebook, None or one line that names the cell and the error. Raises RunError, before anything starts,
+    for a parameter that a notebook lacks, and where another process is executing notebooks in this folder.
     """
     for notebook in notebooks:
         check_parameters(notebook, parameters)
@@ -119,16 +110,16 @@ def run_notebooks(
     def say(text: str) -> None:
         tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=stream)
 
-    def run(notebook: Path) -> Outcome:
-        name, target, started = notebook.stem, folder / notebook.name, time.monotonic()
-        cells, failure = 0, ""
+    def run(notebook: Path) -> str | None:
+        name, target, cells, failure = notebook.stem, folder / notebook.name, 0, ""
         partial, log, done = folder / f".{notebook.name}", target.with_suffix(".log"), target.with_suffix(".done.json")
-        outputs = [target.with_suffix(".html"), *(study / output for output in named_outputs(notebook))]
-        if not again and facts(target).get("key") == keys[notebook] and all(path.is_file() for path in outputs):
+        left = [target.with_suffix(".html"), *(study / output for output in facts(target).get("outputs", ()))]
+        if not again and facts(target).get("key") == keys[notebook] and all(path.is_file() for path in left):
             bar.update(len(_code(notebook)) + 1)
             say(f"{name}: unchanged since it was done")
-            return Outcome(name, None)
+            return None
         say(f"{name}: started")
+        started = time.monotonic()
         job = {"input_path": _literal(notebook), "output_path": _literal(partial), "parameters": parameters}
         job |= {"cwd": str(CHECKOUT or notebook.parent), "execution_timeout": timeout}
         command = [sys.executable, "-m", "tokencutseg.report.execute", json.dumps(job)]
@@ -141,22 +132,28 @@ def run_notebooks(
                 else:
                     failure = f"{f'cell In [{cells}]' if cells else 'before its first cell'}: {line.strip():.300}"
         if process.returncode == -signal.SIGINT:  # how Python ends on KeyboardInterrupt
-            return Outcome(name, "interrupted")
-        if process.returncode != 0 and not failure:
+            return "interrupted"
+        if process.returncode == 0:
+            failure = ""
+        elif not failure:
             failure = f"its process ended with exit status {process.returncode} (killed, or out of memory)"
         done.unlink(missing_ok=True)
         if partial.is_file():
+            partial.replace(target)
             from tokencutseg.report.html import write_html  # nbconvert takes seconds to import
 
-            partial.replace(target)
-            write_html(target)
+            try:
+                write_html(target)
+            except Exception as error:  # such as LaTeX that cannot be read
+                failure = failure or f"its page cannot be written: {type(error).__name__}: {error}"
         if failure:
             say(f"{name}: FAILED, {failure}. As far as it came: {target if target.is_file() else log}")
-        else:
-            seconds = round(time.monotonic() - started)
-            write_json({"key": keys[notebook], "seconds": seconds}, done)
-            say(f"{name}: done in {seconds} s")
-        return Outcome(name, failure or None)
+            return failure
+        seconds = round(time.monotonic() - started)
+        outputs = [output for output in named_outputs(notebook) if (study / output).is_file()]
+        write_json({"key": keys[notebook], "seconds": seconds, "outputs": outputs}, done)
+        say(f"{name}: done in {seconds} s")
+        return None
 
     with ExitStack() as stack:
         try:
@@ -175,11 +172,11 @@ def run_notebooks(
         # where several run at once, the last, which takes longest, is among the first
         order = list(notebooks) if jobs == 1 else [*notebooks[-1:], *notebooks[:-1]]
         futures = {notebook: pool.submit(run, notebook) for notebook in order}
-        return [futures[notebook].result() for notebook in notebooks]
+        return {notebook.stem: futures[notebook].result() for notebook in notebooks}
 
 
 def facts(executed: Path) -> dict[str, Any]:
-    """What is noted beside an executed notebook that has succeeded (key, seconds); {} for any other."""
+    """What is noted beside an executed notebook that has succeeded (key, seconds, outputs); {} for any other."""
     done = executed.with_suffix(".done.json")
     return json.loads(done.read_text()) if done.is_file() else {}
 

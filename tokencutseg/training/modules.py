@@ -30,7 +30,7 @@ from tokencutseg.models.losses import (
 from tokencutseg.models.masked_transformer import sample_token_mask
 from tokencutseg.models.predict import SegmentationModel
 from tokencutseg.models.tokencutseg import TokenCutSeg
-from tokencutseg.models.vqgan import VQGAN, Discriminator, Encoding
+from tokencutseg.models.vqgan import VQGAN, Discriminator
 from tokencutseg.training.batches import combine_seeds, load_batch
 
 Batch = dict[str, Tensor]
@@ -76,28 +76,6 @@ class StageModule(pl.LightningModule):
         # fused optimizers unscale half-precision gradients in their step: until then the scale is in the limit too
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         nn.utils.clip_grad_norm_(parameters, 1.0 if scaler is None else scaler.get_scale())
-
-
-class TokenCache:
-    """The tokens of validation batches, which are the same in every epoch while the tokenizer is frozen."""
-
-    LIMIT = 2**30
-    """Bytes; batches that would exceed it are encoded anew."""
-
-    def __init__(self, model: TokenCutSeg) -> None:
-        self._model, self._known, self._bytes = model, {}, 0
-
-    def __call__(self, batch_index: int, images: Tensor) -> tuple[Tensor, Encoding]:
-        """`encode_to_tokens` of this batch, without the feature pyramid where the up-sampler does not use it."""
-        if batch_index in self._known:
-            return self._known[batch_index]
-        tokens, encoding = self._model.encode_to_tokens(images)
-        if self._model.upsampler is None or self._model.encoder is not None:
-            encoding = encoding._replace(features=[])
-        size = sum(x.nbytes for x in (tokens, encoding.latents, *encoding.features))
-        if self._bytes + size <= self.LIMIT:
-            self._known[batch_index], self._bytes = (tokens, encoding), self._bytes + size
-        return tokens, encoding
 
 
 def token_mask_for(model: TokenCutSeg, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -193,7 +171,6 @@ class MaskedGPTModule(StageModule):
     def __init__(self, config: Config, model: TokenCutSeg) -> None:
         super().__init__(config.seed)
         self.config, self.model = config.masked_gpt, model
-        self._cache = TokenCache(model)
         model.requires_grad_(False)
         for part in self.trained_parts:
             part.requires_grad_(True)
@@ -220,7 +197,7 @@ class MaskedGPTModule(StageModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         images = batch["images"]
         mask = token_mask_for(self.model, images, torch.Generator().manual_seed(batch_index))  # same in every epoch
-        loss, accuracy = self._masked_loss(images, mask, self._cache(batch_index, images))
+        loss, accuracy = self._masked_loss(images, mask)
         metrics = {"validation_loss": loss, "validation_accuracy": accuracy}
         self.log_dict(metrics, batch_size=len(images), sync_dist=True)
 
@@ -228,10 +205,8 @@ class MaskedGPTModule(StageModule):
         if self.config.trains_encoder:  # the loss of blanked images has steep gradients at times
             self.clip(self.trained_parameters())
 
-    def _masked_loss(
-        self, images: Tensor, mask: Tensor, encoded: tuple[Tensor, Encoding] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        tokens, logits = self.model.predict_masked(images, mask, encoded)
+    def _masked_loss(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, logits = self.model.predict_masked(images, mask)
         flat = tokens.flatten(1)
         return masked_token_loss(logits, flat, mask), (logits.argmax(-1) == flat)[mask].float().mean()
 
@@ -320,15 +295,11 @@ class SegmenterModule(StageModule):
         self.eval_model.eval()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        probabilities, masks = self.validation_forward(batch["images"], batch_index).float(), batch["masks"]
+        probabilities, masks = self.eval_model.probabilities(batch["images"]).float(), batch["masks"]
         loss = F.nll_loss(probabilities.clamp(min=1e-6).log(), masks)
         self.log("validation_cross_entropy", loss, batch_size=len(masks), sync_dist=True)
         ids = [f"{batch_index}-{i}" for i in range(len(masks))]
         self._records.append(score(probabilities.argmax(1), masks, ids, boundary=False))
-
-    def validation_forward(self, images: Tensor, batch_index: int) -> Tensor:
-        """The probabilities of one batch of validation: a single forward pass, without flips."""
-        return self.eval_model.probabilities(images)
 
     def on_validation_epoch_end(self) -> None:
         records = pd.concat(self._records)
@@ -372,17 +343,9 @@ class TokenCutSegModule(SegmenterModule):
 
     model: TokenCutSeg
 
-    def __init__(self, config: Config, model: TokenCutSeg, unlabelled: ImageSet | None = None) -> None:
-        super().__init__(config, model, unlabelled)
-        self._cache = TokenCache(model) if config.segmentation.frozen_codebook else None
-
     def lr_scale(self, parameter: str) -> float:
         scales = {"encoder": self.config.encoder_lr_scale, "masked_gpt": self.config.transformer_lr_scale}
         return scales.get(parameter.partition(".")[0], 1.0)
-
-    def validation_forward(self, images: Tensor, batch_index: int) -> Tensor:
-        encoded = None if self._cache is None else self._cache(batch_index, images)
-        return self.eval_model(images, encoded=encoded).probabilities
 
     def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         c, model = self.config, self.model
