@@ -33,11 +33,6 @@ def test_per_image_scores_draw_the_share_of_images_at_or_below(records):
             np.testing.assert_allclose(at, [(values <= value).mean() for value in values])
 
 
-def test_per_image_scores_of_five_pairs_take_two_rows(records):
-    more = pd.concat([records.assign(train=name) for name in ("a", "b", "c")])
-    assert len(plots.per_image_scores(more[(more["train"] != "c") | (more["test"] == "a")]).axes) == 5
-
-
 def test_cross_dataset_draws_every_mean_interval_and_published_number(scored):
     table = cells(scored, ("test", "reduction", "measure"), itertools.product("ab", REDUCTIONS, ("iou", "dice")))
     table = table.assign(train="a", published=np.nan)

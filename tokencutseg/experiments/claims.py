@@ -26,17 +26,16 @@ REPRODUCTION_RECIPES = ("released", "described")
 """The recipes that reproduce the published method; `revised` is another one."""
 SMOKE_PRESETS = ("tiny", "quick")
 """Presets whose trainings are too short to test a claim."""
-RULE = (
-    "A published value is supported when it lies within or below the 95 % interval of `released` or `described`; above "
-    "both, it is not supported at preset full, and not testable at a smaller preset, which trains less.",
-    "`revised` is another method: its score stands beside the published value and decides nothing.",
-    "A published DSC that no scoring rule gives together with its mIoU (2J/(1+J)) is not testable.",
-    "Better than a baseline: the paired 95 % interval of the difference excludes zero, on the better side, and its "
-    "Holm-adjusted p is below 0.05 (no p where scores are pooled over tokens).",
-    "Such a claim is supported when this holds against every baseline compared, the required ones from ImageNet "
-    "weights among them; without these it is not testable; it is not supported where one difference fails.",
-    "Not supported: our trainings do not bear it out. Verdicts hold for one preset; tiny and quick give none.",
-)
+RULE = """\
+- A published value is supported when it lies within or below the 95 % interval of `released` or `described`. Above
+  both, it is not supported at preset full, and not testable at a smaller preset, which trains less.
+- `revised` is another method: its score stands beside the published value and decides nothing.
+- A published DSC that no scoring rule gives together with its mIoU (2J/(1+J)) is not testable.
+- Better than a baseline: the paired 95 % interval of the difference excludes zero, on the better side, and its
+  Holm-adjusted p is below 0.05 (there is no p where scores are pooled over tokens).
+- Such a claim is supported when this holds against every baseline compared, the required ones from ImageNet weights
+  among them. Without these it is not testable; it is not supported where one difference fails.
+- Not supported: our trainings do not bear it out. Verdicts hold for one preset; tiny and quick give none."""
 
 
 @dataclass(frozen=True)
@@ -230,4 +229,4 @@ def published_consistency() -> pd.DataFrame:
 
 def _possible(scores: Mapping[str, float]) -> bool:
     """Whether a published pair of mIoU and DSC can come from one scoring rule, as far as its digits go."""
-    return scores["dice"] <= largest_dice(scores["iou"]) + 5e-5
+    return bool(scores["dice"] <= largest_dice(scores["iou"]) + 5e-5)

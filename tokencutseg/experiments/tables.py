@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from tokencutseg.config import Config
 from tokencutseg.data.audit import between, both_ways, learnt_pairs, overlaps, pool_pairs
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
@@ -34,6 +32,8 @@ from tokencutseg.models.masked_transformer import sample_token_mask
 from tokencutseg.models.perceptual import load_lpips
 
 MASK_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+KINDS = ("same id", "same content", "near duplicate")
+"""How two images can be the same (`overlaps`)."""
 
 
 # ---- notebook 01 ----------------------------------------
@@ -82,8 +82,8 @@ def masked_prediction(study: Study) -> pd.DataFrame:
     run, images = study.transformer(), study.source.load(study.source.primary, "test")
     model, draws, rows = run.model(), study.config.evaluation.bootstrap_draws, []
     batches = [chunk.float() / 255 for chunk in images.images.split(32)]
-    encoded = [model.encode_to_tokens(batch) for batch in batches]
-    encoded = [(tokens, encoding._replace(features=[])) for tokens, encoding in encoded]  # feature maps take GiB
+    one_by_one = map(model.encode_to_tokens, batches)  # feature maps take GiB
+    encoded = [(tokens, encoding._replace(features=[])) for tokens, encoding in one_by_one]
     commonest = torch.cat([tokens.flatten() for tokens, _ in encoded]).mode().values
     for pattern, ratio in itertools.product(("iid", "block"), MASK_RATIOS):
         config = study.config.override({"masked_gpt.mask_pattern": pattern}).masked_gpt
@@ -153,12 +153,6 @@ def available_rows(study: Study) -> list[tuple[str, str]]:
 def train_sets(study: Study) -> list[str]:
     """The training sets of `available_rows`."""
     return list(dict.fromkeys(train for train, _ in available_rows(study)))
-
-
-def in_domain_pair(study: Study) -> tuple[str, str]:
-    """The pair of the main results that a figure of one pair shows: the primary dataset's own, else the first."""
-    rows, own = available_rows(study), (study.source.primary, study.source.primary)
-    return own if own in rows else rows[0]
 
 
 def segmentation_history(study: Study) -> pd.DataFrame:
@@ -238,18 +232,29 @@ def main_results(study: Study) -> pd.DataFrame:
 
     Columns train, test, method, recipe, initialisation, runs, reduction, measure, n, mean, low, high, published (beside
     a recipe's row of the reduction that the released code prints), complete and note (which official images are
-    missing), then those of `with_differences`. A pair whose images are missing has one row per published number with an
-    empty `mean` and a `note` that says so.
+    missing), and how far `tokencutseg` is above each other method on the same images: the paired difference diff with
+    its bootstrap interval diff_low, diff_high, Wilcoxon's p, and p_holm over the methods of one pair, reduction and
+    measure. A pair whose images are missing has one row per published number with an empty mean and a note.
     """
-    records, settings = main_records(study), study.config.evaluation
-    by = ["train", "test", "method", "recipe", "initialisation", "runs"]
-    table = summary_table(records, by, draws=settings.bootstrap_draws, seed=study.config.seed)
-    comparable = (table["recipe"] != "none") & (table["reduction"] == "micro_two_class")
-    published = [PUBLISHED.get((row.train, row.test), {}).get(row.measure) for row in table.itertuples()]
-    table["published"] = pd.Series(published, dtype=float).where(comparable)
-    table["note"] = [missing_images(study, (row.train, "train"), (row.test, "test")) for row in table.itertuples()]
-    table.insert(table.columns.get_loc("note"), "complete", table["note"] == "")
-    table = with_differences(table, records, study.config, ["train", "test"])
+    records, draws, seed = main_records(study), study.config.evaluation.bootstrap_draws, study.config.seed
+    scored, parts = dict(iter(records.groupby(["train", "test", "method"], sort=False))), []
+    for (train, test, method), own in scored.items():
+        part = summary_table(
+            own, ["train", "test", "method", "recipe", "initialisation", "runs"], draws=draws, seed=seed
+        )
+        comparable = (part["recipe"] != "none") & (part["reduction"] == "micro_two_class")
+        part["published"] = part["measure"].map(PUBLISHED.get((train, test), {})).where(comparable)
+        note = missing_images(study, (train, "train"), (test, "test"))
+        part = part.assign(
+            complete=note == "", note=note, **dict.fromkeys(("diff", "diff_low", "diff_high", "p"), math.nan)
+        )
+        if method != OURS:
+            shown = list(zip(part["reduction"], part["measure"], strict=True))
+            differences = paired_differences(scored[train, test, OURS], own, shown, draws, seed)
+            part.update(pd.DataFrame([one.columns() for one in differences]))
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True)
+    table["p_holm"] = table.groupby(["train", "test", "reduction", "measure"])["p"].transform(holm)
     none = {"method": OURS, "recipe": study.config.recipe, "reduction": "micro_two_class", "n": 0}
     none |= {"complete": False, "note": "data not available"}
     missing = [
@@ -259,27 +264,6 @@ def main_results(study: Study) -> pd.DataFrame:
         for measure, published in PUBLISHED.get((train, test), {}).items()
     ]
     return pd.concat([table, pd.DataFrame(missing)], ignore_index=True) if missing else table
-
-
-def with_differences(
-    table: pd.DataFrame, records: pd.DataFrame, config: Config, pair: Sequence[str] = ()
-) -> pd.DataFrame:
-    """A table of scores with how far `tokencutseg` is above each other method on the same images.
-
-    `records` holds all methods' per-image records; `pair` are the columns of both that say what was trained and tested
-    on. Adds the paired difference `diff` with its bootstrap interval `diff_low`, `diff_high`, Wilcoxon's p, and
-    `p_holm` over the methods of one pair, reduction and measure; all empty in the rows of `tokencutseg`.
-    """
-    scored, found = dict(iter(records.groupby([*pair, "method"], sort=False))), []
-    for (*key, method), rows in table.groupby([*pair, "method"], sort=False):
-        if method != OURS:
-            shown = list(zip(rows["reduction"], rows["measure"], strict=True))
-            both = scored[*key, OURS], scored[*key, method]
-            results = paired_differences(*both, shown, config.evaluation.bootstrap_draws, config.seed)
-            found.append(pd.DataFrame([result.columns() for result in results], rows.index))
-    columns = ["diff", "diff_low", "diff_high", "p"]
-    table = table.join(pd.concat(found)) if found else table.assign(**dict.fromkeys(columns, math.nan))
-    return table.assign(p_holm=table.groupby([*pair, "reduction", "measure"])["p"].transform(holm))
 
 
 def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
@@ -347,7 +331,7 @@ def leakage(study: Study) -> pd.DataFrame:
     found, results, records = both_ways(overlaps(sets)), available_rows(study), main_records(study)
 
     def rows(one: str, two: str, pairs: pd.DataFrame, scores: pd.DataFrame | None = None) -> pd.DataFrame:
-        counts = {kind: int((pairs["kind"] == kind.replace("_", " ")).sum()) for kind in _KINDS}
+        counts = {kind.replace(" ", "_"): int((pairs["kind"] == kind).sum()) for kind in KINDS}
         images = len(pairs.drop_duplicates(["dataset_2", "split_2", "id_2"]))
         shared = pd.DataFrame([{"set_1": one, "set_2": two, **counts, "images": images}])
         return shared if scores is None else shared.merge(scores, "cross")
@@ -366,9 +350,9 @@ def leakage(study: Study) -> pd.DataFrame:
     parts = []
     for one, two in itertools.combinations_with_replacement(sets, 2):
         own = None
-        for train, test in ((one, two), (two, one)):
-            if (train[1], test[1]) == ("train", "test") and (train[0], test[0]) in results:
-                own = scores(train[0], test[0], between(found, train, test)["id_2"])
+        for first, second in ((one, two), (two, one)):
+            if (first[1], second[1]) == ("train", "test") and (first[0], second[0]) in results:
+                own = scores(first[0], second[0], between(found, first, second)["id_2"])
         parts.append(rows("/".join(one), "/".join(two), between(found, one, two), own))
     pool = pool_pairs(source, found)
     for train, test in results if "unlabelled" in (settings.vqgan.images, settings.masked_gpt.images) else ():
@@ -378,6 +362,3 @@ def leakage(study: Study) -> pd.DataFrame:
             parts.append(rows(name, f"{test}/test", shared, scores(train, test, shared["id_2"])))
     parts.append(rows("unlabelled images", "validation and test", pool))
     return pd.concat(parts, ignore_index=True)
-
-
-_KINDS = ("same_id", "same_content", "near_duplicate")

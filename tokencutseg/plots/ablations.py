@@ -69,7 +69,7 @@ def feature_quality(table: pd.DataFrame) -> Figure:
         "transformer output − features": (table, DIFFERENCE),
     }
     title = "Two heads on the same frozen features: tokens of validation images"
-    return dot_figure(panels, "features", title, series="head", shown=HEADS)
+    return dot_figure(panels, "features", title, HEADS, series="head")
 
 
 def label_efficiency(table: pd.DataFrame) -> Figure:
@@ -105,7 +105,7 @@ def deviations(table: pd.DataFrame) -> Figure:
         part = part.set_index("rows").reindex(names.values()).reset_index()
         change = "corrected" if recipe == "released" else "set back"
         panels[f"{recipe}, one option {change}:\npaired difference in lesion IoU"] = (part, DIFFERENCE)
-    return dot_figure(panels, "rows", title, sharex=True)
+    return dot_figure(panels, "rows", title)
 
 
 def _coupled(also: object) -> str:

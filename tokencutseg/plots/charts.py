@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -12,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tokencutseg.plots.style import GREY, SMALL, WIDTH, Look, legend_of, make_figure
+from tokencutseg.plots.style import GREY, NARROW, SMALL, WIDTH, Look, legend_of, make_figure
 
 SCORE, DIFFERENCE = ("mean", "low", "high"), ("diff", "diff_low", "diff_high")
 """Columns of a score and of a paired difference, each with the ends of its 95 % interval."""
+Panel = tuple[pd.DataFrame, Sequence[str]]
 
 
 def dot_interval(
@@ -66,20 +66,17 @@ def dot_interval(
 
 
 def dot_figure(
-    panels: Mapping[str, tuple[pd.DataFrame, Sequence[str]]],
-    rows: str,
-    title: str,
-    width: float = WIDTH,
-    shown: Mapping[str, Look] | None = None,
-    sharex: bool = False,
-    sharey: bool = True,
-    **series: Any,
+    panels: Mapping[str, Panel], rows: str, title: str, shown: Mapping[str, Look] | None = None, **series: str
 ) -> Figure:
-    """Panels of `dot_interval` side by side: label of the x axis → table and columns; with a legend of the series."""
+    """Panels of `dot_interval` side by side: label of the x axis → table and columns; with a legend of the series.
+
+    They share the rows where these are the same, and the x axis where the columns are.
+    """
     names = [set(table[rows]) for table, _ in panels.values()]
     per_row = max(0.32 + 0.16 * max(name.count("\n") for some in names for name in some), 0.13 * (1 + len(shown or ())))
-    height = 0.75 + per_row * max(map(len, names))
-    figure, (axes,) = make_figure(1, len(panels), height, width, title, sharex=sharex, sharey=sharey)
+    sharex, sharey = len({columns for _, columns in panels.values()}) == 1, all(some == names[0] for some in names)
+    size = 0.75 + per_row * max(map(len, names)), WIDTH if len(panels) > 1 else NARROW
+    figure, (axes,) = make_figure(1, len(panels), *size, title, sharex=sharex, sharey=sharey)
     for axis, (label, (table, columns)) in zip(axes, panels.items(), strict=True):
         dot_interval(axis, table, rows, columns, label, shown=shown, **series)
     if shown:

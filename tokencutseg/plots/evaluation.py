@@ -53,7 +53,7 @@ def cross_dataset(table: pd.DataFrame) -> Figure:
         for measure, name in (("iou", "IoU"), ("dice", "Dice"))
     }
     title = "Score of each training → test pair under each reduction"
-    return dot_figure(panels, "pair", title, series="reduction", shown=shown, crosses="published")
+    return dot_figure(panels, "pair", title, shown, series="reduction", crosses="published")
 
 
 def score_by_lesion_size(table: pd.DataFrame, records: pd.DataFrame | None = None) -> Figure:
@@ -89,8 +89,7 @@ def score_by_group(table: pd.DataFrame) -> Figure:
     parts = dict(list(table.groupby("grouping", sort=False)))
     panels = {f"by {grouping}:\nlesion IoU, 95% interval": (part, SCORE) for grouping, part in parts.items()}
     title = f"Trained on {first['train']}: lesion IoU by group of test images"
-    look = {"series": "method", "shown": st.looks(table["method"])}
-    return dot_figure(panels, "rows", title, sharex=True, sharey=False, **look)
+    return dot_figure(panels, "rows", title, st.looks(table["method"]), series="method")
 
 
 def contact_sheet(pairs: pd.DataFrame, sets: Mapping[tuple[str, str], ImageSet], most: int = 60) -> Figure:

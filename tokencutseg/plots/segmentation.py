@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,11 +125,9 @@ def predictions(
         st.show_token_map(row[1], segmentation.tokens[i].view(lesion.shape[1:]), codebook_size, names[1])
         st.show_image(row[2], lesion[i], names[2], **probability)
         st.show_image(row[3], segmentation.probabilities[i, 1], names[3], **probability)
-        _outlines(row[4], images[i], masks[i], segmentation.mask[i], f"IoU {scores[i]:.2f}")
     place = {"location": "bottom", "shrink": 0.8, "aspect": 30, "pad": 0.01}
     figure.colorbar(axes[0, 3].images[0], ax=axes[:, 2:4], label="probability of lesion", **place)
-    st.outline_legend(figure)
-    return figure
+    return _outlines(figure, axes[:, 4], images, masks, segmentation.mask, map("IoU {:.2f}".format, scores))
 
 
 def best_median_worst(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, per_row: int = 4) -> Figure:
@@ -139,24 +138,19 @@ def best_median_worst(images: Tensor, masks: Tensor, predicted: Tensor, scores: 
     order = np.argsort(-np.asarray(scores), kind="stable")
     n = min(per_row, len(order))
     middle = (len(order) - n) // 2
-    chosen = np.concatenate([order[:n], order[middle : middle + n], order[-n:]])
+    i = np.concatenate([order[:n], order[middle : middle + n], order[-n:]])
     figure, axes = st.make_figure(3, n, 1.85, title=f"Best, median and worst of {len(order)} test images by lesion IoU")
-    for axis, i, name in zip(axes.flat, chosen, np.repeat(["best", "median", "worst"], n), strict=True):
-        _outlines(axis, images[i], masks[i], predicted[i], f"{name}: IoU {scores[i]:.2f}")
-    st.outline_legend(figure)
-    return figure
+    titles = map("{}: IoU {:.2f}".format, np.repeat(["best", "median", "worst"], n), np.asarray(scores)[i])
+    return _outlines(figure, axes.flat, images[i], masks[i], predicted[i], titles)
 
 
 def failures(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, per_row: int = 4) -> Figure:
     """Images with both outlines in the order given, worst first; arguments as `best_median_worst`."""
     title = f"The {len(images)} test images of lowest lesion IoU"
     figure, axes = st.make_figure(-(-len(images) // per_row), per_row, 1.85, title=title)
-    for axis, *parts, score in zip(axes.flat, images, masks, predicted, scores, strict=False):
-        _outlines(axis, *parts, f"IoU {score:.2f}")
     for axis in axes.flat[len(images) :]:
         axis.remove()
-    st.outline_legend(figure)
-    return figure
+    return _outlines(figure, axes.flat, images, masks, predicted, map("IoU {:.2f}".format, scores))
 
 
 def by_rank(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, rank: int) -> Figure:
@@ -165,16 +159,18 @@ def by_rank(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray
     i = order[rank - 1]
     title = f"Rank {rank} of {len(order)}: lesion IoU {scores[i]:.3f}"
     figure, ((image, curve),) = st.make_figure(1, 2, 2.4, st.NARROW, title)
-    _outlines(image, images[i], masks[i], predicted[i], "")
     curve.plot(np.arange(1, len(order) + 1), np.asarray(scores)[order], color=st.GREY)
     curve.plot([rank], [scores[i]], "o", color=st.BLUE, ms=7)
     curve.set(xlabel="rank (1 is the best)", ylabel="lesion IoU", ylim=(0, 1), title="all test images")
     curve.locator_params(axis="x", integer=True)
+    return _outlines(figure, [image], images[[i]], masks[[i]], predicted[[i]], [""])
+
+
+def _outlines(figure: Figure, axes: Iterable[Axes], *parts: Iterable[Any]) -> Figure:
+    """Images, masks, predictions and titles on an axis each, and the legend of the outlines."""
+    for axis, image, mask, predicted, title in zip(axes, *parts, strict=False):
+        st.show_image(axis, image, title)
+        st.outline(axis, mask, st.REFERENCE)
+        st.outline(axis, predicted, st.PREDICTED)
     st.outline_legend(figure)
     return figure
-
-
-def _outlines(axis: Axes, image: Tensor, mask: Tensor, predicted: Tensor, title: str) -> None:
-    st.show_image(axis, image, title)
-    st.outline(axis, mask, st.REFERENCE)
-    st.outline(axis, predicted, st.PREDICTED)

@@ -124,7 +124,7 @@ def linear_probe(table: pd.DataFrame) -> Figure:
     """
     label = "balanced accuracy on test tokens, 95% interval over images\n(dashed: raw colour)"
     panels = {label: (table, ("balanced_accuracy", "low", "high"))}
-    figure = dot_figure(panels, "features", "Linear probes of frozen features: lesion or skin", st.NARROW)
+    figure = dot_figure(panels, "features", "Linear probes of frozen features: lesion or skin")
     colour = table.set_index("features")["balanced_accuracy"]["colour"]
     figure.axes[0].axvline(colour, color=st.GREY, ls="--", lw=1, zorder=0)
     return figure

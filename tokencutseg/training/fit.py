@@ -30,20 +30,13 @@ from tokencutseg.training.modules import StageModule
 class Hardware:
     """Where and how precisely a training computes; it is not part of a run's identity."""
 
-    accelerator: str = "auto"
-    """auto, cpu or gpu."""
-    precision: str = "auto"
-    """Lightning's name, 32-true, 16-mixed or bf16-mixed; auto is bf16-mixed on a GPU that has it, else 32-true."""
-    devices: int = 1
-    """Processes on each machine, one for each GPU (or, on CPUs, any number)."""
-    num_nodes: int = 1
-    """Machines."""
-    strategy: str = "auto"
-    """Lightning's name; auto is DistributedDataParallel where there are several processes."""
-    compile: bool = False
-    """Compile the networks, where that is possible."""
-    progress_bar: bool = False
-    """Print a line per epoch, and on a terminal show a bar within it."""
+    accelerator: str = "auto"  # auto, cpu or gpu
+    precision: str = "auto"  # Lightning's name: 32-true, 16-mixed or bf16-mixed
+    devices: int = 1  # processes on each machine, one for each GPU (or, on CPUs, any number)
+    num_nodes: int = 1  # machines
+    strategy: str = "auto"  # Lightning's name
+    compile: bool = False  # torch.compile, where it works
+    progress_bar: bool = False  # print a line per epoch, and on a terminal show a bar within it
 
     @property
     def processes(self) -> int:
@@ -52,16 +45,27 @@ class Hardware:
 
     @property
     def leading(self) -> bool:
-        """Whether this process is the only one or the first, which writes and prints.
-
-        By the environment variables in which launchers (Lightning's own, torchrun, SLURM) number processes.
-        """
-        ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+        """Whether this process is the only one or the first, which writes and prints."""
+        ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")  # set by launchers
         return self.processes == 1 or all(os.environ.get(name, "0") == "0" for name in ranks)
 
     @property
     def on_gpu(self) -> bool:
         return self.accelerator != "cpu" and torch.cuda.is_available()
+
+    @property
+    def resolved_precision(self) -> str:
+        """Lightning's name of the precision, where auto is bf16-mixed on a GPU that has it and 32-true elsewhere."""
+        if self.precision != "auto":
+            return self.precision
+        has_bf16 = self.on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if has_bf16 else "32-true"
+
+    @property
+    def resolved_strategy(self) -> str:
+        """Lightning's name of the strategy, where auto is DDP for several processes."""
+        ddp = self.processes > 1 and self.strategy in ("auto", "ddp")
+        return "ddp_find_unused_parameters_true" if ddp else self.strategy  # some steps leave parameters out
 
 
 class History(Callback):
@@ -143,18 +147,21 @@ def fit(
     if hardware.on_gpu:
         module.to(memory_format=torch.channels_last)  # faster convolutions on GPUs, not on CPUs
     if hardware.compile:
-        compile_networks(module)
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is, with torch's warning
+        for part in module.modules():
+            if isinstance(part, Encoder | Decoder | Discriminator | Block):
+                part.compile()
     folder.mkdir(parents=True, exist_ok=True)
     module.steps_per_epoch = len(train)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # its greetings; warnings come through `warnings`
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # no greetings
     history, bar = History(folder, hardware.progress_bar), hardware.progress_bar and sys.stdout.isatty()
     last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     trainer = pl.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
-        strategy=strategy(hardware),
-        precision=precision(hardware),
+        strategy=hardware.resolved_strategy,
+        precision=hardware.resolved_precision,
         sync_batchnorm=hardware.on_gpu and hardware.processes > 1,
         max_epochs=epochs,
         use_distributed_sampler=False,  # the loader divides batches itself
@@ -182,42 +189,10 @@ def fit(
         "images_seen": epochs * train.images_per_epoch,
         "training_images": len(train.set),
         "device": trainer.strategy.root_device.type,
-        "precision": precision(hardware),
+        "precision": hardware.resolved_precision,
         "processes": hardware.processes,
         "seconds": sum(row["seconds"] for row in history.rows),
     }
     if not history.best:
         return None, facts
     return history.best["state"], facts | {"best_epoch": history.best["epoch"], "best_score": history.best["score"]}
-
-
-def compile_networks(module: StageModule) -> None:
-    """Compile the parts that take most of the time, or print a note where torch.compile does not work.
-
-    Parameter names stay as they are. A part that cannot be compiled later on runs as it is, with torch's own warning.
-    """
-    try:
-        torch.compile(lambda x: (x + 1).cos())(torch.ones(8, device="cuda" if torch.cuda.is_available() else "cpu"))
-    except Exception as error:  # of any kind: a missing compiler, an unknown GPU, an unsupported Python
-        reason = str(error).splitlines()[0]
-        print(f"note: torch.compile does not work here ({reason}): going on without", file=sys.stderr, flush=True)
-        return
-    torch._dynamo.config.suppress_errors = True
-    for part in module.modules():
-        if isinstance(part, Encoder | Decoder | Discriminator | Block):
-            part.compile()
-
-
-def precision(hardware: Hardware) -> str:
-    """Lightning's name of the precision that `hardware` means."""
-    if hardware.precision != "auto":
-        return hardware.precision
-    has_bf16 = hardware.on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if has_bf16 else "32-true"
-
-
-def strategy(hardware: Hardware) -> str:
-    """Lightning's name of the strategy that `hardware` means. Some parameters get no gradient in some steps."""
-    if hardware.strategy in ("auto", "ddp") and hardware.processes > 1:
-        return "ddp_find_unused_parameters_true"
-    return hardware.strategy
