@@ -29,6 +29,8 @@ from tokencutseg.data.pairing import Found
 _SYNTHETIC_SEED = 2024
 """The synthetic images are the same for every seed of a study, as real ones are."""
 
+_REASONS = ("near duplicate", "same patient or lesion", "same content", "same id")
+"""Why an image is left out of self-supervised training, the weakest first."""
 Rows = list[tuple[str, str]]
 Loaders = dict[str, dict[str, Callable[[], ImageSet]]]
 
@@ -174,42 +176,56 @@ class DataSource:
     def _unlabelled_and_exclusions(self) -> tuple[ImageSet, list[dict[str, str]]]:
         if self._unlabelled is not None:
             return self._unlabelled
+        sets = [self.load(dataset, split) for dataset, splits in self.datasets.items() for split in splits]
+        pool = [images for images in sets if images.split in POOL_SPLITS]
+        reasons = self._reasons_to_leave_out(sets, near_duplicates=True)
+        near = sum(reason.startswith("near") for reason in reasons.values())
+        if near > (sum(map(len, pool)) - len(reasons) + near) / 2:
+            warnings.warn(
+                f"{near} images of the {self.name} data look like scored ones, as if they were drawn: self-supervised "
+                f"stages learn from them, and only the same ids and pixels are left out",
+                stacklevel=2,
+            )
+            reasons = self._reasons_to_leave_out(sets, near_duplicates=False)
+        kept = [
+            images.subset([k for k, own in enumerate(images.ids) if (images.dataset, images.split, own) not in reasons])
+            for images in pool
+        ]
+        whole = ImageSet.concatenate(kept)
+        if not len(whole):
+            raise DataError(f"every image of the {self.name} data is in a scored split too: none is left to learn from")
+        exclusions = [
+            {"dataset": dataset, "split": split, "id": own, "reason": reason}
+            for (dataset, split, own), reason in reasons.items()
+        ]
+        whole = ImageSet(self.name, "unlabelled", whole.ids, whole.images, None, None, whole.native_sizes)
+        self._unlabelled = whole, exclusions
+        return self._unlabelled
+
+    def _reasons_to_leave_out(self, sets: list[ImageSet], near_duplicates: bool) -> dict[tuple[str, str, str], str]:
+        """{(dataset, split, id): reason} for the images of self-supervised training that `unlabelled` leaves out."""
         pairs = audit.both_ways(self.overlaps)
         partners: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
         for *one, dataset, split, own, kind in pairs[audit.COLUMNS[:7]].itertuples(index=False):
-            partners[tuple(one)].append((dataset, split, own, kind))
-        sets = [self.load(dataset, split) for dataset, splits in self.datasets.items() for split in splits]
+            if kind != "near duplicate" or (near_duplicates and split not in POOL_SPLITS):
+                partners[tuple(one)].append((kind, dataset, split, own))
         scored = [images for images in sets if images.split not in POOL_SPLITS]
-        shown = {
-            unit: f"{images.dataset}/{images.split}"
-            for images in reversed(scored)
-            for unit in _clusters(images)
-            if unit
-        }
-        members, exclusions, before = [], [], set()
+        shown = {unit: f"{images.dataset}/{images.split}" for images in scored for unit in _clusters(images) if unit}
+        reasons, before = {}, set()
         for images in sets:
-            if images.split not in POOL_SPLITS:
-                continue
-            kept = []
-            for index, (own, unit) in enumerate(zip(images.ids, _clusters(images), strict=True)):
-                reason = f"same patient or lesion as in {shown[unit]}" if unit in shown else ""
-                for dataset, split, other, kind in reversed(partners[images.dataset, images.split, own]):
-                    if split not in POOL_SPLITS or (kind != "near duplicate" and (dataset, split, other) in before):
-                        reason = f"{kind} as in {dataset}/{split}"
-                before.add((images.dataset, images.split, own))
-                if reason:
-                    exclusions.append({"dataset": images.dataset, "split": images.split, "id": own, "reason": reason})
-                else:
-                    kept.append(index)
-            members.append(images.subset(kept))
-        pool = ImageSet.concatenate(members)
-        if not len(pool):
-            raise DataError(f"all images of the {self.name} data are in a scored split too: none is left to learn from")
-        self._unlabelled = (
-            ImageSet(self.name, "unlabelled", pool.ids, pool.images, None, None, pool.native_sizes),
-            exclusions,
-        )
-        return self._unlabelled
+            for own, unit in zip(images.ids, _clusters(images), strict=True) if images not in scored else ():
+                key = images.dataset, images.split, own
+                before.add(key)
+                same = [
+                    f"{kind} as in {dataset}/{split}"
+                    for kind, dataset, split, other in partners[key]
+                    if split not in POOL_SPLITS or (dataset, split, other) in before
+                ]
+                if unit in shown:
+                    same.append(f"same patient or lesion as in {shown[unit]}")
+                if same:
+                    reasons[key] = min(same, key=lambda reason: [reason.startswith(kind) for kind in _REASONS])
+        return reasons
 
     def _missing(self, dataset: str, split: str) -> str:
         message = f"{dataset}/{split} is not in the {self.name} data"
