@@ -188,7 +188,7 @@ def test_a_checkpoint_counts_where_flags_contradict_it(folders, trained, capsys)
         ("train-seg --use-deepcut maybe", "invalid choice: 'maybe'"),
         ("train-vq --precision 64", "invalid choice: '64'"),
         ("train-vq --train-data-dir gone --val-data-dir gone", "gone does not exist"),
-        (f"train-seg --train-data-dir . --val-data-dir . --vqgan-checkpoint {FIXTURE}", "needs --train-mask-dir"),
+        ("train-seg --train-data-dir . --val-data-dir .", "required: --train-mask-dir, --val-mask-dir"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_status_2(folders, tmp_path, monkeypatch, capsys, command, message):

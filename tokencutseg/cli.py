@@ -1,4 +1,7 @@
-"""The command line. Handlers import what they need, so that help is instant; the authors' commands: `cli_upstream`."""
+"""The command line. Handlers import what they need, so that help is instant.
+
+`segment` is in `cli_segment`; the authors' commands and what trainings share are in `cli_upstream`.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencutseg import __version__, cli_upstream
+from tokencutseg import __version__, cli_segment, cli_upstream
 from tokencutseg.config import PRESETS, RECIPES, ConfigError, configure, option_reasons
 from tokencutseg.files import CHECKOUT
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tokencutseg.experiments.study import Study
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: threads that wait leave cores to others
@@ -124,9 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--only", metavar="03[,04]", help="these notebooks only, by number", **lists)
     part.add_argument("--table", metavar="NAME[,NAME]", help="these tables only, without notebooks", **lists)
     part.add_argument("--train-only", action="store_true", help="only the trainings that the tables rest on")
-    run.add_argument(
-        "--jobs", type=_positive, metavar="N", help="notebooks (with --table, --train-only: trainings) at once"
-    )
+    run.add_argument("--jobs", type=_positive, metavar="N", help="notebooks (or trainings, without notebooks) at once")
     run.add_argument("--dask", metavar="ADDRESS", help="train on the cluster of this Dask scheduler, then go on here")
     cli_upstream.add_hardware(run, gpus=None, precision="auto")
     run.add_argument("--timeout", type=_positive, metavar="SECONDS", help="most time for one cell (default: a week)")
@@ -136,19 +135,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command("recipes", _recipes)
 
-    segment = command("segment", _segment)
-    segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
-    segment.add_argument("--model", type=Path, metavar="RUN", help="a run's folder (default: the included model)")
-    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
-
+    cli_segment.add_command(command)
     explore = command("explore", _explore)
-    explore.add_argument(
-        "--model", type=Path, metavar="RUN", help="a run (default: the last segmenter, else the included one)"
-    )
+    explore.add_argument("--model", type=Path, metavar="RUN", help="(default: the last segmenter, else the included)")
     explore.add_argument("--data", type=Path, metavar="DIR", help="folder with datasets (default: synthetic lesions)")
-    explore.add_argument(
-        "--port", type=_positive, default=8888, metavar="N", help="or the next free one (default: 8888)"
-    )
+    explore.add_argument("--port", type=_positive, default=8888, metavar="N", help="or the next free (default: 8888)")
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
     explore.add_argument("--notebooks", type=Path, metavar="DIR", help="a folder with your own copy of explorer.ipynb")
 
@@ -217,9 +208,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _describe(study, notebooks, parameters)
         return OK
     runner.check_writable(results, "--results")
-    if not study.folder.exists() and (
-        problems := getattr(study.source, "check", list)()
-    ):  # now, and not in the first notebook
+    if not study.folder.exists() and (problems := study.source.check()):  # said now, and not by the first notebook
         raise DataError(summed_up(problems))
     if trains_here or not executes:
         _train(study, arguments)
@@ -251,136 +240,46 @@ def _train(study: Study, arguments: argparse.Namespace) -> None:
 
 
 def _describe(study: Study, notebooks: Sequence[Path], parameters: dict[str, Any]) -> None:
-    config = study.config
-    print(f"study      {study.folder.name}\nfolder     {study.folder}{'' if study.folder.exists() else ' (new)'}")
-    print(f"settings   preset {config.preset}, recipe {config.recipe}, seed {config.seed}")
-    for key, value in parameters["overrides"].items():
-        print(f"           {key} = {json.dumps(value)}")
-    sizes = config.data
+    data = study.config.data
+    print(f"study      {study.folder}{'' if study.folder.exists() else ' (new)'}")
+    for name, value in parameters.items():
+        print(f"{name:10} {json.dumps(value)}")
     if not parameters["data"]:
-        print(f"data       synthetic lesions at two sites, each {sizes.synthetic_train} train, ", end="")
-        print(f"{sizes.synthetic_validation} validation, {sizes.synthetic_test} test")
+        counts = f"{data.synthetic_train} train, {data.synthetic_validation} validation, {data.synthetic_test} test"
+        print(f"images     synthetic lesions at two sites, each {counts}")
     for line in study.source.describe():
-        print(f"data       {line}")
+        print(f"images     {line}")
     for notebook in notebooks:
         print(f"notebook   {notebook}")
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
-    reasons, width = option_reasons(), max(len(name) for name in RECIPES["released"])
-    print("  ".join([f"{'option':{width}}", *(f"{recipe:18}" for recipe in RECIPES)]).rstrip())
-    for name in RECIPES["released"]:
-        print("  ".join([f"{name:{width}}", *(f"{recipe[name]!s:18}" for recipe in RECIPES.values())]).rstrip())
-        print(textwrap.fill(reasons[name], 110, initial_indent="    ", subsequent_indent="    "))
+    reasons, rows = option_reasons(), [("option", *RECIPES)]
+    rows += [(name, *(str(recipe[name]) for recipe in RECIPES.values())) for name in RECIPES["released"]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+        if reason := reasons.get(row[0]):
+            print(textwrap.fill(reason, 110, initial_indent="    ", subsequent_indent="    "))
     return OK
 
 
-# segment and explore ------------------------------------------------------------------------------------------------
-
-SOFTWARE = "tokencutseg segment"
-"""What our PNG files say wrote them: only such files are overwritten."""
-
-
-def _segment(arguments: argparse.Namespace) -> int:
-    import tokencutseg
-    from tokencutseg.data.images import DataError, read_image
-    from tokencutseg.report.notebooks import check_writable
-
-    images, failures = _find_images(arguments.images)
-    stems: dict[str, Path] = {}  # a name for each image's files: its own, with a number behind it where that is taken
-    for image in images:
-        names = (image.stem, *(f"{image.stem}-{number}" for number in range(2, len(images) + 2)))
-        stems[next(name for name in names if name.lower() not in {stem.lower() for stem in stems})] = image
-    for file in (arguments.out / f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "overlay")):
-        if file.exists() and not _is_ours(file):
-            raise ConfigError(f"{file} is there already and not from an earlier call; choose another folder with --out")
-    model = tokencutseg.load(arguments.model)
-    check_writable(arguments.out, "--out")
-    for stem, image in stems.items():
-        try:
-            pixels = read_image(image)
-        except DataError as error:
-            failures.append(str(error))
-            continue
-        mask = model.predict(pixels)
-        _save(_overlay(pixels, mask.astype(bool)), arguments.out / f"{stem}_overlay.png")
-        _save(mask.astype("uint8") * 255, arguments.out / f"{stem}_mask.png")
-        print(f"{image} -> {arguments.out / f'{stem}_mask.png'}")
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    return FAILED if failures else OK
-
-
-def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files that the arguments mean, each once and none of ours, and a sentence for each that means none."""
-    import glob
-
-    from tokencutseg.data.pairing import is_image, is_visible
-
-    found: dict[Path, Path] = {}  # by real path
-    failures = []
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            there = [file for file in sorted(path.iterdir()) if file.is_file() and is_visible(file.name)]
-            files = [file for file in there if is_image(file) and not _is_ours(file)]
-            if others := [file.name for file in there if not is_image(file)]:
-                print(f"note: skipped in {path}, as no images: {', '.join(others)}", file=sys.stderr)
-        elif path.exists() or not glob.has_magic(argument):
-            files = [path]  # a file that is missing is reported when it is read
-        else:
-            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
-            files = [Path(match) for match in matches if Path(match).is_file()]
-        if not files:
-            failures.append(f"{argument} holds no image" if path.is_dir() else f"no file matches {argument}")
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values()), failures
-
-
-def _is_ours(file: Path) -> bool:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            return image.info.get("Software") == SOFTWARE
-    except (UnidentifiedImageError, OSError, SyntaxError):
-        return False
-
-
-def _overlay(pixels: np.ndarray, lesion: np.ndarray) -> np.ndarray:
-    """The image uint8 (H, W, 3) with the outline of the mask bool (H, W) drawn just inside it."""
-    from scipy.ndimage import binary_erosion
-
-    width = max(1, round(max(lesion.shape) / 200))
-    drawn = pixels.copy()
-    drawn[lesion & ~binary_erosion(lesion, iterations=width)] = (0, 190, 255)  # no skin has this blue
-    return drawn
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    about = PngInfo()
-    about.add_text("Software", SOFTWARE)
-    Image.fromarray(pixels).save(path, pnginfo=about)
+# explore ------------------------------------------------------------------------------------------------------------
 
 
 def _explore(arguments: argparse.Namespace) -> int:
     _need("jupyterlab", "ipywidgets")
-    for option in ("model", "data"):
-        if (path := getattr(arguments, option)) is not None and not path.exists():
-            raise ConfigError(f"--{option} {path} does not exist")
     if arguments.notebooks is None and CHECKOUT is None:
         raise ConfigError("explorer.ipynb does not come with the installed package; clone the repository")
     notebooks = (arguments.notebooks or CHECKOUT / "notebooks").absolute()
     if not (notebooks / "explorer.ipynb").exists():
         raise ConfigError(f"{notebooks} holds no explorer.ipynb; name a folder that does with --notebooks")
-    given = {name: getattr(arguments, name) for name in ("model", "data") if getattr(arguments, name) is not None}
-    environment = os.environ | {
-        f"TOKENCUTSEG_EXPLORE_{name.upper()}": str(path.absolute()) for name, path in given.items()
-    }
+    environment = dict(os.environ)
+    for name in ("model", "data"):
+        if (path := getattr(arguments, name)) is not None:
+            if not path.exists():
+                raise ConfigError(f"--{name} {path} does not exist")
+            environment[f"TOKENCUTSEG_EXPLORE_{name.upper()}"] = str(path.absolute())
     # defaults of JupyterLab's settings, which the user's own override: it does not ask whether it may fetch news
     paths = [str(Path(__file__).parent / "explore" / "jupyter"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
     environment["JUPYTER_CONFIG_PATH"] = os.pathsep.join(paths)
@@ -419,18 +318,21 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from tokencutseg.data.audit import overlaps
     from tokencutseg.data.source import open_source
     from tokencutseg.plots.evaluation import contact_sheet
     from tokencutseg.report.notebooks import check_writable
 
     if arguments.out:
         check_writable(arguments.out, "--out")
-    source = open_source(arguments.data, configure())
-    sets = {
-        (dataset, split): source.load(dataset, split) for dataset, splits in source.datasets.items() for split in splits
-    }
-    shared = overlaps(sets, progress=sys.stderr.isatty())
+    source = open_source(arguments.data, configure(), strict=False)
+    problems = source.check()
+    print("\n".join(source.describe()))
+    if problems:
+        print(f"{len(problems)} problems:", *problems, sep="\n- ", file=sys.stderr)
+        return FAILED
+    pairs = [(dataset, split) for dataset, splits in source.datasets.items() for split in splits]
+    sets = {pair: source.load(*pair) for pair in pairs}
+    shared = source.overlaps
     print(shared.to_string(index=False) if len(shared) else "no image is shared")
     left_out = source.unlabelled_exclusions
     print(f"\nself-supervised stages use {len(source.unlabelled())} images; left out are {len(left_out)}")

@@ -1,4 +1,4 @@
-"""The commands of the authors' README with their flags and defaults: `train-vq`, `train-seg`, `test-seg`; and `export`.
+"""The commands of the authors' README with their flags and defaults, `train-vq`, `train-seg`, `test-seg`; and `export`.
 
 They train the recipe `released` on folders of images and masks and write ordinary runs. A flag that is a setting of
 ours has its name as destination, such as `vqgan.code_dim`.
@@ -17,51 +17,44 @@ from typing import TYPE_CHECKING, Any
 from tokencutseg.config import Config, ConfigError, configure
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tokencutseg.experiments.study import Study
-    from tokencutseg.models.vqgan import VQGAN
     from tokencutseg.training.fit import Hardware
 
 PRECISIONS = {"16": "16-mixed", "32": "32-true", "bf16": "bf16-mixed", "auto": "auto"}
+_OURS = {"max_epochs": "epochs", "embed_dim": "code_dim", "n_embed": "codebook_size", "n_embd": "d_model"}
+"""Our names of settings that the authors call otherwise."""
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this module's commands; `command(name, handler)` makes one parser."""
-    train_vq = command("train-vq", _train_vq)
-    _add_folders(train_vq, "train", "val")
-    _add_settings(train_vq, "data", image_size=224)
-    _add_settings(train_vq, "vqgan", batch_size=4, learning_rate=1e-4, max_epochs=100)
-    _add_settings(train_vq, "vqgan", disc_start=10_000, disc_weight=0.5, perceptual_weight=0.8, codebook_weight=1.0)
-    _add_tokenizer(train_vq, 64)
-    _add_training(train_vq, "32", "vqgan_pretrain_full", "vqgan_pretrain_isic_full")
+    vq = command("train-vq", _train_vq)
+    _add_folders(vq, "train", "val", masks=False)
+    _add_settings(vq, "data", image_size=224)
+    _add_settings(vq, "vqgan", batch_size=4, learning_rate=1e-4, max_epochs=100)
+    _add_settings(vq, "vqgan", disc_start=10_000, disc_weight=0.5, perceptual_weight=0.8, codebook_weight=1.0)
+    _add_settings(vq, "vqgan", "vq-", embed_dim=256, n_embed=64, hidden_channels=128, n_res_blocks=2)
+    _add_training(vq, "32", "vqgan_pretrain_full", "vqgan_pretrain_isic_full")
 
-    train_seg = command("train-seg", _train_seg)
-    _add_folders(train_seg, "train", "val")
-    _add_settings(train_seg, "data", image_size=224)
-    _add_settings(train_seg, "segmentation", batch_size=1, learning_rate=1e-4, max_epochs=200, deepcut_loss_weight=0.2)
-    text = "False: a linear layer instead of the graph module (default: True)"
-    train_seg.add_argument(
-        "--use-deepcut", dest="segmentation.use_deepcut", choices=("True", "False"), default="True", help=text
-    )
-    text = "what train-vq wrote, or the authors' own .ckpt (default: %(default)s)"
-    default = Path("model_trained_in_step1.ckpt")
-    train_seg.add_argument("--vqgan-checkpoint", type=Path, default=default, metavar="FILE", help=text)
-    _add_tokenizer(train_seg, 512)
-    _add_transformer(train_seg)
-    _add_training(train_seg, "16", "segmentation_training_2018_codebook_full", "segmentation_isic2018_codebook_full")
+    seg = command("train-seg", _train_seg)
+    _add_folders(seg, "train", "val")
+    _add_settings(seg, "data", image_size=224)
+    _add_settings(seg, "segmentation", batch_size=1, learning_rate=1e-4, max_epochs=200, deepcut_loss_weight=0.2)
+    graph = {"dest": "segmentation.use_deepcut", "choices": ("True", "False"), "default": "True"}
+    seg.add_argument("--use-deepcut", help="False: a linear layer instead of the graph (default: True)", **graph)
+    _add_file(seg, "--vqgan-checkpoint", "model_trained_in_step1.ckpt", "what train-vq wrote, or the authors' .ckpt")
+    _add_settings(seg, "vqgan", "vq-", embed_dim=256, n_embed=512, hidden_channels=128, n_res_blocks=2)
+    _add_settings(seg, "masked_gpt", "gpt-", n_layer=12, n_head=4, n_embd=256)
+    _add_training(seg, "16", "segmentation_training_2018_codebook_full", "segmentation_isic2018_codebook_full")
 
-    test_seg = command("test-seg", _test_seg)
-    _add_folders(test_seg, "test")
-    _add_settings(test_seg, "data", image_size=224)
-    text = "the authors' .ckpt, or one of our runs (default: %(default)s)"
-    default = Path("model_trained_in_step2.ckpt")
-    test_seg.add_argument("--checkpoint-path", type=Path, default=default, metavar="FILE", help=text)
-    test_seg.add_argument("--batch-size", type=int, default=1, help="(default: %(default)s)")
-    _add_tokenizer(test_seg, 1024)
-    _add_transformer(test_seg)
-    _add_workers(test_seg)
-    test_seg.add_argument("--records", type=Path, metavar="FILE.csv", help="write one row of scores per image")
+    test = command("test-seg", _test_seg)
+    _add_folders(test, "test")
+    _add_settings(test, "data", image_size=224)
+    _add_file(test, "--checkpoint-path", "model_trained_in_step2.ckpt", "the authors' .ckpt, or one of our runs")
+    test.add_argument("--batch-size", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    _add_settings(test, "vqgan", "vq-", embed_dim=256, n_embed=1024, hidden_channels=128, n_res_blocks=2)
+    _add_settings(test, "masked_gpt", "gpt-", n_layer=12, n_head=4, n_embd=256)
+    _add_workers(test)
+    test.add_argument("--records", type=Path, metavar="FILE.csv", help="write one row of scores per image")
 
     export = command("export", _export)
     export.add_argument("run", type=Path, metavar="RUN", help="a run's folder: a tokenizer's or a segmenter's")
@@ -73,21 +66,23 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def add_seed_and_set(parser: argparse.ArgumentParser) -> None:
     """The options `--seed` and `--set`; `read_overrides` reads the latter."""
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of every draw (default: %(default)s)")
-    text = "change settings, such as vqgan.codebook_size=128 (tokencutseg recipes lists some)"
-    options = {"action": "extend", "nargs": "+", "default": [], "metavar": "stage.key=value"}
-    parser.add_argument("--set", dest="overrides", help=text, **options)
+    pairs = {"dest": "overrides", "action": "extend", "nargs": "+", "default": [], "metavar": "stage.key=value"}
+    parser.add_argument("--set", help="change settings, such as vqgan.codebook_size=128", **pairs)
+
+
+def read_overrides(pairs: Sequence[str]) -> dict[str, str]:
+    """``stage.key=value`` pairs as a dict. Raises ConfigError for one without an equals sign."""
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise ConfigError(f"--set takes stage.key=value, not {wrong[0]!r}")
+    return {key.strip(): value.strip() for key, _, value in (pair.partition("=") for pair in pairs)}
 
 
 def add_hardware(parser: argparse.ArgumentParser, gpus: int | None, precision: str) -> None:
     """The options that `hardware` reads."""
-    parser.add_argument(
-        "--gpus", type=int, default=gpus, metavar="N", help="for each training; 0: the CPU (default: 1)"
-    )
+    parser.add_argument("--gpus", type=int, default=gpus, metavar="N", help="per training, 0 for the CPU (default: 1)")
     text = "16 and bf16 are mixed; auto is bf16 on a GPU that has it, else 32 (default: %(default)s)"
     parser.add_argument("--precision", choices=PRECISIONS, default=precision, help=text)
-    parser.add_argument(
-        "--num-nodes", type=int, default=1, metavar="N", help="machines that train together (default: 1)"
-    )
+    parser.add_argument("--num-nodes", type=int, default=1, metavar="N", help="machines per training (default: 1)")
 
 
 def hardware(arguments: argparse.Namespace) -> Hardware:
@@ -112,13 +107,6 @@ def hardware(arguments: argparse.Namespace) -> Hardware:
     return found
 
 
-def read_overrides(pairs: Sequence[str]) -> dict[str, str]:
-    """``stage.key=value`` pairs as a dict. Raises ConfigError for one without an equals sign."""
-    if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise ConfigError(f"--set takes stage.key=value, not {wrong[0]!r}")
-    return {key.strip(): value.strip() for key, _, value in (pair.partition("=") for pair in pairs)}
-
-
 def _seed(text: str) -> int:
     if not 0 <= (number := int(text)) < 2**32:
         raise argparse.ArgumentTypeError(f"must lie in 0 … 2^32 - 1, not {number}")
@@ -129,31 +117,23 @@ def _note(message: str) -> None:
     print(f"note: {message}", file=sys.stderr, flush=True)
 
 
-def _add_folders(parser: argparse.ArgumentParser, *splits: str) -> None:
+def _add_folders(parser: argparse.ArgumentParser, *splits: str, masks: bool = True) -> None:
     for split in splits:
-        for kind, text in (("data", "images"), ("mask", "their masks, which the tokenizer does not need")):
-            required = kind == "data"
-            parser.add_argument(f"--{split}-{kind}-dir", type=Path, required=required, metavar="DIR", help=text)
+        parser.add_argument(f"--{split}-data-dir", type=Path, required=True, metavar="DIR", help="images")
+        text = "their masks" if masks else "accepted and not needed"
+        parser.add_argument(f"--{split}-mask-dir", type=Path, required=masks, metavar="DIR", help=text)
 
 
 def _add_settings(parser: argparse.ArgumentParser, section: str, prefix: str = "", **defaults: Any) -> None:
     for name, default in defaults.items():
-        flag, setting = f"--{prefix}{name.replace('_', '-')}", f"{section}.{_OURS.get(name, name)}"
+        options = {"dest": f"{section}.{_OURS.get(name, name)}", "type": type(default), "default": default}
         parser.add_argument(
-            flag, dest=setting, type=type(default), default=default, metavar="N", help="(default: %(default)s)"
+            f"--{prefix}{name.replace('_', '-')}", metavar="N", help="(default: %(default)s)", **options
         )
 
 
-_OURS = {"max_epochs": "epochs", "embed_dim": "code_dim", "n_embed": "codebook_size", "n_embd": "d_model"}
-"""Our names of settings that the authors call otherwise."""
-
-
-def _add_tokenizer(parser: argparse.ArgumentParser, n_embed: int) -> None:
-    _add_settings(parser, "vqgan", "vq-", embed_dim=256, n_embed=n_embed, hidden_channels=128, n_res_blocks=2)
-
-
-def _add_transformer(parser: argparse.ArgumentParser) -> None:
-    _add_settings(parser, "masked_gpt", "gpt-", n_layer=12, n_head=4, n_embd=256)
+def _add_file(parser: argparse.ArgumentParser, flag: str, default: str, text: str) -> None:
+    parser.add_argument(flag, type=Path, default=Path(default), metavar="FILE", help=f"{text} (default: %(default)s)")
 
 
 def _add_training(parser: argparse.ArgumentParser, precision: str, output: str, experiment: str) -> None:
@@ -166,7 +146,7 @@ def _add_training(parser: argparse.ArgumentParser, precision: str, output: str, 
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-workers", type=int, default=4, help="accepted and not needed: images are kept in memory")
+    parser.add_argument("--num-workers", type=int, default=4, metavar="N", help="accepted and not needed")
 
 
 # training -----------------------------------------------------------------------------------------------------------
@@ -180,98 +160,66 @@ def _train_vq(arguments: argparse.Namespace) -> int:
 
 
 def _train_seg(arguments: argparse.Namespace) -> int:
-    vqgan = _open_tokenizer(arguments.vqgan_checkpoint)
-    study = _study(arguments, masks=True)
+    vqgan = _open_model(arguments.vqgan_checkpoint, "vqgan")
+    study = _study(arguments)
     study.adopt_tokenizer(vqgan, str(arguments.vqgan_checkpoint))
-    _note_sizes(arguments, "vqgan", study.config, arguments.vqgan_checkpoint)
+    _note_sizes(arguments, study.config, arguments.vqgan_checkpoint, "vqgan")
     run = study.segmenter()
-    size, reduction, metrics = (
-        getattr(arguments, "data.image_size"),
-        study.config.evaluation.score_reduction,
-        run.metrics,
-    )
+    metrics, reduction = run.metrics, study.config.evaluation.score_reduction
+    size, folder = getattr(arguments, "data.image_size"), shlex.quote(str(run.folder))
     print(f"segmenter: {run.folder}\nbest epoch {metrics['best_epoch']} of {metrics['epochs']}, ", end="")
     print(f"validation {reduction} IoU {metrics['best_score']:.4f}")
-    print(f"next: tokencutseg test-seg --image-size {size} --checkpoint-path {shlex.quote(str(run.folder))} …")
+    print(f"next: tokencutseg test-seg --image-size {size} --checkpoint-path {folder} …")
     return 0
 
 
 def _settings(arguments: argparse.Namespace, *sections: str) -> dict[str, Any]:
-    return {
-        name: value for name, value in vars(arguments).items() if name.partition(".")[0] in sections and "." in name
-    }
+    """The flags that are settings of these sections."""
+    return {name: value for name, value in vars(arguments).items() if name.startswith(tuple(f"{s}." for s in sections))}
 
 
-def _study(arguments: argparse.Namespace, masks: bool) -> Study:
+def _study(arguments: argparse.Namespace, masks: bool = True) -> Study:
     """A study whose runs are in OUTPUT_DIR/NAME, with the recipe `released` and what the flags say."""
     values = _settings(arguments, "data", "vqgan", "masked_gpt", "segmentation")
     values["evaluation.batch_size"] = max(8, values.get("segmentation.batch_size") or values["vqgan.batch_size"])
     config = configure("full", "released", arguments.seed, values | read_overrides(arguments.overrides))
-    if masks and not (arguments.train_mask_dir and arguments.val_mask_dir):
-        raise ConfigError("train-seg needs --train-mask-dir and --val-mask-dir")
 
     from tokencutseg.data.folders import pair_folders
     from tokencutseg.data.source import folder_source
     from tokencutseg.experiments.study import Study
     from tokencutseg.report.notebooks import check_writable
 
-    folders = {
-        "train": (arguments.train_data_dir, arguments.train_mask_dir),
-        "validation": (arguments.val_data_dir, arguments.val_mask_dir),
-    }
-    splits = [pair_folders("folders", name, images, own if masks else None) for name, (images, own) in folders.items()]
+    train = pair_folders("folders", "train", arguments.train_data_dir, arguments.train_mask_dir if masks else None)
+    val = pair_folders("folders", "validation", arguments.val_data_dir, arguments.val_mask_dir if masks else None)
     folder = arguments.output_dir / arguments.experiment_name
     check_writable(folder / "runs", "--output-dir")
     machine, size = hardware(arguments), config.data.image_size
-    train, validation = (len(split.samples) for split in splits)
-    print(
-        f"{train} training and {validation} validation images at {size}×{size}; runs go to {folder / 'runs'}",
-        flush=True,
-    )
-    return Study(config, folder_source("folders", size, splits), folder, machine)
+    counts = f"{len(train.samples)} training and {len(val.samples)} validation images"
+    print(f"{counts} at {size}×{size}; runs go to {folder / 'runs'}", flush=True)
+    return Study(config, folder_source("folders", size, [train, val]), folder, machine)
 
 
 # models -------------------------------------------------------------------------------------------------------------
 
 
-def _open_tokenizer(path: Path) -> VQGAN:
-    from tokencutseg.models.upstream import load_tokenizer
-    from tokencutseg.models.vqgan import VQGAN
+def _open_model(path: Path, stage: str, **options: Any) -> Any:
+    """The tokenizer (`vqgan`) or segmenter at `path`: a checkpoint of the authors', with `options`, or a run of ours.
 
-    if _is_upstream(path):
-        return load_tokenizer(path)
-    model = _open_run(path, "vqgan")
-    tokenizer = model if isinstance(model, VQGAN) else getattr(model, "vqgan", None)
-    if tokenizer is None:
-        raise ConfigError(f"{path} holds no tokenizer")
-    return tokenizer
-
-
-def _open_segmenter(path: Path, n_head: int) -> nn.Module:
-    from tokencutseg.models.upstream import load_segmenter
-
-    if _is_upstream(path):
-        return load_segmenter(path, n_head=n_head)
-    model = _open_run(path, "segmentation")
-    if not hasattr(model, "predict_probabilities"):
-        raise ConfigError(f"{path} holds no segmenter; give a run of train-seg")
-    return model
-
-
-def _is_upstream(path: Path) -> bool:
-    """Whether `path` means a checkpoint file of the authors' (also one that is missing) and not a run of ours.
-
-    Raises ConfigError for a run's own checkpoint, which is for resuming the training.
+    Raises ConfigError for what holds none, and for a run's own checkpoint, which is for resuming the training.
     """
+    import tokencutseg
+    from tokencutseg.models import upstream
+
     if path.name == "last.ckpt" and (path.parent / "config.json").is_file():
         raise ConfigError(f"{path} is for going on with a training; give the run's folder {path.parent}")
-    return path.suffix in (".ckpt", ".pt", ".pth") or (path.is_file() and path.suffix != ".safetensors")
-
-
-def _open_run(path: Path, stage: str) -> nn.Module:
-    import tokencutseg
-
-    return tokencutseg.load(_run_folder(path, stage))
+    tokenizer = stage == "vqgan"
+    if path.suffix in (".ckpt", ".pt", ".pth") or (path.is_file() and path.suffix != ".safetensors"):
+        return (upstream.load_tokenizer if tokenizer else upstream.load_segmenter)(path, **options)
+    model = tokencutseg.load(_run_folder(path, stage))
+    model = getattr(model, "vqgan", model) if tokenizer else model
+    if not hasattr(model, "tokenize" if tokenizer else "predict_probabilities"):
+        raise ConfigError(f"{path} holds no {'tokenizer' if tokenizer else 'segmenter'}")
+    return model
 
 
 def _run_folder(path: Path, stage: str) -> Path:
@@ -285,9 +233,9 @@ def _run_folder(path: Path, stage: str) -> Path:
     return done[0]
 
 
-def _note_sizes(arguments: argparse.Namespace, section: str, config: Config, path: Path) -> None:
+def _note_sizes(arguments: argparse.Namespace, config: Config, path: Path, *sections: str) -> None:
     """Say where the sizes on the command line are not the checkpoint's, which count."""
-    for name, given in _settings(arguments, section).items():
+    for name, given in _settings(arguments, *sections).items():
         if given != (held := config.value(name)):
             _note(f"{name} is {given} on the command line, but {path} has {held}: going on with {held}")
 
@@ -308,29 +256,26 @@ def _test_seg(arguments: argparse.Namespace) -> int:
     size, path = getattr(arguments, "data.image_size"), arguments.checkpoint_path
     if arguments.records:
         _check_file(arguments.records, "--records")
-    model = _open_segmenter(path, getattr(arguments, "masked_gpt.n_head"))
+    model = _open_model(path, "segmentation", n_head=getattr(arguments, "masked_gpt.n_head"))
     stride = 2**model.config.vqgan.n_stages
     if size % stride:
         raise ConfigError(f"--image-size must be a multiple of the tokenizer's stride {stride}, not {size}")
-    for section in ("vqgan", "masked_gpt") if hasattr(model, "masked_gpt") else ():
-        _note_sizes(arguments, section, model.config, path)
+    if hasattr(model, "masked_gpt"):
+        _note_sizes(arguments, model.config, path, "vqgan", "masked_gpt")
     if size != (own := model.config.data.image_size):
         _note(f"--image-size is {size}, but {path} was trained at {own}: scores will be lower than it can reach")
     images = load_split(pair_folders("folders", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictions = predict_masks(model.to(device), images, arguments.batch_size)
-    records = score(predictions, images.masks, images.ids, method="test-seg")
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    records = score(predict_masks(model, images, arguments.batch_size), images.masks, images.ids, method="test-seg")
     print(f"{len(images)} images at {size}×{size}")
-    rules = {
-        "micro_two_class": "released rule: mean of lesion and background, all pixels pooled",
-        "per_image": "lesion per image, then the mean",
-    }
-    for reduction, rule in rules.items():
-        iou, dice = (summarise(records, reduction, measure) for measure in ("iou", "dice"))
-        scores = [
-            f"{name} {one.mean:.6f} [{one.low:.4f}, {one.high:.4f}]" for name, one in (("mIoU", iou), ("DSC", dice))
-        ]
-        print(*scores, f"{reduction} ({rule})", sep="  ")
+    for reduction, rule in (
+        ("micro_two_class", "released rule: mean of lesion and background, all pixels pooled"),
+        ("per_image", "lesion per image, then the mean"),
+    ):
+        for name, measure in (("mIoU", "iou"), ("DSC", "dice")):
+            found = summarise(records, reduction, measure)
+            print(f"{name} {found.mean:.6f} [{found.low:.4f}, {found.high:.4f}]", end="  ")
+        print(f"{reduction} ({rule})")
     if arguments.records:
         write_csv(records, arguments.records)
     return 0
@@ -341,17 +286,16 @@ def _export(arguments: argparse.Namespace) -> int:
     from tokencutseg.models.upstream import save_segmenter, save_tokenizer
     from tokencutseg.report.notebooks import check_writable
 
-    run = _run_folder(arguments.run, "segmentation")
+    run, target = _run_folder(arguments.run, "segmentation"), arguments.released
     if arguments.half:
         check_writable(arguments.half.absolute(), "--half")
-        size = save_half(run, arguments.half)
-        print(f"{run} -> {arguments.half} ({size / 2**20:.1f} MiB)")
+        print(f"{run} -> {arguments.half} ({save_half(run, arguments.half) / 2**20:.1f} MiB)")
         return 0
     stage = saved_stage(run)
     if stage not in ("vqgan", "segmentation"):
         raise ConfigError(f"{run} is a {stage} run; the released code has files of tokenizers and segmenters only")
-    _check_file(arguments.released, "--released")
-    model, target = load(run), arguments.released
+    _check_file(target, "--released")
+    model = load(run)
     vgg = save_tokenizer(model, saved_config(run), target) if stage == "vqgan" else save_segmenter(model, target)
     print(f"{run} -> {target} (its loss network, which only training reads, is {vgg})")
     return 0
