@@ -318,17 +318,21 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from tokencutseg.data.audit import overlaps
     from tokencutseg.data.source import open_source
     from tokencutseg.plots.evaluation import contact_sheet
     from tokencutseg.report.notebooks import check_writable
 
     if arguments.out:
         check_writable(arguments.out, "--out")
-    source = open_source(arguments.data, configure())
+    source = open_source(arguments.data, configure(), strict=False)
+    problems = source.check()
+    print("\n".join(source.describe()))
+    if problems:
+        print(f"{len(problems)} problems:", *problems, sep="\n- ", file=sys.stderr)
+        return FAILED
     pairs = [(dataset, split) for dataset, splits in source.datasets.items() for split in splits]
     sets = {pair: source.load(*pair) for pair in pairs}
-    shared = overlaps(sets, progress=sys.stderr.isatty())
+    shared = source.overlaps
     print(shared.to_string(index=False) if len(shared) else "no image is shared")
     left_out = source.unlabelled_exclusions
     print(f"\nself-supervised stages use {len(source.unlabelled())} images; left out are {len(left_out)}")

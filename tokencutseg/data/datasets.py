@@ -6,10 +6,13 @@ to. A user's own folder needs no entry (see `tokencutseg.data.folders`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 TRAIN_AND_TEST, EXTERNAL_TEST, UNLABELLED = "train and test", "external test only", "unlabelled only"
+POOL_SPLITS = ("train", "unlabelled")
+"""Splits whose images self-supervised stages use."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,12 @@ DATASETS = {
         ),
     )
 }  # fmt: skip
+
+
+def global_id(dataset: str, own: str) -> str:
+    """What a name stands for across datasets: the archive's ids for themselves wherever they are used, and a name of a
+    user's own (such as a patient's number) for something in that dataset alone."""
+    return own if dataset in DATASETS or re.fullmatch(r"ISIC_\d{7}", own) else f"{dataset}/{own}"
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,11 @@ def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
     Raises DataError that names every unreadable file, every mask that has not its image's size, and masks whose values
     can be read in two ways.
     """
-    arrays = cached_arrays(_key(split, size), lambda: _decode(split, size), cache)
+    try:
+        key = _key(split, size)
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from error
+    arrays = cached_arrays(key, lambda: _decode(split, size), cache)
     about = json.loads(str(arrays["about"][0]))
     samples, labelled = split.samples, "masks" in arrays
     return ImageSet(
@@ -267,10 +271,7 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
         raise DataError(summed_up(list(dict.fromkeys(problems))))
     threshold = 0
     if labelled:
-        try:
-            threshold, note = lesion_threshold(counts)
-        except DataError as error:
-            raise DataError(f"{name}, as in {split.samples[0].mask}: {error}") from error
+        threshold, note = lesion_threshold(counts, f"{name} in {split.samples[0].mask.parent}")
         arrays["masks"] = (values > threshold).astype(np.uint8)
         notes += [note] * bool(note) + implausible(arrays["masks"])
         if split.name == "train" and not arrays["masks"].any():
@@ -327,18 +328,21 @@ def _orientations(headers: list, native_sizes: np.ndarray) -> tuple[list[bool], 
 
 
 def implausible(masks: np.ndarray) -> list[str]:
-    """What looks wrong with the masks (N, S, S) of a split, in words: nothing where they look like lesions on skin."""
-    n = len(masks)
-    share = masks.mean((1, 2))
+    """What looks wrong with the masks (N, S, S) of a split, in words: nothing where they look like lesions on skin.
+
+    Of the masks of ISIC 2016 to 2018 and HAM10000 less than 1 % reach along three quarters of the border, and none is
+    empty; here more than 5 % are told.
+    """
+    n, share = len(masks), masks.mean((1, 2))
     border = np.concatenate([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], 1).mean(1)
-    full, empty, reversed_ = (share > 0.98).sum(), (share == 0).sum(), (border > 0.75).sum()
-    notes = []
-    if full > 0.5 * n:
-        notes.append(f"{full} of {n} masks cover the whole image")
-    elif reversed_ > 0.5 * n:
-        notes.append(f"the lesion covers the border of {reversed_} of {n} images: are lesion and skin exchanged?")
-    if empty > 0.5 * n:
-        notes.append(f"{empty} of {n} masks are empty")
-    elif n and np.median(share) < 0.005:
-        notes.append(f"half of the {n} masks cover less than 0.5 % of their image")
-    return notes
+    told = {
+        "cover the whole image": share > 0.98,
+        "cover its border (are lesion and skin exchanged?)": (border > 0.75) & (share <= 0.98),
+        "are empty": share == 0,
+        "cover less than 0.2 % of it": (share > 0) & (share < 0.002),
+    }
+    return [
+        f"{which.sum()} of {n} masks {what}"
+        for what, which in told.items()
+        if which.sum() > max(0.05 * n, min(2, n - 1))
+    ]

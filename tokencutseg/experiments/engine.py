@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 WAVES = (("vqgan",), ("masked_gpt",), ("segmentation", "baseline"))
 """The trainings of one wave are independent of each other once the waves before it are done."""
+CONNECT_SECONDS, WORKER_SECONDS = 10, 60
+"""How long to wait for a scheduler to answer, and for its first worker."""
 ATTEMPTS = 3
 """How often trainings are given to local workers that die."""
 _ONE_AT_A_TIME = threading.Lock()
@@ -89,7 +91,9 @@ def _train_wave(study: Study, wave: dict[str, Training]) -> None:
         threads = None if study.dask else max(1, available_cores() // study.jobs)
         data = str(study.data) if isinstance(study.data, str | Path) else tuple(map(str, study.data))
         opened = Opening(study.config, data, study.results.resolve(), study.hardware, threads)
-    backend: dict[str, Any] = {"backend": "dask", "wait_for_workers_timeout": 60} if study.dask else {"backend": "loky"}
+    backend: dict[str, Any] = (
+        {"backend": "dask", "wait_for_workers_timeout": WORKER_SECONDS} if study.dask else {"backend": "loky"}
+    )
     for _ in range(1 if study.dask else ATTEMPTS):
         left = {id: training for id, training in wave.items() if not _done(study, id, training)}
         with _client(study.dask) if study.dask else nullcontext(), joblib.parallel_config(**backend):
@@ -136,6 +140,6 @@ def _client(address: str) -> Any:
     except ImportError:
         raise ConfigError("--dask needs Dask; install it with: pip install 'tokencutseg[cluster]'") from None
     try:
-        return Client(address, timeout=10)
+        return Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no Dask scheduler answers at {address}: {error}") from error

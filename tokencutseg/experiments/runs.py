@@ -114,19 +114,22 @@ class Run:
     def records(self, images: ImageSet, score: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The per-image records on a split: scored once and then read from the run's table; scored anew where the split
         holds other images, masks or facts about them than when it was scored."""
-        path, scored = self.folder / RECORDS, self.folder / SCORED
+        path, scored, split = self.folder / RECORDS, self.folder / SCORED, (images.dataset, images.split)
         with locked(self.folder / ".records.lock"), one_sentence_when_full(self.folder):
-            known = pd.read_csv(path, dtype={"id": str, "cluster": str}) if path.is_file() else pd.DataFrame()
-            if len(known):
-                own = (known["dataset"] == images.dataset) & (known["split"] == images.split)
-                if self.scored(images):
-                    return known[own].reset_index(drop=True)
-                known = known[~own]
-            fresh = score().assign(dataset=images.dataset, split=images.split)
-            digests = json.loads(scored.read_text()) if scored.is_file() else {}
-            write_csv(pd.concat([known, fresh], ignore_index=True), path)
-            write_json(digests | {f"{images.dataset}/{images.split}": images.digest}, scored)
-        return fresh
+            if not self.scored(images):
+                fresh = score().assign(dataset=images.dataset, split=images.split)
+                others = [part for key, part in self._records().items() if key != split]
+                write_csv(pd.concat([*others, fresh], ignore_index=True), path)
+                digests = json.loads(scored.read_text()) if scored.is_file() else {}
+                write_json(digests | {"/".join(split): images.digest}, scored)
+            return self._records()[split].reset_index(drop=True)
+
+    def _records(self) -> dict[tuple[str, str], pd.DataFrame]:
+        if not (self.folder / RECORDS).is_file():
+            return {}
+        types = {"id": str, "cluster": str}
+        table = pd.read_csv(self.folder / RECORDS, dtype=types, float_precision="round_trip")
+        return dict(iter(table.groupby(["dataset", "split"], sort=False)))
 
 
 TrainFunction = Callable[[Path], tuple[dict[str, Tensor] | None, dict[str, Any]]]
@@ -204,7 +207,7 @@ def one_sentence_when_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        full = ("No space left", "StorageFull", "file write failed")  # of Python, safetensors and PyTorch
+        full = ("No space left", "unexpected pos", "file write failed")  # the last two are PyTorch's
         if any(sign in str(error) for sign in full):
             what = f"the disk is full: {folder} could not be written; free some space and start again, which goes on"
             raise OSError(errno.ENOSPC, what) from error

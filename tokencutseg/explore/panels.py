@@ -131,7 +131,7 @@ def build_explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequenc
     built = [PANELS[name][1](view) for name in names]
     shown = [w.VBox([_row(*controls), w.HTML(), w.HTML()]) for controls, _ in built]
     tabs = w.Tab(shown, titles=[PANELS[name][0] for name in names], selected_index=0)
-    tabs.layout = w.Layout(flex="1 1 560px", min_width="0")
+    tabs.layout = w.Layout(flex="1 1 420px", min_width="0")
     chooser, draw_chooser = _chooser(view, names != ["cut"])
 
     def draw(_: Any = None) -> None:
@@ -308,7 +308,7 @@ def _cut(view: View) -> Panel:
         return f"The model was trained with a radius of {own} cells. {_scores(mask, view.mask)}", [
             _figure("P(lesion) at the tokens", _map(tokens), scale=(0, 1)),
             _figure("P(lesion) at the pixels", _map(pixels), scale=(0, 1)),
-            _figure("the mask above the threshold", _outlined(shown, mask, YELLOW), 2 * SIDE, legend=legend),
+            _figure("the mask above the threshold", _outlined(shown, mask, YELLOW), 3 * SIDE // 2, legend=legend),
         ]
 
     return [radius, threshold, errors], draw
@@ -316,7 +316,7 @@ def _cut(view: View) -> Panel:
 
 PANELS: dict[str, tuple[str, Callable[[View], Panel]]] = {
     "codes": ("Codes", _codes),
-    "prediction": ("Masked-token prediction", _prediction),
+    "prediction": ("Masked tokens", _prediction),
     "attention": ("Attention", _attention),
     "cut": ("Cut and mask", _cut),
 }
@@ -344,10 +344,9 @@ def _figure(caption: str, picture: Tensor, side: int = SIDE, scale: Sequence[flo
         stops = ",".join(mpl.colors.to_hex(mpl.colormaps[SEQUENTIAL](i / 8)) for i in range(9))
         bar = f"<span style='flex:1;margin:3px 4px;height:10px;background:linear-gradient(to right,{stops})'></span>"
         below = f"<span style='display:flex'>{scale[0]:.3g}{bar}{scale[1]:.3g}</span>"
-    return (
-        f'<figure style="margin:0;width:{side}px;line-height:1.4;font-size:12px"><figcaption>{escape(caption)}'
-        f'</figcaption><img alt="{escape(caption)}" width="{side}" src="data:image/png;base64,{data}">{below}</figure>'
-    )
+    style, alt = f"margin:0;width:{side}px;max-width:100%;line-height:1.4;font-size:12px", escape(caption)
+    img = f'<img alt="{alt}" width="100%" src="data:image/png;base64,{data}">'
+    return f'<figure style="{style}"><figcaption>{alt}</figcaption>{img}{below}</figure>'
 
 
 def _rgb(colour: str) -> Tensor:

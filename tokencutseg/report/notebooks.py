@@ -205,7 +205,8 @@ def _kernel_environment(private: Path, threads: int) -> dict[str, str]:
     write_json({"argv": argv, "display_name": "Python 3", "language": "python"}, spec)
     environment = {"OMP_NUM_THREADS": str(max(1, threads)), **os.environ}
     environment.pop("MPLBACKEND", None)  # left to IPython
-    return environment | {"JUPYTER_PATH": str(private), "IPYTHONDIR": str(private / "ipython")}
+    own = {"JUPYTER_PATH": str(private), "IPYTHONDIR": str(private / "ipython"), "TOKENCUTSEG_HEADLESS": "1"}
+    return environment | own
 
 
 def _keys(notebooks: Sequence[Path], common: Any) -> dict[Path, str]:
