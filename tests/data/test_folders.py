@@ -346,7 +346,6 @@ def test_a_patient_with_half_of_the_images_is_told(tmp_path):
     ("table", "said"),
     [
         ("patient,native_size\na,3x4\n", "has no column id, only patient, native_size"),
-        ("", "has no column id, only nothing"),
         ("id,native_size\ncase001,767\n", "gives the native_size of case001 as '767'; write WIDTHxHEIGHT"),
         ("id,patient_id\nbild1,P1\n", "names no image that is there: it has bild1, the images are case000"),
         ("id,patient_id\ncase001,P1\ncase001,P2\n", "has two rows for case001 that differ"),
@@ -454,6 +453,7 @@ def test_own_folder_without_masks(tmp_path):
 
 def test_own_folder_one_level_too_high(tmp_path):
     touch(tmp_path / "clinic" / "images", "x.jpg")
+    touch(tmp_path / "notes", "x.txt")
     assert f"did you mean {tmp_path / 'clinic'}?" in error_for(tmp_path)
 
 

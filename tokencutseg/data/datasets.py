@@ -6,10 +6,13 @@ to. A user's own folder needs no entry (see `tokencutseg.data.folders`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 TRAIN_AND_TEST, EXTERNAL_TEST, UNLABELLED = "train and test", "external test only", "unlabelled only"
+POOL_SPLITS = ("train", "unlabelled")
+"""Splits whose images self-supervised stages use."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def _isic(year: int, images: str, masks: str, preference: int, also: tuple[str, 
         split: OfficialSplit((images.format(names[split]),), masks.format(names[split]), count)
         for split, count in expected.items()
     }
-    folders = [folder for split in splits.values() for folder in (*split.images, split.masks)]
+    folders = [folder for split in splits.values() for folder in (*split.images, split.masks) if folder]
     archives = tuple(Archive(f"{year}/{folder}.zip", folder, (folder,)) for folder in folders)
     licence = "CC-0" if year < 2018 else "see the archive's download page"
     return Dataset(f"isic{year}", TRAIN_AND_TEST, licence, splits, archives, also, preference)
@@ -115,6 +118,12 @@ DATASETS = {
         ),
     )
 }  # fmt: skip
+
+
+def global_id(dataset: str, own: str) -> str:
+    """What a name stands for across datasets: the archive's ids for themselves wherever they are used, and a name of a
+    user's own (such as a patient's number) for something in that dataset alone."""
+    return own if dataset in DATASETS or re.fullmatch(r"ISIC_\d{7}", own) else f"{dataset}/{own}"
 
 
 @dataclass(frozen=True)

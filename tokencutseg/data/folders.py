@@ -27,13 +27,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tokencutseg.data.datasets import DATASETS, Split
 from tokencutseg.data.images import DataError, some, summed_up
-from tokencutseg.data.manifest import TABLES, describe_tables, fields_of, read_table
-from tokencutseg.data.pairing import Found, is_image, is_visible, match_ids, paired
+from tokencutseg.data.manifest import describe_tables, fields_of, read_table
+from tokencutseg.data.pairing import TABLES, Found, is_image, is_visible, match_ids, paired
 
 VALIDATION_SHARE = 0.10
 """Of a training split that has no validation split beside it."""
@@ -48,6 +49,7 @@ KINDS = {
     "masks": ("masks", "mask", "labels", "label", "annotations", "gt", "groundtruth", "segmentations", "segmentation"),
 }
 """Names of a user's own folders, the first as it is documented; compared in small letters."""
+POOLS = ("unlabelled", "unlabeled")
 _DEPTH = 3
 
 
@@ -102,15 +104,18 @@ def id_fraction(sample_id: str) -> float:
 
 def _sets_under(root: Path, found: Found) -> dict[str, dict[str, Split]]:
     """The sets of one folder before splits are drawn; a set without splits has the one split "all"."""
+    if root.is_file():
+        raise DataError(f"{root} is a file; unpack it, and give the folder")
     if not root.is_dir():
         raise DataError(f"data folder {root} does not exist; {_WHAT_TO_GIVE}")
     official = _official_folders(root, found)
     sets = {name: splits for name in DATASETS if (splits := _official_splits(name, official, found))}
     inside = {home for path in official.values() for home in (path, *path.parents)}
-    for folder in [root] if not official else [f for f in _sub_folders(root) if f not in inside]:
+    alone = not official or (root not in official.values() and bool(_parts(root)))
+    for folder in [_own_root(root)] if alone else [f for f in _sub_folders(root) if f not in inside]:
         name = unicodedata.normalize("NFC", folder.resolve().name)
         own = f"own_{name}" if name in DATASETS else name  # not the official set, although called so
-        if splits := _own_splits(folder, own, found, given=not official):
+        if splits := _own_splits(folder, own, found, given=alone):
             sets[own] = splits
         elif official and name in DATASETS:
             wanted = DATASETS[name].folders
@@ -173,9 +178,9 @@ def _drawn(whole: Split, shares: dict[str, float], root: Path) -> dict[str, Spli
     units = {s: s.cluster or s.id for s in whole.samples}
     place = {unit: id_fraction(unit) for unit in units.values()}
     edges = np.cumsum([0, *shares.values()])
-    drawn = {unit: np.searchsorted(edges, at, side="right") - 1 for unit, at in place.items()}
+    drawn = {unit: int(np.searchsorted(edges, at, side="right")) - 1 for unit, at in place.items()}
     if len(set(drawn.values())) < len(shares) <= len(place):  # too few for the hash to fall into each share
-        for rank, unit in enumerate(sorted(place, key=place.get)):
+        for rank, unit in enumerate(sorted(place, key=place.__getitem__)):
             drawn[unit] = min(rank, len(shares) - 1)
     parts, left = {}, whole.expected
     for k, name in enumerate(shares):
@@ -185,9 +190,11 @@ def _drawn(whole: Split, shares: dict[str, float], root: Path) -> dict[str, Spli
                 f"{root} holds too few images of {whole.dataset} ({len(whole.samples)}) to draw a {name} split from; "
                 f"add more, or put them into train/, validation/ and test/ yourself"
             )
-        share = left and (left if k + 1 == len(shares) else round(whole.expected * len(samples) / len(whole.samples)))
+        share = left
+        if whole.expected and left and k + 1 < len(shares):
+            share = round(whole.expected * len(samples) / len(whole.samples))
+            left -= share
         parts[name] = Split(whole.dataset, name, samples, share)
-        left = left and left - share
     return {name: parts[name] for name in SPLITS if name in parts}
 
 
@@ -200,7 +207,7 @@ def _described(root: Path, sets: dict[str, dict[str, Split]], found: Found) -> N
     """Add to the samples what tables in the root, or beside a set's own images, say of them."""
     firsts = [split.samples[0].image for splits in sets.values() for split in splits.values()]
     homes = {root} | {home for image in firsts for home in image.parents if root in home.parents}
-    for path in sorted(home / table for home in homes for table in TABLES if (home / table).is_file()):
+    for path in sorted(p for home in homes for p in home.glob("*.[cC][sS][vV]") if p.name.casefold().endswith(TABLES)):
         under = [
             (splits, n) for splits in sets.values() for n in splits if path.parent in splits[n].samples[0].image.parents
         ]
@@ -212,7 +219,7 @@ def _described(root: Path, sets: dict[str, dict[str, Split]], found: Found) -> N
                 f"{path} names no image that is there: it has {some(known)}, the images are {some(ids)}"
             )
         found.notes += describe_tables(path, known, ids, matched)
-        fields = {own: fields_of(path, row, known[row]) for row, own in matched.items()}
+        fields: dict[str, dict[str, Any]] = {own: fields_of(path, row, known[row]) for row, own in matched.items()}
         for splits, n in under:
             splits[n] = replace(splits[n], samples=tuple(replace(s, **fields.get(s.id, {})) for s in splits[n].samples))
     for dataset, splits in sets.items():
@@ -277,6 +284,17 @@ def _without(there: Path, what: str, wanted: str, dataset: str) -> str:
 # a user's own folder ------------------------------------------------------------------------------------------------
 
 
+def _own_root(root: Path) -> Path:
+    """The folder itself, or the only one in it that holds parts: an archive unpacked into a folder of its own."""
+    folder = root
+    for _ in range(_DEPTH):
+        inner = [path for path in folder.iterdir() if is_visible(path.name)]
+        if _parts(folder) or len(inner) != 1 or not inner[0].is_dir():
+            break
+        [folder] = inner
+    return folder if _parts(folder) else root
+
+
 def _parts(folder: Path) -> dict[str, tuple[Path | None, Path | None]]:
     """Where the images and masks of each split of a user's own folder are: {split, or "all": (images, masks)}."""
 
@@ -310,16 +328,16 @@ def _own_splits(folder: Path, name: str, found: Found, given: bool) -> dict[str,
             )
             continue
         splits[split] = Split(name, split, paired([images], masks, found), None)
-    twice = Counter(sample.id for split in splits.values() for sample in split.samples)
-    if twice := [own for own, count in twice.items() if count > 1]:
+    counts = Counter(sample.id for split in splits.values() for sample in split.samples)
+    if twice := [own for own, count in counts.items() if count > 1]:
         found.problems.append(f"{folder} has {len(twice)} ids in two splits: {some(twice)}; keep each in one of them")
-    loose = any(is_image(f) for f in folder.iterdir()) and (given or folder.name == "unlabelled")
-    pool = folder / "unlabelled"
+    loose = any(is_image(f) for f in folder.iterdir()) and (given or folder.name in POOLS)
+    pool = next((folder / name for name in POOLS if (folder / name).is_dir()), folder / POOLS[0])
     if pool.is_dir() or (loose and not parts):
         pool = pool if pool.is_dir() else folder
         splits["unlabelled"] = Split(name, "unlabelled", paired([pool], None, found), None)
     used = {f.parent if f.parent != folder else f for pair in parts.values() for f in pair if f} | {pool}
-    unread = [f.name for f in folder.iterdir() if is_visible(f.name) and f not in used and f.name not in TABLES]
+    unread = [f.name for f in folder.iterdir() if is_visible(f.name) and f not in used and not f.name.endswith(TABLES)]
     if splits and unread and pool != folder:
         found.notes.append(f"{folder} also holds {some(unread)}, which {'are' if len(unread) > 1 else 'is'} not read")
     return {split: part for split, part in splits.items() if part.samples}
