@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -169,9 +170,9 @@ def _drawn(whole: Split, shares: dict[str, float], root: Path) -> dict[str, Spli
     units = {s: s.cluster or s.id for s in whole.samples}
     place = {unit: id_fraction(unit) for unit in units.values()}
     edges = np.cumsum([0, *shares.values()])
-    drawn = {unit: np.searchsorted(edges, at, side="right") - 1 for unit, at in place.items()}
+    drawn = {unit: int(np.searchsorted(edges, at, side="right")) - 1 for unit, at in place.items()}
     if len(set(drawn.values())) < len(shares) <= len(place):  # too few for the hash to fall into each share
-        for rank, unit in enumerate(sorted(place, key=place.get)):
+        for rank, unit in enumerate(sorted(place, key=place.__getitem__)):
             drawn[unit] = min(rank, len(shares) - 1)
     parts, left = {}, whole.expected
     for k, name in enumerate(shares):
@@ -181,9 +182,11 @@ def _drawn(whole: Split, shares: dict[str, float], root: Path) -> dict[str, Spli
                 f"{root} holds too few images of {whole.dataset} ({len(whole.samples)}) to draw a {name} split from; "
                 f"add more, or put them into train/, validation/ and test/ yourself"
             )
-        share = left and (left if k + 1 == len(shares) else round(whole.expected * len(samples) / len(whole.samples)))
+        share = left
+        if whole.expected and left and k + 1 < len(shares):
+            share = round(whole.expected * len(samples) / len(whole.samples))
+            left -= share
         parts[name] = Split(whole.dataset, name, samples, share)
-        left = left and left - share
     return {name: parts[name] for name in SPLITS if name in parts}
 
 
@@ -203,7 +206,7 @@ def _described(root: Path, sets: dict[str, dict[str, Split]], found: Found) -> N
                 f"{path} names no image that is there: it has {some(known)}, the images are {some(ids)}"
             )
         found.notes += describe_tables(path, known, ids, matched)
-        fields = {own: fields_of(path, row, known[row]) for row, own in matched.items()}
+        fields: dict[str, dict[str, Any]] = {own: fields_of(path, row, known[row]) for row, own in matched.items()}
         for splits, n in under:
             splits[n] = replace(splits[n], samples=tuple(replace(s, **fields.get(s.id, {})) for s in splits[n].samples))
     for dataset, splits in sets.items():
@@ -314,8 +317,8 @@ def _own_splits(folder: Path, name: str, found: Found, given: bool) -> dict[str,
             )
             continue
         splits[split] = Split(name, split, paired([images], masks, found), None)
-    twice = Counter(sample.id for split in splits.values() for sample in split.samples)
-    if twice := [own for own, count in twice.items() if count > 1]:
+    counts = Counter(sample.id for split in splits.values() for sample in split.samples)
+    if twice := [own for own, count in counts.items() if count > 1]:
         found.problems.append(f"{folder} has {len(twice)} ids in two splits: {some(twice)}; keep each in one of them")
     pool = next((folder / name for name in POOLS if (folder / name).is_dir()), folder)
     loose = [] if parts or pool != folder else [f.stem.casefold() for f in folder.iterdir() if is_image(f)]

@@ -89,7 +89,7 @@ def _train_wave(study: Study, wave: dict[str, Training]) -> None:
         if study.data is None:
             raise ConfigError("the images of this study are open in this process only: it trains with one job")
         threads = None if study.dask else max(1, available_cores() // study.jobs)
-        data = study.data if isinstance(study.data, str) else tuple(map(str, study.data))
+        data = str(study.data) if isinstance(study.data, str | Path) else tuple(map(str, study.data))
         opened = Opening(study.config, data, study.results.resolve(), study.hardware, threads)
     backend: dict[str, Any] = (
         {"backend": "dask", "wait_for_workers_timeout": WORKER_SECONDS} if study.dask else {"backend": "loky"}

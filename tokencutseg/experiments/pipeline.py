@@ -190,8 +190,9 @@ class Pipeline:
         return RunSpec(training.stage, config, settings, dependencies, training.baseline, declared)
 
     def _id(self, training: Training) -> str:
-        adopted = training.stage == "vqgan" and self._adopted is not None
-        return self._adopted.id if adopted else self.spec(training).id
+        if training.stage == "vqgan" and self._adopted is not None:
+            return self._adopted.id
+        return self.spec(training).id
 
     def _settings(self, training: Training) -> Config:
         """The configuration that a training runs with. Supervised epochs are as long as for the largest training set of
@@ -247,11 +248,10 @@ class Pipeline:
             module = modules.MaskedGPTModule(config, model)
         elif training.stage == "segmentation":
             model, transformer = TokenCutSeg(config), before.get("transformer")
-            goes_on = transformer is not None and config.masked_gpt.trains_encoder
             model.load_pretrained(
                 before["tokenizer"].state_dict(),
                 None if transformer is None else transformer.masked_gpt.state_dict(),
-                transformer.encoder.state_dict() if goes_on else None,
+                transformer.encoder.state_dict() if transformer and config.masked_gpt.trains_encoder else None,
             )
             module = modules.TokenCutSegModule(config, model, data.get("unlabelled"))
         else:

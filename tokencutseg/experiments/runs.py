@@ -132,7 +132,7 @@ class Run:
         return dict(iter(table.groupby(["dataset", "split"], sort=False)))
 
 
-TrainFunction = Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]
+TrainFunction = Callable[[Path], tuple[dict[str, Tensor] | None, dict[str, Any]]]
 """Trains in a folder; returns the weights to keep and the metrics."""
 
 
@@ -175,6 +175,7 @@ class RunStore:
         write_json(environment(), run.folder / ENVIRONMENT)
         started = time.perf_counter()
         state, metrics = train(run.folder)
+        assert state is not None, "only processes that do not lead have no weights"
         save_weights(state, run.folder)
         write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, run.folder / METRICS)
         (run.folder / CHECKPOINT).unlink(missing_ok=True)

@@ -263,7 +263,7 @@ def _prediction(view: View) -> Panel:
 
 
 def _attention(view: View) -> Panel:
-    layers, heads = len(view.model.masked_gpt.blocks), view.model.config.masked_gpt.n_head
+    layers, heads = len(view.model.masked_gpt.blocks), view.model.masked_gpt.config.n_head
     block = view.slider(w.IntSlider, layers, 1, layers, description="block")
     options = [("mean of all", slice(None)), *((str(i + 1), slice(i, i + 1)) for i in range(heads))]
     head = view.watch(w.Dropdown(options=options, description="head"))
