@@ -271,7 +271,7 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
         raise DataError(summed_up(list(dict.fromkeys(problems))))
     threshold = 0
     if labelled:
-        threshold, note = lesion_threshold(counts, f"{name} in {split.samples[0].mask.parent}")
+        threshold, note = lesion_threshold(counts, f"{name} in {Path(str(split.samples[0].mask)).parent}")
         arrays["masks"] = (values > threshold).astype(np.uint8)
         notes += [note] * bool(note) + implausible(arrays["masks"])
         if split.name == "train" and not arrays["masks"].any():

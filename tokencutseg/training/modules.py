@@ -173,7 +173,7 @@ class MaskedGPTModule(StageModule):
         self.config, self.model = config.masked_gpt, model
         model.requires_grad_(False)
         model.masked_gpt.requires_grad_(True)
-        if self.config.trains_encoder:
+        if model.encoder is not None and self.config.trains_encoder:
             model.encoder.requires_grad_(True)
 
     def train(self, mode: bool = True) -> MaskedGPTModule:
