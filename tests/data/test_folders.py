@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokencutseg.data.datasets import DATASETS
-from tokencutseg.data.folders import expected_folders, find_datasets, id_fraction, pair_folders
+from tokencutseg.data.folders import find_datasets, id_fraction, pair_folders
 from tokencutseg.data.images import DataError
 from tokencutseg.data.pairing import Found
 
@@ -171,11 +171,16 @@ def test_every_folder_name_of_the_registry_is_one_sets_alone():
     assert all(test in DATASETS for dataset in DATASETS.values() for test in dataset.also_tested_on)
 
 
-def test_expected_folders_are_those_of_the_archives():
-    for (dataset, split), (images, masks) in LAYOUT.items():
-        assert images in expected_folders(dataset, split) and (masks or "") in expected_folders(dataset, split)
-    assert expected_folders("isic2016", "validation") == expected_folders("isic2016", "train")
-    assert expected_folders("mine", "train") == ""
+def test_the_whole_ham10000_with_its_masks(tmp_path):
+    touch(tmp_path / "HAM10000_images_part_1", "ISIC_0024306.jpg")
+    touch(tmp_path / "HAM10000_images_part_2", "ISIC_0029306.jpg")
+    touch(
+        tmp_path / "HAM10000_segmentations_lesion_tschandl", *(f"ISIC_00{n}_segmentation.png" for n in (24306, 29306))
+    )
+    (tmp_path / "HAM10000_metadata.csv").write_text("lesion_id,image_id,dx\nHAM_1,ISIC_0024306,nv\n")
+    splits = datasets_in(tmp_path)["ham10000"]
+    assert {name: ids_of(split) for name, split in splits.items()} == {"test": ["ISIC_0024306", "ISIC_0029306"]}
+    assert [s.group for s in splits["test"].samples] == ["nv", None]
 
 
 # a user's own folder
@@ -297,6 +302,12 @@ def test_loose_images_given_beside_a_set_are_unlabelled(tmp_path):
     assert any("1 .txt file (notes.txt)" in note for note in found.notes)
 
 
+def test_images_and_masks_in_one_folder_are_refused(tmp_path):
+    make(tmp_path / "official", "isic2017", "train", isic_ids(60))
+    touch(tmp_path / "mixed", "a.jpg", "a_mask.png", "b.jpg", "b_mask.png")
+    assert "mixes images and masks" in error_for(tmp_path / "official", tmp_path / "mixed")
+
+
 # tables
 
 
@@ -346,7 +357,6 @@ def test_a_patient_with_half_of_the_images_is_told(tmp_path):
     ("table", "said"),
     [
         ("patient,native_size\na,3x4\n", "has no column id, only patient, native_size"),
-        ("", "has no column id, only nothing"),
         ("id,native_size\ncase001,767\n", "gives the native_size of case001 as '767'; write WIDTHxHEIGHT"),
         ("id,patient_id\nbild1,P1\n", "names no image that is there: it has bild1, the images are case000"),
         ("id,patient_id\ncase001,P1\ncase001,P2\n", "has two rows for case001 that differ"),
@@ -454,6 +464,7 @@ def test_own_folder_without_masks(tmp_path):
 
 def test_own_folder_one_level_too_high(tmp_path):
     touch(tmp_path / "clinic" / "images", "x.jpg")
+    touch(tmp_path / "notes", "x.txt")
     assert f"did you mean {tmp_path / 'clinic'}?" in error_for(tmp_path)
 
 

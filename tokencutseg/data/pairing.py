@@ -13,6 +13,9 @@ from pathlib import Path
 from tokencutseg.data.datasets import OfficialSplit, Sample, Split
 from tokencutseg.data.images import IMAGE_SUFFIXES, some
 
+TABLES = ("manifest.csv", "metadata.csv")
+"""How the names of tables beside images end, in small letters."""
+
 _ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$")
 _MASK_HABIT = re.compile(r"[-_ .]?(segmentations?|masks?|lesion|gt|seg|ground_?truth|labels?|annotations?)$")
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
@@ -34,13 +37,13 @@ def match_ids(names: Iterable[str], ids: Iterable[str], *more: Callable[[str], s
     """Which of `ids` each of `names` means: {name: id} for the names that mean one.
 
     Text is compared as it looks to the eye. It is tried in turn as it is (in Unicode's composed form), in letters of
-    any case, without an image's ending, in the forms of `more`, and with numbers padded in another way; a form counts
-    where it tells both the names and the ids apart that are still left.
+    any case, without an image's folder and ending, in the forms of `more`, and with numbers padded in another way; a
+    form counts where it tells both the names and the ids apart that are still left.
     """
     forms = [
         lambda text: unicodedata.normalize("NFC", text).strip(),
         str.casefold,
-        lambda text: _ENDING.sub("", text),
+        lambda text: _ENDING.sub("", re.split(r"[/\\]", text)[-1]),
         *more,
         lambda text: re.sub(r"0*(\d+)", r"\1", text),
     ]
@@ -78,7 +81,7 @@ def paired(
     if not masks:
         found.problems.append(_none(mask_folder, "mask", others[mask_folder]))
         return ()
-    meant = match_ids(masks, images, lambda name: _MASK_HABIT.sub("", name))
+    meant = match_ids(masks, images, without_habit)
     meant |= _by_affix(masks.keys() - meant.keys(), images.keys() - set(meant.values()), mask_folder, found)
     paths = {own: masks[name] for name, own in meant.items()}
     for left, what, folder, other, place, example in (
@@ -93,6 +96,11 @@ def paired(
                 f"{min(path.name for path in example.values())}{also}"
             )
     return tuple(Sample(own, images[own], paths[own]) for own in sorted(images) if own in paths)
+
+
+def without_habit(name: str) -> str:
+    """A mask's name without what labelling tools put behind the image's, such as `_segmentation`."""
+    return _MASK_HABIT.sub("", name.casefold())
 
 
 def _none(folder: Path, what: str, others: str) -> str:
@@ -112,6 +120,9 @@ def _by_id(files: dict[Path, list[Path]], pattern: str, found: Found) -> dict[st
         for path, folder in places:
             own = stem if alone else "_".join(path.relative_to(folder).with_suffix("").parts)
             own = unicodedata.normalize("NFC", own)
+            if not own.isprintable():
+                found.problems.append(f"{folder} holds {path.name!a}, which is not a name in UTF-8; rename it")
+                continue
             if own in by_id:
                 found.problems.append(f"two files have the id {own}, {by_id[own]} and {path}; keep one of them there")
             elif not path.exists():
@@ -160,8 +171,8 @@ def _others(files: Iterable[Path]) -> str:
     """The files that are not read, by kind and count, in words."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for path in files:
-        if not is_image(path):
-            kind = "super-pixel" if path.stem.endswith("_superpixels") else path.suffix.lower() or "nameless"
+        if not is_image(path) and not path.name.casefold().endswith(TABLES):
+            kind = "super-pixel" if path.stem.endswith("_superpixels") else path.suffix.lower() or "unnamed"
             kinds[kind].append(path.name)
     return ", ".join(
         f"{len(names)} {kind} file{'s' * (len(names) > 1)} ({min(names)})" for kind, names in kinds.items()

@@ -72,7 +72,7 @@ def _train_wave(study: Study, wave: dict[str, Training]) -> None:
     if study.dask or study.jobs > 1:
         if study.data is None:
             raise ConfigError("the images of this study are open in this process only: it trains with one job")
-        data = study.data if isinstance(study.data, str) else tuple(map(str, study.data))
+        data = str(study.data) if isinstance(study.data, str | Path) else tuple(map(str, study.data))
         threads = None if study.dask else max(1, available_cores() // study.jobs)
         opened = functools.partial(_open, study.config, data, study.results.resolve(), study.hardware, threads)
     backend: dict[str, Any] = {"backend": "dask", "wait_for_workers_timeout": WORKER_SECONDS} if study.dask else {}
@@ -109,7 +109,7 @@ def _train(opened: Callable[[], Study], training: Training) -> None:
 def _open(config: Config, data: Data, results: Path, hardware: Hardware | None, threads: int | None) -> Study:
     if threads:
         torch.set_num_threads(threads)
-    return Study(config, open_source(data if isinstance(data, str) else list(data), config), results, hardware)
+    return Study(config, open_source(data if isinstance(data, str | Path) else list(data), config), results, hardware)
 
 
 def _client(address: str) -> Any:

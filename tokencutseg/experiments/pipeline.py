@@ -104,7 +104,7 @@ class Pipeline:
         return Training(stage, config or self.config, train_set or self.source.primary, **more)
 
     def adopt_tokenizer(self, vqgan: VQGAN, origin: str) -> Run:
-        """Make a tokenizer trained elsewhere (`origin` says where), and its settings, what everything here builds on."""
+        """Make a tokenizer trained elsewhere (`origin` says where), and its settings, what everything builds on."""
         self.config, digest = dataclasses.replace(self.config, vqgan=vqgan.config), hashlib.sha256()
         for key, value in vqgan.state_dict().items():
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())

@@ -39,7 +39,7 @@ FORMAT = 4
 ENVIRONMENT, HISTORY, METRICS, CHECKPOINT = "environment.json", "history.csv", "metrics.json", "last.ckpt"
 RECORDS, SCORED = f"per_image-{COLUMNS_VERSION}.csv", "scored.json"
 """Per-image records, and which images those of each split are of: ``dataset/split`` → `ImageSet.digest`."""
-TrainFunction = Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]
+TrainFunction = Callable[[Path], tuple[dict[str, Tensor] | None, dict[str, Any]]]
 """Trains in a folder; returns the weights to keep and the metrics."""
 
 
@@ -168,6 +168,7 @@ class RunStore:
         write_json(environment(), folder / ENVIRONMENT)
         started = time.perf_counter()
         state, metrics = train(folder)
+        assert state is not None, "only processes that do not lead have no weights"
         save_weights(state, folder)
         write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, folder / METRICS)
         (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -89,7 +89,8 @@ class Study(Pipeline):
     def figure(self, name: str, figure: Figure) -> Figure:
         """Write figures/<name>.pdf and .png and return the figure."""
         (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-        for suffix, options in {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": 150}}.items():
+        formats: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": 150}}
+        for suffix, options in formats.items():
             with atomic_write(self.folder / "figures" / f"{name}.{suffix}") as file:
                 figure.savefig(file, format=suffix, **options)
         return figure
@@ -98,8 +99,9 @@ class Study(Pipeline):
 def resolve(path: str | Path) -> Path:
     """A relative path is one in the current folder, or in the checkout when the current folder is its notebooks/:
     a notebook opened by hand then finds the data and results that the commands find."""
-    inside = CHECKOUT is not None and Path.cwd().is_relative_to(CHECKOUT / "notebooks")
-    return ((CHECKOUT if inside else Path.cwd()) / path).resolve()
+    if CHECKOUT is not None and Path.cwd().is_relative_to(CHECKOUT / "notebooks"):
+        return (CHECKOUT / path).resolve()
+    return Path(path).resolve()
 
 
 def study_name(config: Config, source_name: str) -> str:
