@@ -142,19 +142,19 @@ class Pipeline:
 
     def _spec(self, training: Training) -> RunSpec:
         if training.baseline == "otsu":
-            settings = {"image_size": training.config.data.image_size, "data": training.config.non_default("data")}
-            return RunSpec("baseline", training.config, settings, {"data": self.source.study_name}, "otsu")
+            own = {"image_size": training.config.data.image_size, "data": training.config.non_default("data")}
+            return RunSpec("baseline", training.config, own, {"data": self.source.study_name}, "otsu")
         data = self._data(training)
         config = self._settings(training, len(data["train"]))
-        settings = {"image_size": config.data.image_size, "seed": config.seed}
+        settings: dict[str, Any] = {"image_size": config.data.image_size, "seed": config.seed}
         settings[training.section] = config.non_default(training.section)
         if training.section == "segmentation":
             settings["score_reduction"] = config.evaluation.score_reduction
         if training.stage == "segmentation":
             settings["masked_gpt"] = config.non_default("masked_gpt")
         if training.stage == "baseline":
-            own = settings["segmentation"].items()
-            settings["segmentation"] = {key: value for key, value in own if key in BASELINE_SETTINGS}
+            shared = {key: value for key, value in settings["segmentation"].items() if key in BASELINE_SETTINGS}
+            settings["segmentation"] = shared
         dependencies = {name: images.fingerprint for name, images in data.items()}
         for name, parent in self.parents(training).items():
             adopted = self._adopted if name == "tokenizer" else None
