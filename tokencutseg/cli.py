@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default: %(default)s)")
     cli_upstream.add_seed_and_set(run)
     part = run.add_mutually_exclusive_group()
-    lists = {"action": "extend", "default": [], "type": lambda text: text.split(",")}
+    lists: dict[str, Any] = {"action": "extend", "default": [], "type": lambda text: text.split(",")}
     part.add_argument("--only", metavar="03[,04]", help="these notebooks only, by number", **lists)
     part.add_argument("--table", metavar="NAME[,NAME]", help="these tables only, without notebooks", **lists)
     part.add_argument("--train-only", action="store_true", help="only the trainings that the tables rest on")
@@ -271,7 +271,7 @@ def _explore(arguments: argparse.Namespace) -> int:
     _need("jupyterlab", "ipywidgets")
     if arguments.notebooks is None and CHECKOUT is None:
         raise ConfigError("explorer.ipynb does not come with the installed package; clone the repository")
-    notebooks = (arguments.notebooks or CHECKOUT / "notebooks").absolute()
+    notebooks = Path(arguments.notebooks or f"{CHECKOUT}/notebooks").absolute()
     if not (notebooks / "explorer.ipynb").exists():
         raise ConfigError(f"{notebooks} holds no explorer.ipynb; name a folder that does with --notebooks")
     environment = dict(os.environ)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pooch
@@ -74,7 +75,9 @@ class ImageSet:
     def units(self) -> list[str] | None:
         """What is independent of each other: the patient or lesion of each image, else the image itself, by its id;
         None where nothing is known of any."""
-        return self.clusters and [cluster or own for own, cluster in zip(self.ids, self.clusters, strict=True)]
+        if self.clusters is None:
+            return None
+        return [cluster or own for own, cluster in zip(self.ids, self.clusters, strict=True)]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -95,6 +98,7 @@ class ImageSet:
     def native_mask(self, index: int) -> np.ndarray:
         """The mask of one image as bool (H, W), from its file where it has one. Raises DataError if that is gone."""
         if self.mask_files is None:
+            assert self.masks is not None, "a set without masks has no native ones"
             return self.masks[index].bool().numpy()
         path, threshold = self.mask_files[index]
         return read_mask(path, threshold=threshold)
@@ -102,7 +106,7 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | Tensor | np.ndarray) -> ImageSet:
         """The images at `indices`, in that order. A part chosen from a complete split counts as complete."""
         index = torch.as_tensor(np.asarray(indices), dtype=torch.long)
-        chosen = {
+        chosen: dict[str, Any] = {
             name: None if (all_of := getattr(self, name)) is None else [all_of[i] for i in index.tolist()]
             for name in _PER_IMAGE
         }
@@ -126,7 +130,7 @@ class ImageSet:
         if len(sizes) != 1:
             raise DataError(f"cannot join image sets of the sizes {sorted(sizes)}; load them all at one size")
 
-        def joined(name: str, needs: Callable) -> list | None:
+        def joined(name: str, needs: Callable) -> Any:
             parts = [getattr(s, name) for s in sets]
             none = needs(part is None for part in parts)
             return None if none else [x for s, part in zip(sets, parts, strict=True) for x in part or [None] * len(s)]
@@ -171,7 +175,7 @@ def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
         torch.from_numpy(arrays["masks"]) if labelled else None,
         split.expected,
         [s.native_size or (int(h), int(w)) for s, (h, w) in zip(samples, arrays["native_sizes"], strict=True)],
-        [(s.mask, about["threshold"]) for s in samples] if labelled else None,
+        [(s.mask, about["threshold"]) for s in samples if s.mask] if labelled else None,
         [s.cluster for s in samples] if any(s.cluster for s in samples) else None,
         [s.group for s in samples] if any(s.group for s in samples) else None,
         about["notes"],
@@ -237,8 +241,12 @@ def _key(split: Split, size: int) -> str:
 
 def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
     n, labelled, name = len(split.samples), split.samples[0].mask is not None, f"{split.dataset}/{split.name}"
-    arrays = {"images": np.empty((n, 3, size, size), np.uint8), "native_sizes": np.empty((n, 2), np.int64)}
-    values, counts = np.empty((n, size, size), np.uint8) if labelled else None, np.zeros((n, 256), np.int64)
+    arrays: dict[str, np.ndarray] = {
+        "images": np.empty((n, 3, size, size), np.uint8),
+        "native_sizes": np.empty((n, 2), np.int64),
+    }
+    values = np.empty((n if labelled else 0, size, size), np.uint8)
+    counts = np.zeros((n, 256), np.int64)
 
     def fill(index: int, sample: Sample, upright: bool) -> list[str]:
         problems = []
@@ -247,7 +255,7 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
         except DataError as error:
             problems.append(str(error))
         try:
-            if labelled:
+            if sample.mask is not None:
                 values[index], counts[index] = mask_values(sample.mask, size)
         except DataError as error:
             problems.append(str(error))
@@ -263,7 +271,7 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
         raise DataError(summed_up(list(dict.fromkeys(problems))))
     threshold = 0
     if labelled:
-        threshold, note = lesion_threshold(counts, f"{name} in {split.samples[0].mask.parent}")
+        threshold, note = lesion_threshold(counts, f"{name} in {Path(str(split.samples[0].mask)).parent}")
         arrays["masks"] = (values > threshold).astype(np.uint8)
         notes += [note] * bool(note) + implausible(arrays["masks"])
         if split.name == "train" and not arrays["masks"].any():

@@ -174,7 +174,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return f"has more pixels than the limit of {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million; save it smaller"
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6  # million
+        return f"has more pixels than the limit of {limit:.0f} million; save it smaller"
     if isinstance(error, OSError) and error.errno:
         return f"cannot be read ({error.strerror}); check its permissions and the disk"
     with path.open("rb") as file:

@@ -109,9 +109,12 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
     train_missing(study, [one for row in rows if isinstance(row, Row) for one in ablation.trainings(study, row)])
     measures = ablation.measures(study) if ablation.measures else lambda *_: {}
     done: list[tuple[Row, Records]] = []
-    best, parts = None, []
+    best: tuple[Row, Records] | None = None
+    parts = []
     for row in rows:
-        row = row if isinstance(row, Row) else row(best[0].config)
+        if not isinstance(row, Row):
+            assert best is not None, "a row that builds on the best one cannot be the first"
+            row = row(best[0].config)
         runs = [study.run(training) for training in ablation.trainings(study, row)]
         records = [study.records(run, primary, ablation.split) for run in runs]
         same = [
@@ -138,8 +141,8 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
 def _scores(study: Study, ablation: Ablation, records: Records, reference: Records | None) -> pd.DataFrame:
     """One row per reduction and measure: score and paired difference."""
     every, draws, seed = ablation.every_measure, study.config.evaluation.bootstrap_draws, study.config.seed
-    chosen = (tuple(REDUCTIONS), tuple(MEASURES)) if every else (["per_image"], ["iou"])
-    table = summary_table(pd.concat(records), [], *chosen, draws, seed).assign(n=len(records[0]))
+    reductions, measures = (tuple(REDUCTIONS), tuple(MEASURES)) if every else (("per_image",), ("iou",))
+    table = summary_table(pd.concat(records), [], reductions, measures, draws, seed).assign(n=len(records[0]))
     table.insert(3, "seeds", len(records))
     if reference is None:
         return table.assign(**dict.fromkeys(("diff", "diff_low", "diff_high", "p"), np.nan))

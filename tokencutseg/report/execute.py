@@ -22,8 +22,9 @@ def _end_with_parent() -> None:
 def _describe(error: Exception) -> str:
     if type(error).__name__ == "DeadKernelError":
         return "the kernel died (killed, or out of memory)"
-    failed = isinstance(error, papermill.PapermillExecutionError)
-    return f"{error.ename}: {error.evalue}" if failed else f"{type(error).__name__}: {error}"
+    if isinstance(error, papermill.PapermillExecutionError):
+        return f"{error.ename}: {error.evalue}"
+    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

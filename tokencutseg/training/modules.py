@@ -173,7 +173,7 @@ class MaskedGPTModule(StageModule):
         self.config, self.model = config.masked_gpt, model
         model.requires_grad_(False)
         model.masked_gpt.requires_grad_(True)
-        if self.config.trains_encoder:
+        if model.encoder is not None and self.config.trains_encoder:
             model.encoder.requires_grad_(True)
 
     def train(self, mode: bool = True) -> MaskedGPTModule:
@@ -250,6 +250,7 @@ class SegmenterModule(StageModule):
     def self_training_loss(self, labelled: int, generator: torch.Generator) -> Tensor:
         """The loss on half as many unlabelled images as there are `labelled` ones in the batch, warped and recoloured,
         against the teacher's masks of the plain images."""
+        assert self.unlabelled is not None, "self-training needs unlabelled images"
         count = max(1, labelled // 2)
         chosen = torch.randint(len(self.unlabelled), (count,), generator=generator)
         images = load_batch(self.unlabelled, chosen)["images"].to(self.device)
