@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokencutseg.data.datasets import DATASETS
-from tokencutseg.data.folders import expected_folders, find_datasets, id_fraction, pair_folders
+from tokencutseg.data.folders import find_datasets, id_fraction, pair_folders
 from tokencutseg.data.images import DataError
 from tokencutseg.data.pairing import Found
 
@@ -171,11 +171,16 @@ def test_every_folder_name_of_the_registry_is_one_sets_alone():
     assert all(test in DATASETS for dataset in DATASETS.values() for test in dataset.also_tested_on)
 
 
-def test_expected_folders_are_those_of_the_archives():
-    for (dataset, split), (images, masks) in LAYOUT.items():
-        assert images in expected_folders(dataset, split) and (masks or "") in expected_folders(dataset, split)
-    assert expected_folders("isic2016", "validation") == expected_folders("isic2016", "train")
-    assert expected_folders("mine", "train") == ""
+def test_the_whole_ham10000_with_its_masks(tmp_path):
+    touch(tmp_path / "HAM10000_images_part_1", "ISIC_0024306.jpg")
+    touch(tmp_path / "HAM10000_images_part_2", "ISIC_0029306.jpg")
+    touch(
+        tmp_path / "HAM10000_segmentations_lesion_tschandl", *(f"ISIC_00{n}_segmentation.png" for n in (24306, 29306))
+    )
+    (tmp_path / "HAM10000_metadata.csv").write_text("lesion_id,image_id,dx\nHAM_1,ISIC_0024306,nv\n")
+    splits = datasets_in(tmp_path)["ham10000"]
+    assert {name: ids_of(split) for name, split in splits.items()} == {"test": ["ISIC_0024306", "ISIC_0029306"]}
+    assert [s.group for s in splits["test"].samples] == ["nv", None]
 
 
 # a user's own folder
@@ -295,6 +300,12 @@ def test_loose_images_given_beside_a_set_are_unlabelled(tmp_path):
     assert set(found.datasets) == {"isic2017", "photos"} and found.problems == []
     assert any("screenshots is not read" in note for note in found.notes)
     assert any("1 .txt file (notes.txt)" in note for note in found.notes)
+
+
+def test_images_and_masks_in_one_folder_are_refused(tmp_path):
+    make(tmp_path / "official", "isic2017", "train", isic_ids(60))
+    touch(tmp_path / "mixed", "a.jpg", "a_mask.png", "b.jpg", "b_mask.png")
+    assert "mixes images and masks" in error_for(tmp_path / "official", tmp_path / "mixed")
 
 
 # tables

@@ -34,7 +34,7 @@ import numpy as np
 from tokencutseg.data.datasets import DATASETS, Split
 from tokencutseg.data.images import DataError, some, summed_up
 from tokencutseg.data.manifest import describe_tables, fields_of, read_table
-from tokencutseg.data.pairing import TABLES, Found, is_image, is_visible, match_ids, paired
+from tokencutseg.data.pairing import TABLES, Found, is_image, is_visible, match_ids, paired, without_habit
 
 VALIDATION_SHARE = 0.10
 """Of a training split that has no validation split beside it."""
@@ -84,15 +84,6 @@ def pair_folders(dataset: str, name: str, images: str | Path, masks: str | Path 
     return Split(dataset, name, samples, None)
 
 
-def expected_folders(dataset: str, split: str) -> str:
-    """The folders in which an official split is looked for, in words; empty for a dataset that is not official."""
-    splits = DATASETS[dataset].splits if dataset in DATASETS else {}
-    official = splits.get(split) or splits.get("train")  # a split that was not published is drawn from training
-    if official is None:
-        return ""
-    return " or ".join(official.images) + (f" and {official.masks}" if official.masks else "")
-
-
 def id_fraction(sample_id: str) -> float:
     """A number in [0, 1) that depends on the id alone: a split drawn with it survives new, lost or reordered files."""
     digest = hashlib.sha256(f"tokencutseg split {sample_id}".encode()).digest()
@@ -111,8 +102,9 @@ def _sets_under(root: Path, found: Found) -> dict[str, dict[str, Split]]:
     official = _official_folders(root, found)
     sets = {name: splits for name in DATASETS if (splits := _official_splits(name, official, found))}
     inside = {home for path in official.values() for home in (path, *path.parents)}
-    alone = not official or (root not in official.values() and bool(_parts(root)))
-    for folder in [_own_root(root)] if alone else [f for f in _sub_folders(root) if f not in inside]:
+    whole = root in official.values()  # an official folder that holds all of its set
+    alone = not official or (not whole and bool(_parts(root)))
+    for folder in [_own_root(root)] if alone else [f for f in _sub_folders(root) if f not in inside and not whole]:
         name = unicodedata.normalize("NFC", folder.resolve().name)
         own = f"own_{name}" if name in DATASETS else name  # not the official set, although called so
         if splits := _own_splits(folder, own, found, given=alone):
@@ -157,8 +149,8 @@ def _with_all_splits(splits: dict[str, Split], root: Path, found: Found) -> dict
         [whole] = labelled
         parts = _drawn(splits[whole], OWN_SHARES, root)
         if whole == "train":
-            found.notes.append(f"{parts['test'].dataset} has training images alone: {_shares_in_words(parts)}")
             words = "held out of the training split, not the published test"
+            found.notes.append(f"{splits[whole].dataset} has training images alone; its test split is {words}")
             parts["test"] = replace(parts["test"], note=words)
         return parts | {name: split for name, split in splits.items() if name != whole}
     if "train" in splits and "test" not in splits and "validation" in splits:
@@ -196,11 +188,6 @@ def _drawn(whole: Split, shares: dict[str, float], root: Path) -> dict[str, Spli
             left -= share
         parts[name] = Split(whole.dataset, name, samples, share)
     return {name: parts[name] for name in SPLITS if name in parts}
-
-
-def _shares_in_words(parts: dict[str, Split]) -> str:
-    counts = ", ".join(f"{len(split.samples)} {name}" for name, split in parts.items())
-    return f"they are divided by a hash of the id, {counts}"
 
 
 def _described(root: Path, sets: dict[str, dict[str, Split]], found: Found) -> None:
@@ -257,9 +244,11 @@ def _official_splits(dataset: str, folders: dict[str, Path], found: Found) -> di
         path = folders[outer].joinpath(*inner) if outer in folders else None
         return path if path and path.is_dir() else None
 
-    splits = {}
-    for name, official in DATASETS[dataset].splits.items():
-        images = [path for folder in official.images if (path := there(folder))]
+    splits: dict[str, Split] = {}
+    used: list[Path] = []
+    for name, several in DATASETS[dataset].splits.items():
+        official = next((split for split in several if there(split.masks)), several[0])
+        images = [path for folder in official.images if (path := there(folder)) and path not in used]
         masks = there(official.masks)
         if masks and not images:
             found.problems.append(_without(masks, "image", official.images[0], dataset))
@@ -269,8 +258,8 @@ def _official_splits(dataset: str, folders: dict[str, Path], found: Found) -> di
             else:  # the organisers kept the masks of some splits to themselves for years
                 found.notes.append(f"{images[0]} has no masks {official.masks} beside it: {dataset}/{name} is left out")
         elif images:
-            samples = paired(images, masks, found, official)
-            splits[name] = Split(dataset, name, samples, official.expected)
+            used += images
+            splits[name] = Split(dataset, name, paired(images, masks, found, official), official.expected)
     return {name: split for name, split in splits.items() if split.samples}
 
 
@@ -331,10 +320,11 @@ def _own_splits(folder: Path, name: str, found: Found, given: bool) -> dict[str,
     counts = Counter(sample.id for split in splits.values() for sample in split.samples)
     if twice := [own for own, count in counts.items() if count > 1]:
         found.problems.append(f"{folder} has {len(twice)} ids in two splits: {some(twice)}; keep each in one of them")
-    loose = any(is_image(f) for f in folder.iterdir()) and (given or folder.name in POOLS)
-    pool = next((folder / name for name in POOLS if (folder / name).is_dir()), folder / POOLS[0])
-    if pool.is_dir() or (loose and not parts):
-        pool = pool if pool.is_dir() else folder
+    pool = next((folder / name for name in POOLS if (folder / name).is_dir()), folder)
+    loose = [] if parts or pool != folder else [f.stem.casefold() for f in folder.iterdir() if is_image(f)]
+    if masks := [stem for stem in loose if without_habit(stem) != stem and without_habit(stem) in loose]:
+        found.problems.append(f"{folder} mixes images and masks ({some(masks)}); put them into images/ and masks/")
+    elif pool != folder or (loose and (given or folder.name in POOLS)):
         splits["unlabelled"] = Split(name, "unlabelled", paired([pool], None, found), None)
     used = {f.parent if f.parent != folder else f for pair in parts.values() for f in pair if f} | {pool}
     unread = [f.name for f in folder.iterdir() if is_visible(f.name) and f not in used and not f.name.endswith(TABLES)]
@@ -351,13 +341,12 @@ def _sub_folders(folder: Path) -> list[Path]:
 def _near_miss(folder: Path, *wanted: str) -> str:
     """A hint at the folder in or below `folder` that looks most like a wanted one but is spelt differently."""
     known = [name for dataset in DATASETS.values() for name in dataset.folders]
-    best = (0.75, "")
-    for there in (inner for outer in (folder, *_sub_folders(folder)) for inner in _sub_folders(outer)):
-        for name in wanted or known:
-            ratio = difflib.SequenceMatcher(None, there.name.lower(), name.lower()).ratio()
-            if there.name not in known:
-                best = max(best, (ratio, f" (is {there} meant to be {name}?)"))
-    return best[1]
+    there = {f.name.lower(): f for outer in (folder, *_sub_folders(folder)) for f in _sub_folders(outer)}
+    there = {name: f for name, f in there.items() if f.name not in known}
+    for name in wanted or known:
+        if close := difflib.get_close_matches(name.lower(), there, 1, 0.75):
+            return f" (is {there[close[0]]} meant to be {name}?)"
+    return ""
 
 
 _WHAT_TO_GIVE = (

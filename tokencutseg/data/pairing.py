@@ -81,7 +81,7 @@ def paired(
     if not masks:
         found.problems.append(_none(mask_folder, "mask", others[mask_folder]))
         return ()
-    meant = match_ids(masks, images, lambda name: _MASK_HABIT.sub("", name))
+    meant = match_ids(masks, images, without_habit)
     meant |= _by_affix(masks.keys() - meant.keys(), images.keys() - set(meant.values()), mask_folder, found)
     paths = {own: masks[name] for name, own in meant.items()}
     for left, what, folder, other, place, example in (
@@ -96,6 +96,11 @@ def paired(
                 f"{min(path.name for path in example.values())}{also}"
             )
     return tuple(Sample(own, images[own], paths[own]) for own in sorted(images) if own in paths)
+
+
+def without_habit(name: str) -> str:
+    """A mask's name without what labelling tools put behind the image's, such as `_segmentation`."""
+    return _MASK_HABIT.sub("", name.casefold())
 
 
 def _none(folder: Path, what: str, others: str) -> str:

@@ -21,7 +21,7 @@ import torch
 from tokencutseg.config import Config
 from tokencutseg.data import audit, synthetic
 from tokencutseg.data.datasets import DATASETS, EXTERNAL_TEST, POOL_SPLITS, TRAIN_AND_TEST, UNLABELLED, Split, global_id
-from tokencutseg.data.folders import expected_folders, find_datasets
+from tokencutseg.data.folders import find_datasets
 from tokencutseg.data.image_set import ImageSet, cached_arrays, load_split
 from tokencutseg.data.images import DataError, summed_up
 from tokencutseg.data.pairing import Found
@@ -228,12 +228,9 @@ class DataSource:
         return reasons
 
     def _missing(self, dataset: str, split: str) -> str:
-        message = f"{dataset}/{split} is not in the {self.name} data"
-        if self.found.datasets and (folders := expected_folders(dataset, split)):
-            get = f", or run `tokencutseg fetch {dataset}`" if DATASETS[dataset].archives else ""
-            return f"{message}: put {folders} beside the others{get}"
+        get = f"get it with `tokencutseg fetch {dataset}`, or " if dataset in DATASETS else ""
         there = ", ".join(f"{name}/{part}" for name, parts in self.datasets.items() for part in parts)
-        return f"{message}; there is {there}"
+        return f"{dataset}/{split} is not in the {self.name} data; {get}use what is there: {there}"
 
 
 def open_source(
