@@ -72,7 +72,7 @@ class Dataset:
 def _isic(year: int, images: str, masks: str, preference: int, also: tuple[str, ...] = (), **expected: int) -> Dataset:
     """One year of the ISIC challenge's segmentation task; `{}` stands for the archive's name of the split."""
     names = {"train": "Training", "validation": "Validation", "test": "Test_v2" if year == 2017 else "Test"}
-    splits = {
+    splits: dict[str, tuple[OfficialSplit, ...]] = {
         split: (OfficialSplit((images.format(names[split]),), masks.format(names[split]), count),)
         for split, count in expected.items()
     }
