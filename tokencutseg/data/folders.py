@@ -328,7 +328,7 @@ def _own_splits(folder: Path, name: str, found: Found, given: bool) -> dict[str,
         splits["unlabelled"] = Split(name, "unlabelled", paired([pool], None, found), None)
     used = {f.parent if f.parent != folder else f for pair in parts.values() for f in pair if f} | {pool}
     unread = [f.name for f in folder.iterdir() if is_visible(f.name) and f not in used and not f.name.endswith(TABLES)]
-    if splits and unread and pool != folder:
+    if unread and parts:
         found.notes.append(f"{folder} also holds {some(unread)}, which {'are' if len(unread) > 1 else 'is'} not read")
     return {split: part for split, part in splits.items() if part.samples}
 
