@@ -67,7 +67,7 @@ def add_seed_and_set(parser: argparse.ArgumentParser) -> None:
     """The options `--seed` and `--set`; `read_overrides` reads the latter."""
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of every draw (default: %(default)s)")
     pairs: dict[str, Any] = {"dest": "overrides", "action": "extend", "nargs": "+", "default": []}
-    parser.add_argument("--set", metavar="stage.key=value", help="such as vqgan.codebook_size=128", **pairs)
+    parser.add_argument("--set", metavar="stage.key=value", help="settings, such as vqgan.codebook_size=128", **pairs)
 
 
 def read_overrides(pairs: Sequence[str]) -> dict[str, str]:

@@ -38,12 +38,12 @@ def test_values_and_gradients_equal_the_dense_formula(monkeypatch, cells):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
 
 
-def test_without_dropout_it_is_torchs_own():
+def test_without_dropout():
     q, k, v = inputs(dtype=torch.float32)
     assert torch.equal(attention(q, k, v, 0.0), F.scaled_dot_product_attention(q, k, v))
 
 
-def test_the_share_that_is_dropped_and_its_seed():
+def test_dropped_share_and_seed():
     mask = kept((50, 60, 70), 0.1, 1, 0)
     assert mask.mean().item() == pytest.approx(0.9, abs=0.003)
     assert torch.equal(mask, kept((50, 60, 70), 0.1, 1, 0))
@@ -52,7 +52,7 @@ def test_the_share_that_is_dropped_and_its_seed():
         assert both == pytest.approx(0.01, abs=0.001), "independent of other seeds and blocks"
 
 
-def test_the_mean_over_draws_is_attention_without_dropout():
+def test_mean_over_draws():
     q, k, v = inputs(T=5)
     torch.manual_seed(0)
     mean = torch.stack([attention(q, k, v, 0.2).detach() for _ in range(4000)]).mean(0)

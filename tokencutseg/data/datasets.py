@@ -7,6 +7,7 @@ to. A user's own folder needs no entry (see `tokencutseg.data.folders`).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -51,7 +52,7 @@ class Dataset:
     purpose: str
     """TRAIN_AND_TEST, EXTERNAL_TEST (scored, never trained on) or UNLABELLED; any set may have unlabelled images."""
     licence: str
-    splits: dict[str, tuple[OfficialSplit, ...]]
+    splits: Mapping[str, tuple[OfficialSplit, ...]]
     """Of several folders the first counts whose masks are there."""
     archives: tuple[Archive, ...] = ()
     """Empty where a set has to be asked for by hand."""
@@ -72,7 +73,7 @@ class Dataset:
 def _isic(year: int, images: str, masks: str, preference: int, also: tuple[str, ...] = (), **expected: int) -> Dataset:
     """One year of the ISIC challenge's segmentation task; `{}` stands for the archive's name of the split."""
     names = {"train": "Training", "validation": "Validation", "test": "Test_v2" if year == 2017 else "Test"}
-    splits = {
+    splits: dict[str, tuple[OfficialSplit, ...]] = {
         split: (OfficialSplit((images.format(names[split]),), masks.format(names[split]), count),)
         for split, count in expected.items()
     }

@@ -322,13 +322,13 @@ def _own_splits(folder: Path, name: str, found: Found, given: bool) -> dict[str,
         found.problems.append(f"{folder} has {len(twice)} ids in two splits: {some(twice)}; keep each in one of them")
     pool = next((folder / name for name in POOLS if (folder / name).is_dir()), folder)
     loose = [] if parts or pool != folder else [f.stem.casefold() for f in folder.iterdir() if is_image(f)]
-    if masks := [stem for stem in loose if without_habit(stem) != stem and without_habit(stem) in loose]:
-        found.problems.append(f"{folder} mixes images and masks ({some(masks)}); put them into images/ and masks/")
+    if mixed := [stem for stem in loose if without_habit(stem) != stem and without_habit(stem) in loose]:
+        found.problems.append(f"{folder} mixes images and masks ({some(mixed)}); put them into images/ and masks/")
     elif pool != folder or (loose and (given or folder.name in POOLS)):
         splits["unlabelled"] = Split(name, "unlabelled", paired([pool], None, found), None)
     used = {f.parent if f.parent != folder else f for pair in parts.values() for f in pair if f} | {pool}
     unread = [f.name for f in folder.iterdir() if is_visible(f.name) and f not in used and not f.name.endswith(TABLES)]
-    if splits and unread and pool != folder:
+    if unread and parts:
         found.notes.append(f"{folder} also holds {some(unread)}, which {'are' if len(unread) > 1 else 'is'} not read")
     return {split: part for split, part in splits.items() if part.samples}
 

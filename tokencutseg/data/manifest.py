@@ -30,10 +30,9 @@ CLUSTERS = ("patient_id", "lesion_id")
 
 def read_table(path: Path) -> dict[str, dict[str, str]]:
     """{id: {field: value}} of a table, without missing values. Raises DataError for one that cannot be understood."""
+    text = re.sub(r"^sep=.\s*\n", "", _decoded(path))  # which some spreadsheets write above the header
     try:
-        rows = list(
-            csv.reader(io.StringIO(text := _decoded(path)), delimiter=max(",;\t", key=text.split("\n", 1)[0].count))
-        )
+        rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=text.split("\n", 1)[0].count)))
     except csv.Error as error:
         raise DataError(f"{path} cannot be read as CSV ({error}); save it as CSV in UTF-8") from error
     header = [re.sub(r"[^a-z]", "", title.casefold()) for title in rows[0]] if rows else []
@@ -42,7 +41,9 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
         raise DataError(f"{path} has no column id, only {', '.join(rows[0])}; call the column of the images' names id")
     known: dict[str, dict[str, str]] = {}
     for row in rows[1:]:
-        cells = {field: row[place[0]].strip() for field, place in places.items() if place and place[0] < len(row)}
+        cells = {
+            field: row[place[0]].strip(" \t\0") for field, place in places.items() if place and place[0] < len(row)
+        }
         cells = {field: value for field, value in cells.items() if value.casefold() not in MISSING}
         if (own := cells.pop("id", None)) is None:
             continue

@@ -16,7 +16,8 @@ from tokencutseg.data.images import IMAGE_SUFFIXES, some
 TABLES = ("manifest.csv", "metadata.csv")
 """How the names of tables beside images end, in small letters."""
 
-_ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$")
+_ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}|\.0)$")
+"""Of a file's name in a table; ".0" is what a spreadsheet makes of a number."""
 _MASK_HABIT = re.compile(r"[-_ .]?(segmentations?|masks?|lesion|gt|seg|ground_?truth|labels?|annotations?)$")
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
@@ -114,15 +115,14 @@ def _by_id(files: dict[Path, list[Path]], pattern: str, found: Found) -> dict[st
         for path in paths:
             if is_image(path) and (pattern == "*" or path.match(pattern)):
                 stems[path.stem].append((path, folder))
+    if strange := [f"{stem!a}" for stem in stems if not stem.isprintable()]:
+        found.problems.append(f"{next(iter(files))} holds names that cannot be printed ({some(strange)}); rename them")
     by_id: dict[str, Path] = {}
-    for stem, places in stems.items():
+    for stem, places in ((stem, places) for stem, places in stems.items() if stem.isprintable()):
         alone = len({path.parent for path, _ in places}) == 1
         for path, folder in places:
             own = stem if alone else "_".join(path.relative_to(folder).with_suffix("").parts)
             own = unicodedata.normalize("NFC", own)
-            if not own.isprintable():
-                found.problems.append(f"{folder} holds {path.name!a}, which is not a name in UTF-8; rename it")
-                continue
             if own in by_id:
                 found.problems.append(f"two files have the id {own}, {by_id[own]} and {path}; keep one of them there")
             elif not path.exists():

@@ -291,14 +291,14 @@ def _digest(splits: list[Split]) -> str:
     """8 hex digits of what the splits hold: ids, file lengths and a few bytes, so that a copy has the same, wherever it
     lies."""
     held = [
-        f"{split.dataset}/{split.name}/{sample.id} {[file.stat().st_size for file in sample.files]}"
+        f"{split.dataset}/{split.name}/{sample.id} {[file.stat().st_size for file in sample.files if file.exists()]}"
         for split in splits
         for sample in split.samples
     ]
     digest = hashlib.sha256("\n".join(sorted(held)).encode())
     for split in splits:  # uncompressed files of other images may have the same lengths
         for sample in split.samples[:: len(split.samples) // 4 + 1]:
-            for path in sample.files:
+            for path in filter(Path.is_file, sample.files):
                 with path.open("rb") as file:
                     file.seek(path.stat().st_size // 2)
                     digest.update(file.read(4096))
