@@ -333,6 +333,7 @@ def test_a_fraction_out_of_range(synthetic, fraction):
         synthetic.train("site_a", fraction)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL, reason="TOKENCUTSEG_DATA does not point to real data")
 def test_the_real_pool_shares_nothing_with_any_scored_split():
     source = open_source(REAL, CONFIG)
