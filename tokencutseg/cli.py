@@ -204,12 +204,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
         if unknown := [name for name in arguments.table if name not in TABLES]:
             raise ConfigError(f"unknown table {', '.join(unknown)}. Known: {', '.join(TABLES)}")
+    # files are read now, so that what is wrong with them is not said by the first notebook
+    problems = study.source.check() if arguments.data and not study.folder.exists() else []
     if arguments.dry_run:
         _describe(study, notebooks, parameters)
+    if problems:
+        raise DataError(summed_up(problems))
+    if arguments.dry_run:
         return OK
     runner.check_writable(results, "--results")
-    if not study.folder.exists() and (problems := study.source.check()):  # said now, and not by the first notebook
-        raise DataError(summed_up(problems))
     if trains_here or not executes:
         _train(study, arguments)
     if not executes:

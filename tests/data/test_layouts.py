@@ -135,7 +135,7 @@ def test_a_random_set_in_a_random_layout_is_read_back(tmp_path_factory, data):
     layout = Layout(
         *data.draw(st.sampled_from([("images", "masks"), ("Images", "Labels"), ("img", "gt")])),
         data.draw(st.booleans()),
-        data.draw(st.sampled_from(["{}", "{}_segmentation", "{}_Mask", "{}-lesion", "{}.jpg", "mask_{}", "{}.final"])),
+        data.draw(st.sampled_from(["{}", "{}_segmentation", "{}_Mask", "{}-lesion", "{}.jpg", "mask_{}", "gt-{}"])),
         data.draw(st.booleans()),
         *data.draw(st.sampled_from([("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])),
         data.draw(st.sampled_from([{"train": "train", "validation": "valid", "test": "test"},

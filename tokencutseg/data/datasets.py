@@ -55,12 +55,11 @@ class Dataset:
     splits: Mapping[str, tuple[OfficialSplit, ...]]
     """Of several folders the first counts whose masks are there."""
     archives: tuple[Archive, ...] = ()
-    """Empty where a set has to be asked for by hand."""
+    """Empty where a set has to be asked for."""
     also_tested_on: tuple[str, ...] = ()
     """Other sets of the paper's tables that a model trained on this one is scored on."""
     preference: int = 0
     """The set of lowest preference that is there is the one that most of a study is about."""
-    website: str = "https://challenge.isic-archive.com/data/"
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -108,7 +107,6 @@ DATASETS = {
                 "unlabelled": (OfficialSplit(_HAM_POOL, None, 10_015),),
             },
             (Archive("2018/ISIC2018_Task3_Training_Input.zip", "ham10000_unlabelled", _HAM_POOL),),
-            website="https://doi.org/10.7910/DVN/DBW86T",
         ),
         # Mendonça et al. 2013, doi 10.1109/EMBC.2013.6610779; to be asked for by hand
         Dataset(
@@ -120,7 +118,6 @@ DATASETS = {
                     ),
                 ),
             },
-            website="https://www.fc.up.pt/addi/ph2%20database.html",
         ),
     )
 }  # fmt: skip

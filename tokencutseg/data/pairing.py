@@ -18,7 +18,8 @@ TABLES = ("manifest.csv", "metadata.csv")
 
 _ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}|\.0)$")
 """Of a file's name in a table; ".0" is what a spreadsheet makes of a number."""
-_MASK_HABIT = re.compile(r"[-_ .]?(segmentations?|masks?|lesion|gt|seg|ground_?truth|labels?|annotations?)$")
+_HABITS = "segmentations?|masks?|lesion|gt|seg|ground_?truth|labels?|annotations?"
+_MASK_HABIT = re.compile(rf"^({_HABITS})[-_ .]|[-_ .]?({_HABITS})$")
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
 
@@ -83,7 +84,6 @@ def paired(
         found.problems.append(_none(mask_folder, "mask", others[mask_folder]))
         return ()
     meant = match_ids(masks, images, without_habit)
-    meant |= _by_affix(masks.keys() - meant.keys(), images.keys() - set(meant.values()), mask_folder, found)
     paths = {own: masks[name] for name, own in meant.items()}
     for left, what, folder, other, place, example in (
         ([images[own] for own in images.keys() - paths.keys()], "image", image_folders[0], "mask", mask_folder, masks),
@@ -100,7 +100,7 @@ def paired(
 
 
 def without_habit(name: str) -> str:
-    """A mask's name without what labelling tools put behind the image's, such as `_segmentation`."""
+    """A mask's name without what labelling tools put before or behind the image's, such as `_segmentation`."""
     return _MASK_HABIT.sub("", name.casefold())
 
 
@@ -129,19 +129,6 @@ def _by_id(files: dict[Path, list[Path]], pattern: str, found: Found) -> dict[st
                 found.problems.append(f"{path} is a link to a file that is not there")
             by_id[own] = path
     return by_id
-
-
-def _by_affix(names: Iterable[str], ids: Iterable[str], folder: Path, found: Found) -> dict[str, str]:
-    """{mask's name: id} where all masks that are left are named as an image with the same text before or behind it."""
-    names, ids = sorted(names), {own.casefold(): own for own in ids}
-    for own in sorted(ids, key=len, reverse=True) if names else ():
-        before, there, behind = names[0].casefold().partition(own)
-        if there and not (before[-1:].isalnum() or behind[:1].isalnum()):
-            meant = {name: name.casefold().removeprefix(before).removesuffix(behind) for name in names}
-            if len(set(meant.values())) == len(names) and ids.keys() >= set(meant.values()):
-                found.notes.append(f"{folder} holds masks named {before}ID{behind}, such as {names[0]} for {ids[own]}")
-                return {name: ids[key] for name, key in meant.items()}
-    return {}
 
 
 def is_image(path: Path) -> bool:

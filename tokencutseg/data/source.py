@@ -20,7 +20,7 @@ import torch
 
 from tokencutseg.config import Config
 from tokencutseg.data import audit, synthetic
-from tokencutseg.data.datasets import DATASETS, EXTERNAL_TEST, POOL_SPLITS, TRAIN_AND_TEST, UNLABELLED, Split, global_id
+from tokencutseg.data.datasets import DATASETS, POOL_SPLITS, TRAIN_AND_TEST, Split, global_id
 from tokencutseg.data.folders import find_datasets
 from tokencutseg.data.image_set import ImageSet, cached_arrays, load_split
 from tokencutseg.data.images import DataError, summed_up
@@ -29,8 +29,7 @@ from tokencutseg.data.pairing import Found
 _SYNTHETIC_SEED = 2024
 """The synthetic images are the same for every seed of a study, as real ones are."""
 
-_REASONS = ("near duplicate", "same patient or lesion", "same content", "same id")
-"""Why an image is left out of self-supervised training, the weakest first."""
+NEAR = "near duplicate"
 Rows = list[tuple[str, str]]
 Loaders = dict[str, dict[str, Callable[[], ImageSet]]]
 
@@ -65,7 +64,6 @@ class DataSource:
         self.name, self.primary, self.rows, self.image_size = name, primary, rows, image_size
         self._loaders, self._cache = loaders, cache
         self._loaded: dict[tuple[str, str], ImageSet] = {}
-        self._unlabelled: tuple[ImageSet, list[dict[str, str]]] | None = None
 
     @property
     def datasets(self) -> dict[str, list[str]]:
@@ -90,11 +88,6 @@ class DataSource:
         """What has to be said beside every number of a split, such as that it stands in for another; mostly nothing."""
         part = self.found.datasets.get(dataset, {}).get(split)
         return part.note if part else ""
-
-    def purpose(self, dataset: str) -> str:
-        """TRAIN_AND_TEST, EXTERNAL_TEST or UNLABELLED, by the splits that are there."""
-        splits = self._loaders.get(dataset, {})
-        return TRAIN_AND_TEST if "train" in splits else EXTERNAL_TEST if "test" in splits else UNLABELLED
 
     def train(self, dataset: str, fraction: float = 1.0, seed: int = 0) -> ImageSet:
         """A share of the training split, at least two images, in the split's order.
@@ -133,12 +126,12 @@ class DataSource:
         far as that is known; and each but the first of images with the same id or pixels. `unlabelled_exclusions` says
         what was left out and why.
         """
-        return self._unlabelled_and_exclusions()[0]
+        return self._unlabelled[0]
 
     @property
     def unlabelled_exclusions(self) -> list[dict[str, str]]:
         """One record (dataset, split, id, reason) for each image that `unlabelled` leaves out."""
-        return self._unlabelled_and_exclusions()[1]
+        return self._unlabelled[1]
 
     def fingerprint(self, dataset: str) -> str:
         """SHA-256 (hex) over the pixels and ids of all splits of `dataset`. Raises DataError when it is not there."""
@@ -173,20 +166,16 @@ class DataSource:
         loaded = [note for images in self._loaded.values() for note in images.notes]
         return lines + [f"note: {note}" for note in (*self.found.notes, *loaded)]
 
-    def _unlabelled_and_exclusions(self) -> tuple[ImageSet, list[dict[str, str]]]:
-        if self._unlabelled is not None:
-            return self._unlabelled
+    @cached_property
+    def _unlabelled(self) -> tuple[ImageSet, list[dict[str, str]]]:
         sets = [self.load(dataset, split) for dataset, splits in self.datasets.items() for split in splits]
         pool = [images for images in sets if images.split in POOL_SPLITS]
-        reasons = self._reasons_to_leave_out(sets, near_duplicates=True)
-        near = sum(reason.startswith("near") for reason in reasons.values())
-        if near > (sum(map(len, pool)) - len(reasons) + near) / 2:
-            warnings.warn(
-                f"{near} images of the {self.name} data look like scored ones, as if they were drawn: self-supervised "
-                f"stages learn from them, and only the same ids and pixels are left out",
-                stacklevel=2,
-            )
-            reasons = self._reasons_to_leave_out(sets, near_duplicates=False)
+        reasons = self._reasons_to_leave_out(sets)
+        near = {key for key, reason in reasons.items() if reason.startswith(NEAR)}
+        if 2 * len(near) > sum(map(len, pool)) - len(reasons) + len(near):
+            warnings.warn(f"{len(near)} images of the {self.name} data look like scored ones, as drawings do: only the "
+                          f"same ids and pixels are left out of self-supervised stages", stacklevel=2)  # fmt: skip
+            reasons = {key: reason for key, reason in reasons.items() if key not in near}
         kept = [
             images.subset([k for k, own in enumerate(images.ids) if (images.dataset, images.split, own) not in reasons])
             for images in pool
@@ -194,37 +183,34 @@ class DataSource:
         whole = ImageSet.concatenate(kept)
         if not len(whole):
             raise DataError(f"every image of the {self.name} data is in a scored split too: none is left to learn from")
-        exclusions = [
-            {"dataset": dataset, "split": split, "id": own, "reason": reason}
-            for (dataset, split, own), reason in reasons.items()
+        records = [
+            dict(zip(("dataset", "split", "id", "reason"), (*key, why), strict=True)) for key, why in reasons.items()
         ]
-        whole = ImageSet(self.name, "unlabelled", whole.ids, whole.images, None, None, whole.native_sizes)
-        self._unlabelled = whole, exclusions
-        return self._unlabelled
+        return ImageSet(self.name, "unlabelled", whole.ids, whole.images, None, None, whole.native_sizes), records
 
-    def _reasons_to_leave_out(self, sets: list[ImageSet], near_duplicates: bool) -> dict[tuple[str, str, str], str]:
+    def _reasons_to_leave_out(self, sets: list[ImageSet]) -> dict[tuple[str, str, str], str]:
         """{(dataset, split, id): reason} for the images of self-supervised training that `unlabelled` leaves out."""
-        pairs = audit.both_ways(self.overlaps)
-        partners: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
-        for *one, dataset, split, own, kind in pairs[audit.COLUMNS[:7]].itertuples(index=False):
-            if kind != "near duplicate" or (near_duplicates and split not in POOL_SPLITS):
-                partners[tuple(one)].append((kind, dataset, split, own))
+        places: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
+        for *one, dataset, split, own, kind in audit.both_ways(self.overlaps)[audit.COLUMNS[:7]].itertuples(
+            index=False
+        ):
+            places[tuple(one)].append((kind, dataset, split, own))
         scored = [images for images in sets if images.split not in POOL_SPLITS]
-        shown = {unit: f"{images.dataset}/{images.split}" for images in scored for unit in _clusters(images) if unit}
-        reasons, before = {}, set()
-        for images in sets:
-            for own, unit in zip(images.ids, _clusters(images), strict=True) if images not in scored else ():
-                key = images.dataset, images.split, own
-                before.add(key)
+        shown = {unit: images for images in scored for unit in _clusters(images) if unit}
+        reasons: dict[tuple[str, str, str], str] = {}
+        before: set[tuple[str, str, str]] = set()
+        for images in (images for images in sets if images.split in POOL_SPLITS):
+            for own, unit in zip(images.ids, _clusters(images), strict=True):
+                before.add(key := (images.dataset, images.split, own))
                 same = [
                     f"{kind} as in {dataset}/{split}"
-                    for kind, dataset, split, other in partners[key]
-                    if split not in POOL_SPLITS or (dataset, split, other) in before
+                    for kind, dataset, split, other in places[key]
+                    if split not in POOL_SPLITS or (kind != NEAR and (dataset, split, other) in before)
                 ]
                 if unit in shown:
-                    same.append(f"same patient or lesion as in {shown[unit]}")
+                    same.append(f"same patient or lesion as in {shown[unit].dataset}/{shown[unit].split}")
                 if same:
-                    reasons[key] = min(same, key=lambda reason: [reason.startswith(kind) for kind in _REASONS])
+                    reasons[key] = min(same, key=lambda reason: reason.startswith(NEAR))
         return reasons
 
     def _missing(self, dataset: str, split: str) -> str:
