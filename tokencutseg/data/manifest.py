@@ -70,7 +70,7 @@ def fields_of(path: Path, own: str, cells: dict[str, str]) -> dict[str, object]:
 def describe_tables(path: Path, known: dict[str, dict[str, str]], ids: list[str], matched: dict[str, str]) -> list[str]:
     """What is worth saying about a table that was joined to images: who is not in it, and one patient who has half."""
     notes = [] if known else [f"{path} says nothing of any image"]
-    other = [name for name, own in matched.items() if unicodedata.normalize("NFC", name) != own]
+    other = [name for name, own in matched.items() if name != own]
     if other:
         notes.append(f"{path}: {len(other)} rows are read for images that are named a little differently: "
                      f"{other[0]} for {matched[other[0]]}")  # fmt: skip
@@ -91,7 +91,7 @@ def _decoded(path: Path) -> str:
     codecs = ("utf-16",) if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "cp1252", "latin-1")
     for codec in codecs:
         try:
-            return content.decode(codec)
+            return unicodedata.normalize("NFC", content.decode(codec))
         except UnicodeDecodeError:
             pass
     raise DataError(f"{path} cannot be read as text; save it as CSV in UTF-8")

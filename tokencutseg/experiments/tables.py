@@ -216,7 +216,9 @@ def budgets(study: Study) -> pd.DataFrame:
     for (train, method), last in main_trainings(study).items():
         for training in (*study.parents(last).values(), last) if last.baseline != "otsu" else ():
             run = study.run(training)
-            unlabelled = training.section != "segmentation" and getattr(training.config, training.stage).images == "unlabelled"
+            unlabelled = (
+                training.section != "segmentation" and getattr(training.config, training.stage).images == "unlabelled"
+            )
             row = {"train": train, "method": method, "recipe": _recipe(last), "stage": training.stage}
             row["data"] = "unlabelled" if unlabelled else train
             rows.append(row | {name: run.metrics.get(name) for name in costs} | {"runs": run.id})
