@@ -194,7 +194,7 @@ def _code(notebook: Path) -> list[str]:
 
 
 def _kernel_environment(private: Path, threads: int) -> dict[str, str]:
-    """The environment in which kernels are this interpreter, without the user's start-up files, and show figures.
+    """The environment in which kernels are this interpreter, without the user's start-up files and without widgets.
 
     A kernel `python3` that the user has registered elsewhere would come before our own otherwise.
     """
@@ -203,8 +203,9 @@ def _kernel_environment(private: Path, threads: int) -> dict[str, str]:
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     write_json({"argv": argv, "display_name": "Python 3", "language": "python"}, spec)
     environment = {"OMP_NUM_THREADS": str(max(1, threads)), **os.environ}
-    environment.pop("MPLBACKEND", None)  # left to IPython
-    return environment | {"JUPYTER_PATH": str(private), "IPYTHONDIR": str(private / "ipython")}
+    environment.pop("MPLBACKEND", None)  # left to IPython, which shows figures
+    private_paths = {"JUPYTER_PATH": str(private), "IPYTHONDIR": str(private / "ipython")}
+    return environment | private_paths | {"TOKENCUTSEG_HEADLESS": "1"}  # of `explore.widgets`: no widgets
 
 
 def _keys(notebooks: Sequence[Path], common: Any) -> dict[Path, str]:
