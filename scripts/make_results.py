@@ -17,7 +17,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results/reference"
-DOCUMENTS = ("README.md", "docs/reproduction.md")
+DOCUMENTS = ("README.md", "docs/reproduction.md", "tokencutseg/pretrained/README.md")
 NUMBER = re.compile(r"<!--=([^\s:>]+?)(?::([^\s>]+?))?-->.*?<!--/-->")
 MEASURES = 'measure == "iou" or (reduction == "per_image" and measure in ("dice", "nsd", "hd95"))'
 TABLES = {

@@ -58,9 +58,8 @@ def test_commands_exist(path, capsys):
 
 @each_document
 def test_options_exist(path):
-    named = set(
-        re.findall(r"(?<![\w.])((?:data|vqgan|masked_gpt|segmentation|evaluation|ablation)\.[a-z_0-9]+)\b", path.read_text())
-    )
+    sections = "data|vqgan|masked_gpt|segmentation|evaluation|ablation"
+    named = set(re.findall(rf"(?<![\w.])((?:{sections})\.[a-z_0-9]+)\b", path.read_text()))
     files = {name for name in named if name.endswith((".py", ".md", ".csv"))}
     assert named - files - {"vqgan.quantizer"} <= set(known_keys())  # an example of a new option
 

@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default: %(default)s)")
     cli_upstream.add_seed_and_set(run)
     part = run.add_mutually_exclusive_group()
-    lists = {"action": "extend", "default": [], "type": lambda text: text.split(",")}
+    lists: dict[str, Any] = {"action": "extend", "default": [], "type": lambda text: text.split(",")}
     part.add_argument("--only", metavar="03[,04]", help="these notebooks only, by number", **lists)
     part.add_argument("--table", metavar="NAME[,NAME]", help="these tables only, without notebooks", **lists)
     part.add_argument("--train-only", action="store_true", help="only the trainings that the tables rest on")
@@ -204,12 +204,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
         if unknown := [name for name in arguments.table if name not in TABLES]:
             raise ConfigError(f"unknown table {', '.join(unknown)}. Known: {', '.join(TABLES)}")
+    # files are read now, so that what is wrong with them is not said by the first notebook
+    problems = study.source.check() if arguments.data and not study.folder.exists() else []
     if arguments.dry_run:
         _describe(study, notebooks, parameters)
+    if problems:
+        raise DataError(summed_up(problems))
+    if arguments.dry_run:
         return OK
     runner.check_writable(results, "--results")
-    if not study.folder.exists() and (problems := study.source.check()):  # said now, and not by the first notebook
-        raise DataError(summed_up(problems))
     if trains_here or not executes:
         _train(study, arguments)
     if not executes:
@@ -274,7 +277,7 @@ def _explore(arguments: argparse.Namespace) -> int:
     _need("jupyterlab", "ipywidgets")
     if arguments.notebooks is None and CHECKOUT is None:
         raise ConfigError("explorer.ipynb does not come with the installed package; clone the repository")
-    notebooks = (arguments.notebooks or CHECKOUT / "notebooks").absolute()
+    notebooks = Path(arguments.notebooks or f"{CHECKOUT}/notebooks").absolute()
     if not (notebooks / "explorer.ipynb").exists():
         raise ConfigError(f"{notebooks} holds no explorer.ipynb; name a folder that does with --notebooks")
     environment = dict(os.environ)
@@ -321,17 +324,21 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from tokencutseg.data.audit import overlaps
     from tokencutseg.data.source import open_source
     from tokencutseg.plots.evaluation import contact_sheet
     from tokencutseg.report.notebooks import check_writable
 
     if arguments.out:
         check_writable(arguments.out, "--out")
-    source = open_source(arguments.data, configure())
+    source = open_source(arguments.data, configure(), strict=False)
+    problems = source.check()
+    print("\n".join(source.describe()))
+    if problems:
+        print(f"{len(problems)} problems:", *problems, sep="\n- ", file=sys.stderr)
+        return FAILED
     pairs = [(dataset, split) for dataset, splits in source.datasets.items() for split in splits]
     sets = {pair: source.load(*pair) for pair in pairs}
-    shared = overlaps(sets, progress=sys.stderr.isatty())
+    shared = source.overlaps
     print(shared.to_string(index=False) if len(shared) else "no image is shared")
     left_out = source.unlabelled_exclusions
     print(f"\nself-supervised stages use {len(source.unlabelled())} images; left out are {len(left_out)}")

@@ -39,7 +39,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_folders(seg, "train", "val")
     _add_settings(seg, "data", image_size=224)
     _add_settings(seg, "segmentation", batch_size=1, learning_rate=1e-4, max_epochs=200, deepcut_loss_weight=0.2)
-    graph = {"dest": "segmentation.use_deepcut", "choices": ("True", "False"), "default": "True"}
+    graph: dict[str, Any] = {"dest": "segmentation.use_deepcut", "choices": ("True", "False"), "default": "True"}
     seg.add_argument("--use-deepcut", help="False: a linear layer instead of the graph (default: True)", **graph)
     _add_file(seg, "--vqgan-checkpoint", "model_trained_in_step1.ckpt", "what train-vq wrote, or the authors' .ckpt")
     _add_settings(seg, "vqgan", "vq-", embed_dim=256, n_embed=512, hidden_channels=128, n_res_blocks=2)
@@ -66,8 +66,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def add_seed_and_set(parser: argparse.ArgumentParser) -> None:
     """The options `--seed` and `--set`; `read_overrides` reads the latter."""
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of every draw (default: %(default)s)")
-    pairs = {"dest": "overrides", "action": "extend", "nargs": "+", "default": [], "metavar": "stage.key=value"}
-    parser.add_argument("--set", help="change settings, such as vqgan.codebook_size=128", **pairs)
+    pairs: dict[str, Any] = {"dest": "overrides", "action": "extend", "nargs": "+", "default": []}
+    parser.add_argument("--set", metavar="stage.key=value", help="settings, such as vqgan.codebook_size=128", **pairs)
 
 
 def read_overrides(pairs: Sequence[str]) -> dict[str, str]:

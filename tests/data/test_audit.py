@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tokencutseg.data import audit
-from tokencutseg.data.audit import COLUMNS, appearance, overlaps
+from tokencutseg.data.audit import COLUMNS, appearance, between, both_ways, overlaps
 from tokencutseg.data.folders import find_datasets
 from tokencutseg.data.image_set import ImageSet, load_split
 
@@ -48,18 +48,33 @@ def test_no_images_at_all():
 def test_each_kind_is_named_once_per_pair():
     a, b = textures(6), textures(6, seed=1)
     b[0], b[1], b[2] = a[0], a[1], oriented(a[2], 5)
-    first = image_set("a", "train", a, ["x0", "x1", "x2", "x3", "x4", "x5"])
-    second = image_set("b", "test", b, ["x0", "y1", "y2", "x3", "y4", "y5"])
+    first = image_set("a", "train", a, ["ISIC_0000000", "x1", "x2", "ISIC_0000003", "x4", "x5"])
+    second = image_set("b", "test", b, ["ISIC_0000000", "y1", "y2", "ISIC_0000003", "x4", "y5"])
     found = overlaps(keyed(first, second))
     assert found[["id_1", "id_2", "kind"]].values.tolist() == [
-        ["x0", "x0", "same id"],
+        ["ISIC_0000000", "ISIC_0000000", "same id"],
         ["x1", "y1", "same content"],
         ["x2", "y2", "near duplicate"],
-        ["x3", "x3", "same id"],
+        ["ISIC_0000003", "ISIC_0000003", "same id"],  # x4 is a name of a user's own, another one in each set
     ]
     assert set(found.dataset_1) == {"a"} and set(found.split_2) == {"test"}
     assert found.distance[:2].tolist() == [0, 0] and found.distance[2] <= 8
     assert np.isnan(found.distance[3])  # one id, two pictures
+
+
+def test_the_symmetric_frame():
+    a, b = textures(6), textures(6, seed=1)
+    b[0], b[1], a[5] = a[0], a[1], a[1]
+    pairs = overlaps(keyed(image_set("a", "train", a), image_set("b", "test", b)))
+    both = both_ways(pairs)
+    assert len(both) == 2 * len(pairs) and both_ways(both).equals(both)
+    ids = ["id_1", "id_2"]
+    assert {tuple(row) for row in both[ids].to_numpy()} == {tuple(row[::-1]) for row in both[ids].to_numpy()}
+    expected = {("a_train_0", "b_test_0"), ("a_train_1", "b_test_1"), ("a_train_5", "b_test_1")}
+    there, back = between(pairs, ("a", "train"), ("b", "test")), between(both, ("b", "test"), ("a", "train"))
+    assert {tuple(row) for row in there[ids].to_numpy()} == expected
+    assert {tuple(row[::-1]) for row in back[ids].to_numpy()} == expected
+    assert between(pairs, ("a", "train"), ("a", "train"))[ids].to_numpy().tolist() == [["a_train_1", "a_train_5"]]
 
 
 def test_without_near_duplicates():

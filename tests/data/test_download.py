@@ -242,7 +242,7 @@ def test_truncated_without_announced_length_is_found_by_the_zip_check(host, tmp_
 
 
 def test_missing_file_is_not_asked_for_twice(host, tmp_path):
-    with pytest.raises(DataError, match=r"Training_Data\.zip cannot be had \(HTTP 404"):
+    with pytest.raises(DataError, match=r"Training_Data\.zip cannot be had \(404"):
         fetch("isic2016", tmp_path, host.url, progress=False)
     assert len(host.requests) == 1
 
@@ -255,7 +255,7 @@ def test_no_server_at_all(host, tmp_path):
 
 
 def test_nonsense_url(tmp_path):
-    with pytest.raises(DataError, match="correct the base_url"):
+    with pytest.raises(DataError, match="give another base_url"):
         fetch("isic2016", tmp_path, "nowhere", progress=False)
 
 
@@ -289,60 +289,44 @@ def test_checksum_file_that_is_none(host, tmp_path):
         fetch("isic2016", tmp_path, host.url, progress=False)
 
 
-@pytest.mark.parametrize("content", [b"<html>please log in</html>", b""])
-def test_not_a_zip(host, tmp_path, content):
-    host.files[FIRST] = content
-    with pytest.raises(DataError, match="not an intact zip archive"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
-    assert is_clean(tmp_path) and not (tmp_path / "isic2016" / "checksums.json").exists()
+def flipped(body: bytes, *places: tuple[bytes, int]) -> bytes:
+    """The archive with one bit of the byte that follows each signature changed."""
+    changed = bytearray(body)
+    for signature, offset in places:
+        changed[changed.index(signature) + offset] ^= 1
+    return bytes(changed)
 
 
-def test_flipped_bit_inside_a_member(host, tmp_path):
-    serve(host, "isic2016")
-    body = bytearray(host.files[FIRST])
-    body[body.index(b"CC-0")] ^= 1
-    host.files[FIRST] = bytes(body)
-    with pytest.raises(DataError, match="Bad CRC"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
-    assert is_clean(tmp_path) and not (tmp_path / "isic2016" / "checksums.json").exists()
-
-
-@pytest.mark.parametrize(
-    "name", ["../outside.jpg", "top/../../outside.jpg", "/outside.jpg", "C:/outside.jpg", "..\\outside.jpg"]
-)
-def test_zip_slip_is_refused(host, tmp_path, name):
-    host.files[FIRST] = zipped({"ISIC_0000000.jpg": picture(0, False), name: b"evil"})
-    with pytest.raises(DataError, match="was not unpacked"):
-        fetch("isic2016", tmp_path / "root", host.url, progress=False)
-    assert is_clean(tmp_path / "root")
-    assert not list(tmp_path.rglob("outside*"))
-
-
-def test_link_in_archive_is_refused(host, tmp_path):
+def linked() -> bytes:
     link = zipfile.ZipInfo("top/link.jpg")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(link, "/etc/passwd")
-    host.files[FIRST] = buffer.getvalue()
-    with pytest.raises(DataError, match="was not unpacked"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
-    assert is_clean(tmp_path)
+    return buffer.getvalue()
 
 
-def test_encrypted_archive(host, tmp_path):
-    body = bytearray(zipped({"a.jpg": b"x"}))
-    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flags in both headers
-        body[body.index(signature) + offset] |= 1
-    host.files[FIRST] = bytes(body)
-    with pytest.raises(DataError, match="is encrypted"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
+SLIPS = ("../outside.jpg", "top/../../outside.jpg", "/outside.jpg", "C:/outside.jpg", "..\\outside.jpg")
 
 
-def test_empty_archive(host, tmp_path):
-    host.files[FIRST] = zipped({})
-    with pytest.raises(DataError, match="empty archive"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"<html>please log in</html>", "not an intact zip archive"),
+        (b"", "not an intact zip archive"),
+        (flipped(zipped({"a.txt": b"CC-0"}), (b"CC-0", 0)), "Bad CRC"),
+        (flipped(zipped({"a.jpg": b"x"}), (b"PK\x03\x04", 6), (b"PK\x01\x02", 8)), "is encrypted"),
+        (zipped({}), "empty archive"),
+        (linked(), "is a link or lies outside"),
+        *((zipped({"ISIC_0000000.jpg": b"x", name: b"evil"}), "is a link or lies outside") for name in SLIPS),
+    ],
+)
+def test_an_archive_that_is_not_to_be_trusted(host, tmp_path, body, said):
+    host.files[FIRST] = body
+    with pytest.raises(DataError, match=said):
+        fetch("isic2016", tmp_path / "root", host.url, progress=False)
+    assert is_clean(tmp_path / "root") and not (tmp_path / "root" / "isic2016" / "checksums.json").exists()
+    assert not list(tmp_path.rglob("outside*"))
 
 
 # disk
@@ -372,6 +356,6 @@ def test_root_that_cannot_be_a_folder(host, tmp_path):
 def test_unknown_dataset_and_one_to_be_asked_for(tmp_path):
     with pytest.raises(DataError, match=r"no dataset 'isic2019'.*isic2016, isic2017, isic2018, ham10000"):
         fetch("isic2019", tmp_path)
-    with pytest.raises(DataError, match="get it from https"):
+    with pytest.raises(DataError, match="on request"):
         fetch("ph2", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -236,7 +236,7 @@ LESION = np.pad(np.ones((20, 20), int), 10)
     ],
 )
 def test_the_threshold_of_a_split(masks, above):
-    assert lesion_threshold(counts(*masks))[0] == above
+    assert lesion_threshold(counts(*masks), "a")[0] == above
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_the_threshold_of_a_split(masks, above):
 )
 def test_masks_that_can_be_read_in_two_ways_are_refused(masks):
     with pytest.raises(DataError):
-        lesion_threshold(counts(*masks))
+        lesion_threshold(counts(*masks), "a")
 
 
 @pytest.mark.parametrize("empty", [True, False])

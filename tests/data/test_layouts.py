@@ -112,6 +112,7 @@ NAMES = st.text("abcxyzäöüéñ皮肤01", min_size=1, max_size=6)
 @given(st.data())
 def test_a_random_set_in_a_random_layout_is_read_back(tmp_path_factory, data):
     tmp_path = tmp_path_factory.mktemp("layout")
+    nested = data.draw(st.sampled_from(["", "set", "set/set"]))
     names = data.draw(st.lists(NAMES, min_size=6, max_size=12, unique_by=str.casefold))
     given_splits = data.draw(st.booleans())
     skin, lesion = data.draw(st.sampled_from([(0, 255), (0, 1), (0, 128), (1, 2)]))
@@ -134,14 +135,14 @@ def test_a_random_set_in_a_random_layout_is_read_back(tmp_path_factory, data):
     layout = Layout(
         *data.draw(st.sampled_from([("images", "masks"), ("Images", "Labels"), ("img", "gt")])),
         data.draw(st.booleans()),
-        data.draw(st.sampled_from(["{}", "{}_segmentation", "{}_Mask", "{}-lesion", "{}.jpg", "mask_{}", "{}.final"])),
+        data.draw(st.sampled_from(["{}", "{}_segmentation", "{}_Mask", "{}-lesion", "{}.jpg", "mask_{}", "gt-{}"])),
         data.draw(st.booleans()),
         *data.draw(st.sampled_from([("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])),
         data.draw(st.sampled_from([{"train": "train", "validation": "valid", "test": "test"},
                                    {"train": "Training", "validation": "dev", "test": "testing"}])),
         data.draw(st.booleans()),
     )  # fmt: skip
-    layout.write(tmp_path / "set", cases)
+    layout.write(tmp_path / "set" / nested, cases)
     found, _ = read(tmp_path / "set", tmp_path)
     assert found.keys() == {unicodedata.normalize("NFC", case.id) for case in cases}
     for case in cases:
@@ -178,7 +179,7 @@ def test_a_bright_border_is_refused_before_anything_is_learnt(tmp_path):
         return np.where(mask & ~inner, 255, mask).astype(np.uint8)
 
     rewrite_masks(tmp_path / "a", bordered)
-    with pytest.raises(DataError, match="0, 1, 255, which can be read in several ways"):
+    with pytest.raises(DataError, match="0, 1, 255: these can be read in several ways"):
         read(tmp_path / "a", tmp_path)
 
 

@@ -1,5 +1,10 @@
-"""What one stage hands to the next."""
+"""What decides a run's id, what a study is called, and what one stage hands to the next."""
 
+import dataclasses
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,15 +12,131 @@ from safetensors.torch import load_file
 from tokencutseg.config import configure
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
-from tokencutseg.experiments.runs import Busy
-from tokencutseg.experiments.study import Finished, Study
+from tokencutseg.experiments import study as study_module
+from tokencutseg.experiments.pipeline import OURS
+from tokencutseg.experiments.study import Study, resolve, study_name
+from tokencutseg.models.baselines import BASELINES
 from tokencutseg.models.checkpoint import WEIGHTS, load, save_weights
+from tokencutseg.models.vqgan import VQGAN
+from tokencutseg.training import fit
+
+QUICK = {"vqgan.perceptual": "none", "data.synthetic_test": 4}
+STAGES = ("vqgan", "masked_gpt", "segmentation", "unet", "otsu")
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    config = configure("tiny", overrides={"vqgan.perceptual": "none", "data.synthetic_test": 4})
-    return Study(config, open_source("", config), tmp_path_factory.mktemp("study"))
+    config = configure("tiny", overrides=QUICK)
+    return Study(config, open_source("", config), tmp_path_factory.mktemp("results"))
+
+
+def ids(study, config=None):
+    """The run id of each stage under a configuration."""
+    trainings = [study.training(stage, config) for stage in STAGES[:2]]
+    trainings += [study.method(name, config=config) for name in (OURS, *STAGES[3:])]
+    return dict(zip(STAGES, (study.spec(training).id for training in trainings), strict=True))
+
+
+# ---- ids ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", ["data", "vqgan", "masked_gpt", "segmentation", "evaluation", "ablation"])
+def test_neutral_new_option_changes_no_id(study, section):
+    old = getattr(study.config, section)
+    field = ("new", bool, dataclasses.field(default=False, metadata=dict(dataclasses.fields(old)[0].metadata)))
+    grown = dataclasses.make_dataclass("Grown", [field], bases=(type(old),), frozen=True)
+
+    def ids_with(new):
+        value = grown(**{f.name: getattr(old, f.name) for f in dataclasses.fields(old)}, new=new)
+        config = dataclasses.replace(study.config)
+        object.__setattr__(config, section, value)  # whose checks know nothing of the new option
+        return ids(study, config)
+
+    assert ids_with(False) == ids(study)
+    changed = {stage for stage, id in ids_with(True).items() if id != ids(study)[stage]}
+    chain = {"vqgan": STAGES[:3], "masked_gpt": STAGES[1:3], "segmentation": ["segmentation"], "data": ["otsu"]}
+    assert changed == set(chain.get(section, []))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "stages"),
+    [
+        ("vqgan.commitment", 0.5, STAGES[:3]),
+        ("masked_gpt.mask_ratio", 0.3, STAGES[1:3]),
+        ("segmentation.affinity", "feature", ["segmentation"]),
+        ("segmentation.learning_rate", 0.1, ["segmentation", "unet"]),
+        ("evaluation.score_reduction", "micro_lesion", ["segmentation", "unet"]),
+        ("data.label_fraction", 0.5, ["segmentation", "unet", "otsu"]),
+        ("ablation.seeds", 5, []),
+        ("evaluation.bootstrap_draws", 7, []),
+    ],
+)
+def test_settings_in_ids(study, setting, value, stages):
+    new, old = ids(study, study.config.override({setting: value})), ids(study)
+    assert {stage for stage in STAGES if new[stage] != old[stage]} == set(stages)
+
+
+def test_seeds_data_and_parents_in_id(study):
+    def id(**options):
+        return study.spec(study.training("segmentation", **options)).id
+
+    assert len({id(), id(seed=1), id(train_set="site_b"), id(pretrained=False)}) == 4
+    assert id(seed=0) == id()
+    own = study.spec(study.training("segmentation"))
+    assert own.dependencies["transformer"] == ids(study)["masked_gpt"]
+    assert own.dependencies["tokenizer"] == ids(study)["vqgan"]
+
+
+def test_baseline_declaration_in_id(study, monkeypatch):
+    before = ids(study)["unet"]
+    monkeypatch.setitem(BASELINES, "unet", dataclasses.replace(BASELINES["unet"], encoder="resnet34"))
+    other = Study(study.config, study.source, study.results)
+    assert ids(other)["unet"] != before and ids(other)["segmentation"] == ids(study)["segmentation"]
+
+
+def test_plan_trains_nothing_again(study):
+    run = study.segmenter()
+    records = study.records(run, "site_a", "test")
+    plan = {"ablation.seeds": 2, "evaluation.rivals": "otsu,unet", "evaluation.train_sets": "site_a"}
+    other = Study.open("tiny", results=study.results, overrides=QUICK | plan, training=False)
+    assert other.folder == study.folder
+    assert (other.tokenizer(), other.transformer(), other.segmenter()) == (study.tokenizer(), study.transformer(), run)
+    pd.testing.assert_frame_equal(other.records(run, "site_a", "test"), records)
+
+
+# ---- names, folders, files ------------------------------------------------------------------------------------------
+
+
+def test_study_name():
+    def name(preset, *arguments, **settings):
+        return study_name(configure(preset, *arguments, overrides=settings), "isic")
+
+    assert name("quick") == "quick-isic" and name("tiny", "released", 3) == "tiny-isic-released-seed3"
+    changed = {name("tiny", **{"vqgan.codebook_size": size}) for size in ("8", "9", 8.0)}
+    assert len(changed) == 2 and all(one.startswith("tiny-isic-set-") for one in changed)
+    assert name("tiny", **{"vqgan.codebook_size": 16}) == "tiny-isic", "16 is the preset's"
+
+
+def test_relative_paths_in_notebooks(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(study_module, "CHECKOUT", tmp_path)
+    for folder, found in (("notebooks", tmp_path), (".", tmp_path), ("/", "/")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert resolve("results") == type(tmp_path)(found) / "results"
+    assert resolve("/elsewhere") == type(tmp_path)("/elsewhere")
+
+
+def test_table_and_figure(study):
+    figure, table = plt.figure(), pd.DataFrame({"n": [1]})
+    assert study.table("one", table) is table and study.figure("one", figure) is figure
+    assert pd.read_csv(study.folder / "tables/one.csv").equals(table)
+    assert {path.name for path in (study.folder / "figures").iterdir()} == {"one.pdf", "one.png"}
+    assert json.loads((study.folder / "config.json").read_text()) == study.config.to_dict()
+    with pytest.raises(ValueError, match="'none' is empty"):
+        study.table("none", table[:0])
+
+
+# ---- what one stage hands to the next -------------------------------------------------------------------------------
 
 
 class Started(Exception):
@@ -34,8 +155,8 @@ def starts(study, monkeypatch):
         if pretrained:
             study.transformer(config)
         with monkeypatch.context() as patch, pytest.raises(Started) as started:
-            patch.setattr(study, "_fit", stop)
-            study.segmenter(config=config, pretrained=pretrained)
+            patch.setattr(fit, "fit", stop)
+            study.segmenter(config=config.override({"segmentation.epochs": 9}), pretrained=pretrained)
         found = started.value.args[0].state_dict()
         parts = ("vqgan", "masked_gpt", "encoder", "head", "upsampler")
         return {
@@ -46,37 +167,11 @@ def starts(study, monkeypatch):
     return of
 
 
-def test_trainings_ahead_are_those_that_nobody_is_at(study, monkeypatch):
-    taken, elsewhere = [], ["a", "a"]  # another process needs two looks for a, and trains it
-
-    def cell(name):
-        def train():
-            assert not study.store.waits
-            if name in elsewhere:
-                elsewhere.remove(name)
-                raise Busy(name)
-            taken.append(name)
-
-        return train
-
-    monkeypatch.setattr(study, "records", lambda run, dataset, split: None)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    study.train_missing([cell("a")], "test")
-    assert not taken, "one process trains when it comes to it"
-    monkeypatch.setattr(study, "jobs", 2)
-    study.train_missing([cell(name) for name in "abc"], "test")
-    assert taken == ["b", "c", "a"] and study.store.waits
-    monkeypatch.setattr(study, "helping", True)
-    with pytest.raises(Finished):
-        study.train_missing([cell("d")], "test")
-    assert taken[-1] == "d"
-
-
 def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_segmenter_goes_on_with_what_the_masked_pretraining_left(study, starts):
+def test_segmenter_starts_from_pretraining(study, starts):
     pretrained, start = study.transformer().model(), starts()
     assert same(start["encoder"], pretrained.encoder.state_dict())
     assert same(start["masked_gpt"], pretrained.masked_gpt.state_dict())
@@ -85,15 +180,15 @@ def test_a_segmenter_goes_on_with_what_the_masked_pretraining_left(study, starts
     assert same(starts(**{"masked_gpt.encoder": "frozen"})["encoder"], own)
 
 
-def test_what_starts_from_nothing_starts_alike_whatever_went_before(starts):
-    """Rows of a table differ in what they say, and not in how their heads happened to start."""
-    cells = [starts(), starts(pretrained=False), starts(**{"masked_gpt.encoder": "frozen"})]
+def test_untrained_parts_start_alike(starts):
+    """So rows of a table differ in what they name, and not in how their heads happened to start."""
+    rows = [starts(), starts(pretrained=False), starts(**{"masked_gpt.encoder": "frozen"})]
     for part in ("head", "upsampler"):
-        assert all(same(cell[part], cells[0][part]) for cell in cells)
-    assert not same(cells[0]["masked_gpt"], cells[1]["masked_gpt"])
+        assert all(same(row[part], rows[0][part]) for row in rows)
+    assert not same(rows[0]["masked_gpt"], rows[1]["masked_gpt"])
 
 
-def test_a_saved_pretraining_holds_its_encoder(study, tmp_path):
+def test_saved_pretraining_holds_encoder(study, tmp_path):
     folder = study.transformer().folder
     weights, encoder = load_file(folder / WEIGHTS), load(folder).encoder.state_dict()
     assert all(torch.equal(value, weights[f"encoder.{name}"]) for name, value in encoder.items())
@@ -101,3 +196,26 @@ def test_a_saved_pretraining_holds_its_encoder(study, tmp_path):
     save_weights({name: value for name, value in weights.items() if not name.startswith("encoder.")}, tmp_path)
     with pytest.raises(DataError, match="cannot open"):
         load(tmp_path)
+
+
+def test_small_sets_have_samples_of_largest(study):
+    half = study.config.override({"data.label_fraction": 0.5})
+    spec = study.spec(study.training("baseline", half, baseline="unet"))
+    assert spec.config.segmentation.images_per_epoch == len(study.source.load("site_a", "train"))
+    fixed = half.override({"segmentation.images_per_epoch": 5})
+    assert study.spec(study.training("segmentation", fixed)).config.segmentation.images_per_epoch == 5
+
+
+def test_otsu_is_a_run(study):
+    run = study.baseline("otsu")
+    records = study.records(run, "site_a", "test")
+    assert run.metrics["images_seen"] == 0 and set(records["method"]) == {"otsu"} and len(records) == 4
+    pd.testing.assert_frame_equal(study.otsu_records("site_a", "test"), records)
+
+
+def test_adopted_tokenizer(study):
+    own, config = Study(study.config, study.source, study.results), study.config.override({"vqgan.codebook_size": 8})
+    run = own.adopt_tokenizer(VQGAN(config.vqgan), "a checkpoint")
+    assert own.tokenizer() == run and own.config.vqgan == config.vqgan
+    assert own.spec(own.training("segmentation")).dependencies["tokenizer"] == run.id
+    assert run.metrics["adopted_from"] == "a checkpoint"

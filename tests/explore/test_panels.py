@@ -126,7 +126,7 @@ def test_own_images(model, images):
     tall.save(buffer, "JPEG", exif=tall.getexif())
     before = html(box.children[1])
     send("mine.jpg", buffer.getvalue())
-    assert "mine.jpg" in html(box.children[0]) and "no reference mask" in html(box.children[1])
+    assert "mine.jpg" in html(box.children[0]) and "IoU" not in html(box.children[1])
     shown = pictures(box.children[0])[0].resize((32, 32), 0)
     assert shown.getpixel((28, 16))[2] > 150 > shown.getpixel((3, 16))[2], "the blue half is on the right"
     assert shown.getpixel((28, 2)) == shown.getpixel((3, 2)), "padded above, not stretched"

@@ -38,7 +38,7 @@ def dense_normalised(A):
     return d[:, None] * A * d[None]
 
 
-def test_the_kept_graph_is_in_single_precision_whoever_asks_first():
+def test_cached_graph_is_in_single_precision():
     where = (7, 5, 2.6, "cells", torch.device("cpu"), torch.float32)
     position_graph.cache_clear()
     with torch.autocast("cpu", dtype=torch.bfloat16):

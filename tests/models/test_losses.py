@@ -30,7 +30,7 @@ def test_dice_of_hard_masks_equals_torchmetrics(B, S, seed):
     assert dice_loss(onehot, target, class_weighted=False).item() == pytest.approx(1 - theirs.item(), abs=1e-5)
 
 
-def test_class_weights_follow_the_batch_and_are_cut():
+def test_class_weights_follow_the_batch_and_are_clamped():
     target = torch.zeros(1, 10, 10, dtype=torch.long)
     target[0, 0, 0] = 1
     probabilities = torch.full((1, 2, 10, 10), 0.5)
@@ -39,7 +39,7 @@ def test_class_weights_follow_the_batch_and_are_cut():
     assert dice_loss(probabilities, target, class_weighted=True).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_softmax_twice_cannot_go_below_its_floor():
+def test_floor_of_a_double_softmax():
     target = torch.randint(2, (1, 6, 6))
     perfect = F.one_hot(target, 2).movedim(-1, 1).float()
     released, dice = segmentation_loss(perfect * 100, perfect, target, "probabilities", False, 1.0)
@@ -48,7 +48,7 @@ def test_softmax_twice_cannot_go_below_its_floor():
     assert corrected.item() == pytest.approx(0, abs=1e-6) and dice.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_clamped_reconstruction_has_no_gradient_where_the_error_is_large():
+def test_gradient_of_the_clamped_reconstruction():
     x, reconstruction = torch.full((1, 3, 8, 8), 2.0), torch.zeros(1, 3, 8, 8, requires_grad=True)
     (gradient,) = torch.autograd.grad(reconstruction_loss(x, reconstruction, True, False), reconstruction)
     assert not gradient.any()
@@ -56,7 +56,7 @@ def test_clamped_reconstruction_has_no_gradient_where_the_error_is_large():
     assert gradient.all()
 
 
-def test_flat_skin_counts_most():
+def test_flat_areas_weigh_most():
     step = torch.zeros(1, 3, 8, 8)
     step[..., 4:] = 1
     weight = flatness(step)
@@ -67,7 +67,7 @@ def test_flat_skin_counts_most():
     assert loss.item() == pytest.approx(((1 + math.exp(-1.25)) * 1 + 2 * 3) / 8, abs=1e-6)
 
 
-def test_the_released_discriminator_loss_starts_without_a_gradient():
+def test_released_discriminator_loss_starts_without_a_gradient():
     real, fake = torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True)
     loss = discriminator_loss(real, fake, clamped=True)
     assert loss.item() == pytest.approx(0.01)
@@ -84,7 +84,7 @@ def test_generator_loss():
     assert generator_loss(fake, clamped=False).item() == 4 and generator_loss(fake, clamped=True).item() == 1
 
 
-def test_masked_token_loss_counts_hidden_tokens_only():
+def test_masked_token_loss():
     logits, tokens = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
     mask = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]], dtype=torch.bool)
     expected = -logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0][mask].mean()

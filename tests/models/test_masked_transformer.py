@@ -35,7 +35,7 @@ def test_post_norm_block_equals_torchs_encoder_layer():
 
 
 @pytest.mark.parametrize("inputs", ["tokens", "tokens_and_vectors"])
-def test_a_hidden_token_leaves_no_trace(inputs):
+def test_masked_tokens_have_no_influence(inputs):
     gpt = transformer(inputs=inputs)
     tokens, vectors = torch.randint(10, (2, 36)), torch.randn(2, 36, 4)
     mask = torch.zeros(2, 36, dtype=torch.bool)
@@ -51,7 +51,7 @@ def test_mask_ids():
     assert transformer(mask_id="own").mask_id == 10
 
 
-def test_vectors_are_asked_for():
+def test_missing_vectors():
     with pytest.raises(ValueError, match="pass `vectors`"):
         transformer()(torch.zeros(1, 36, dtype=torch.long))
 
@@ -88,7 +88,7 @@ def test_released_sizes():
     st.floats(0.05, 0.95),
 )
 @settings(max_examples=80, deadline=None)
-def test_masks_hide_something_and_show_something(pattern, B, H, W, ratio):
+def test_masks_are_neither_empty_nor_full(pattern, B, H, W, ratio):
     config = dataclasses.replace(SMALL, mask_pattern=pattern, mask_ratio=ratio)
     mask = sample_token_mask((B, H, W), config, torch.Generator().manual_seed(0))
     assert mask.shape == (B, H * W) and mask.dtype == torch.bool

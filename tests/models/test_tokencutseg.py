@@ -22,7 +22,7 @@ def model_of(recipe="revised", **overrides):
 
 @given(st.sampled_from(["released", "described", "revised"]), st.integers(1, 3), st.integers(2, 5))
 @settings(max_examples=12, deadline=None)
-def test_the_contract_of_forward(recipe, B, cells):
+def test_shapes_of_forward(recipe, B, cells):
     model = model_of(recipe)
     S = 8 * cells
     side = S // 2**model.config.vqgan.n_stages
@@ -37,13 +37,13 @@ def test_the_contract_of_forward(recipe, B, cells):
         torch.testing.assert_close(probabilities.sum(axis), torch.ones_like(probabilities.sum(axis)))
 
 
-def test_images_in_a_batch_do_not_mix():
+def test_images_of_a_batch_are_independent():
     model, images = model_of(), torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(model(images).probabilities[1:2], model(images[1:2]).probabilities, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_training_mode_leaves_alone_what_is_frozen(frozen):
+def test_frozen_parts_stay_in_evaluation_mode(frozen):
     model = model_of(**{"segmentation.frozen_transformer": frozen, "masked_gpt.encoder": "frozen"}).train()
     before = {name: value.clone() for name, value in model.vqgan.state_dict().items()}
     model(torch.rand(2, 3, 32, 32))
@@ -51,7 +51,7 @@ def test_training_mode_leaves_alone_what_is_frozen(frozen):
     assert all(torch.equal(value, before[name]) for name, value in model.vqgan.state_dict().items())
 
 
-def test_released_drift_is_a_switch():
+def test_codebook_drift_is_an_option():
     model = model_of(**{"segmentation.frozen_codebook": False}).train()
     before = model.vqgan.quantize.embedding.weight.clone()
     model(torch.rand(2, 3, 32, 32))
@@ -59,7 +59,7 @@ def test_released_drift_is_a_switch():
     assert not any(p.requires_grad for p in model.vqgan.parameters())
 
 
-def test_the_fine_tuned_encoder_starts_as_the_tokenizers_and_leaves_the_words_alone():
+def test_fine_tuned_encoder():
     tokenizers = {"masked_gpt.encoder": "frozen"}
     frozen = tokenizers | {"segmentation.frozen_transformer": True}
     trained, images = model_of(**tokenizers, **{"segmentation.encoder": "frozen"}), torch.rand(2, 3, 32, 32)
@@ -85,7 +85,7 @@ def test_the_fine_tuned_encoder_starts_as_the_tokenizers_and_leaves_the_words_al
     assert not torch.equal(model(images).features, one.features)
 
 
-def test_the_encoder_can_start_from_the_masked_pretrainings():
+def test_encoder_starts_from_the_masked_pretraining():
     pretrained, tokenizer = model_of(), model_of().vqgan.state_dict()
     with torch.no_grad():
         for p in pretrained.encoder.parameters():
@@ -99,8 +99,8 @@ def test_the_encoder_can_start_from_the_masked_pretrainings():
 
 
 @pytest.mark.parametrize("encoder", ["trained", "frozen"])
-def test_what_fills_in_hidden_words_never_sees_their_pixels(encoder):
-    """Where the encoder is trained for it; the tokenizer's own sees over a cell's border."""
+def test_masked_prediction_does_not_see_masked_pixels(encoder):
+    """Where the encoder is trained for it; the receptive field of the tokenizer's own crosses a patch's border."""
     model, images = model_of(**{"masked_gpt.encoder": encoder}), torch.rand(2, 3, 32, 32)
     hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
     hidden[0, 1:3, 2], hidden[1, 0] = True, True
@@ -111,18 +111,18 @@ def test_what_fills_in_hidden_words_never_sees_their_pixels(encoder):
         model.config.vqgan.codebook_size + 1,
     )
     pixels = hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
-    painted = torch.where(pixels, torch.rand_like(images), images)
-    words, encoding = model.encode_to_tokens(images)
+    altered = torch.where(pixels, torch.rand_like(images), images)
+    known, encoding = model.encode_to_tokens(images)
     if encoder == "trained":
-        assert torch.equal(model.predict_masked(painted, hidden.flatten(1), (words, encoding))[1], logits)
+        assert torch.equal(model.predict_masked(altered, hidden.flatten(1), (known, encoding))[1], logits)
         encoding = model.encoder.encode(model.vqgan.normalise(images) * ~pixels)
-    features = model.transformer_features(words, encoding, hidden.flatten(1))
+    features = model.transformer_features(known, encoding, hidden.flatten(1))
     torch.testing.assert_close(logits, model.masked_gpt.lm_head(features))
-    shown = torch.where(pixels, images, torch.rand_like(images))
-    assert not torch.equal(model.predict_masked(shown, hidden.flatten(1))[1], logits)
+    others = torch.where(pixels, images, torch.rand_like(images))
+    assert not torch.equal(model.predict_masked(others, hidden.flatten(1))[1], logits)
 
 
-def test_flips_at_test_time_make_the_prediction_equivariant():
+def test_flips_make_the_prediction_equivariant():
     model, images = model_of(**{"segmentation.test_time_flips": True}), torch.rand(2, 3, 32, 32)
     straight, flipped = model.predict_probabilities(images), model.predict_probabilities(images.flip(-1))
     torch.testing.assert_close(straight, flipped.flip(-1), atol=1e-5, rtol=1e-4)
@@ -133,7 +133,7 @@ def test_flips_at_test_time_make_the_prediction_equivariant():
     ("upsampling", "loss_input"),
     [("guided", "logits"), ("guided", "probabilities"), ("bilinear", "logits"), ("bilinear", "probabilities")],
 )
-def test_what_is_learned_reaches_the_prediction(recipe, upsampling, loss_input):
+def test_trained_parts_reach_the_prediction(recipe, upsampling, loss_input):
     """The up-sampler, where there is one, shapes the probabilities under either kind of loss."""
     model = model_of(recipe, **{"segmentation.upsampling": upsampling, "segmentation.loss_input": loss_input})
     model(torch.rand(1, 3, 32, 32)).probabilities[:, 1].sum().backward()
@@ -147,7 +147,7 @@ def test_without_the_graph_module():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (50, 41), (17, 90)])
-def test_predict_takes_any_size_and_kind_alike(tmp_path, size):
+def test_predict_takes_any_image(tmp_path, size):
     model = model_of()
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
@@ -158,24 +158,26 @@ def test_predict_takes_any_size_and_kind_alike(tmp_path, size):
     assert all(np.array_equal(masks[0], mask) for mask in masks)
 
 
-def test_what_a_model_looks_at_is_the_same_from_any_kind(tmp_path):
+def test_image_array_and_resize():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
     assert torch.equal(resize_image(pixels, 32), torch.from_numpy(pixels).permute(2, 0, 1))
-    small = [resize_image(x, 8) for x in (pixels, Image.fromarray(pixels), tmp_path / "image.png")]
-    assert small[0].shape == (3, 8, 8) and small[0].dtype == torch.uint8
-    assert all(torch.equal(small[0], other) for other in small)
-
-
-def test_arrays_of_another_kind_are_refused():
+    small = resize_image(pixels, 8)
+    assert small.shape == (3, 8, 8) and small.dtype == torch.uint8
     assert image_array(np.zeros((4, 5), np.uint8)).shape == (4, 5, 3)
     for wrong in (np.zeros((4, 5, 3)), np.zeros((4, 5, 4), np.uint8)):
         with pytest.raises(ValueError, match="uint8 of shape"):
             image_array(wrong)
 
 
+def test_packaged_model_opens():
+    model = tokencutseg.load()
+    assert model.config.recipe == "revised" and not model.training
+    assert next(model.parameters()).dtype == torch.float32
+    assert model.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
+
+
 @pytest.mark.parametrize(("stage", "name"), [("segmentation", None), ("vqgan", None), ("baseline", "unet")])
-def test_saved_models_open_as_they_were(tmp_path, tiny, stage, name):
+def test_saved_models_reopen(tmp_path, tiny, stage, name):
     model = build(stage, tiny, name).eval()
     save_weights(model.state_dict(), tmp_path)
     write_json({"stage": stage, "name": name, "config": tiny.to_dict()}, tmp_path / CONFIG)
@@ -190,6 +192,6 @@ def test_saved_models_open_as_they_were(tmp_path, tiny, stage, name):
     assert not opened.training
 
 
-def test_a_folder_without_a_model(tmp_path):
+def test_folder_without_a_model(tmp_path):
     with pytest.raises(DataError, match=r"holds no saved model: config\.json is missing"):
         tokencutseg.load(tmp_path)

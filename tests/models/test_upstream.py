@@ -77,7 +77,7 @@ def test_losses(out, expected):
     assert dice.item() == pytest.approx(float(expected["dice_loss"]), rel=1e-5)
 
 
-def test_a_tokenizer_checkpoint_is_read_without_its_training_leftovers(tmp_path, model, images):
+def test_tokenizer_without_its_training_parts(tmp_path, model, images):
     state = {f"vqgan.{key}": value for key, value in model.vqgan.state_dict().items()}
     state["vqgan.loss.perceptual_loss.blocks.0.0.weight"] = torch.zeros(1)
     state["vqgan.discriminator.main.0.weight"] = torch.zeros(1)
@@ -86,7 +86,7 @@ def test_a_tokenizer_checkpoint_is_read_without_its_training_leftovers(tmp_path,
     assert torch.equal(tokenizer.tokenize(images), model.vqgan.tokenize(images))
 
 
-def test_what_does_not_fit_is_listed(tmp_path, model):
+def test_misfits_are_listed(tmp_path, model):
     checkpoint = torch.load(FIXTURES / "tiny_seg.ckpt", weights_only=True)
     checkpoint["state_dict"].pop("lm_head.bias")
     checkpoint["state_dict"]["stranger.weight"] = torch.zeros(1)
@@ -96,21 +96,23 @@ def test_what_does_not_fit_is_listed(tmp_path, model):
 
 
 @pytest.mark.parametrize("load", [load_segmenter, load_tokenizer])
-def test_what_is_no_checkpoint_is_refused(tmp_path, load):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        (b"not a checkpoint", "cannot be read as a checkpoint"),
+        ({"state_dict": {}, "hyper_parameters": argparse.Namespace()}, "cannot be read as a checkpoint"),
+        ({"weights": 1}, "not a Lightning checkpoint"),
+        ({"state_dict": {"a": torch.zeros(1)}}, r"not a released .* checkpoint: .* is missing"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, load, content, message):
     path = tmp_path / "model.ckpt"
-    with pytest.raises(DataError, match="does not exist"):
-        load(path)
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(DataError, match="cannot be read as a checkpoint"):
-        load(path)
-    torch.save({"state_dict": {}, "hyper_parameters": argparse.Namespace()}, path)
-    with pytest.raises(DataError, match="cannot be read as a checkpoint"):
-        load(path)
-    torch.save({"weights": 1}, path)
-    with pytest.raises(DataError, match="not a Lightning checkpoint"):
-        load(path)
-    torch.save({"state_dict": {"a": torch.zeros(1)}}, path)
-    with pytest.raises(DataError, match=r"not a released .* checkpoint: .* is missing"):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(DataError, match=message):
         load(path)
 
 
@@ -126,26 +128,13 @@ def test_sizes_without_hyper_parameters(tmp_path, images):
     assert torch.equal(opened(small).probabilities, model(small).probabilities)
 
 
-def released(heads=2, size=32, **overrides):
+def released(heads=2, **overrides):
     """An untrained model of the released recipe, of other sizes than the fixture's."""
     torch.manual_seed(1)
-    return TokenCutSeg(
-        configure(
-            "full",
-            "released",
-            overrides={
-                "data.image_size": size,
-                "vqgan.hidden_channels": 32,
-                "vqgan.n_res_blocks": 3,
-                "vqgan.codebook_size": 11,
-                "vqgan.code_dim": 6,
-                "masked_gpt.n_layer": 3,
-                "masked_gpt.n_head": heads,
-                "masked_gpt.d_model": 24,
-            }
-            | overrides,
-        )
-    ).eval()
+    sizes = {"hidden_channels": 32, "n_res_blocks": 3, "codebook_size": 11, "code_dim": 6}
+    sizes = {f"vqgan.{key}": value for key, value in sizes.items()} | {"data.image_size": 32}
+    sizes |= {"masked_gpt.n_layer": 3, "masked_gpt.n_head": heads, "masked_gpt.d_model": 24}
+    return TokenCutSeg(configure("full", "released", overrides=sizes | overrides)).eval()
 
 
 def test_export_is_the_inverse_of_load(tmp_path, model, images):
@@ -169,7 +158,7 @@ def test_export_is_the_inverse_of_load(tmp_path, model, images):
     assert torch.equal(inside.tokenize(small), ours.vqgan.tokenize(small))
 
 
-def test_an_exported_file_has_what_a_strict_module_asks_for(tmp_path, model):
+def test_exported_file_loads_strictly(tmp_path, model):
     """The PatchGAN and VGG16's 13 convolutions, under the slices [:4] [4:9] [9:16] [16:23] [23:30]."""
     config = model.config
     save_tokenizer(model.vqgan, config, tmp_path / "vqgan.ckpt")
@@ -203,14 +192,14 @@ def test_an_exported_file_has_what_a_strict_module_asks_for(tmp_path, model):
         ("vqgan.norm_groups", 16),
     ],
 )
-def test_what_the_released_code_cannot_hold_is_refused(tmp_path, setting, value):
+def test_other_models_cannot_be_exported(tmp_path, setting, value):
     with pytest.raises(ConfigError, match=r"the released code cannot hold this model: .* is .*, not "):
         save_segmenter(released(**{setting: value}), tmp_path / "no.ckpt")
     assert not (tmp_path / "no.ckpt").exists()
 
 
 def test_fewer_tokens_than_positions_take_the_first(images):
-    model = released(size=32)
+    model = released()
     small = images[..., :24, :24]  # 36 tokens, 64 positions
     tokens, _ = model.encode_to_tokens(small)
     x = model.masked_gpt.embed(tokens.flatten(1))

@@ -32,7 +32,7 @@ def test_shapes(recipe, batch, cells):
     assert vqgan.detokenize(quantized.tokens).shape == images.shape
 
 
-def test_nearest_code_is_the_nearest():
+def test_nearest_code():
     quantizer = EMAQuantizer(20, 6).eval()
     flat = torch.randn(100, 6)
     assert torch.equal(quantizer.nearest(flat), torch.cdist(flat, quantizer.embedding.weight).argmin(1))
@@ -72,7 +72,7 @@ def test_ema_equals_vector_quantize_pytorch():
     torch.testing.assert_close(ours.embedding.weight, codebook.embed[0], atol=1e-5, rtol=1e-4)
 
 
-def test_gradient_passes_straight_through_and_never_reaches_the_codes():
+def test_straight_through_gradient():
     quantizer = EMAQuantizer(8, 4)
     z = torch.randn(2, 4, 3, 3, requires_grad=True)
     quantized = quantizer(z)
@@ -89,7 +89,7 @@ def test_nothing_changes_in_evaluation_mode():
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
-def test_starting_from_data_and_restarting_keep_every_code_alive():
+def test_kmeans_and_restarts_keep_codes_alive():
     """Vectors in one far corner: codes that start near the origin all die but one, codes from data all live."""
     torch.manual_seed(0)
 

@@ -6,7 +6,7 @@ again under another id with other colours, a slightly other crop, or turned.
 
 `overlaps` finds each pair once; `both_ways` is the same list as a symmetric frame, where every question is a query:
 
-    pairs = both_ways(overlaps(sets))
+    pairs = both_ways(source.overlaps)
     pairs[pairs["id_1"] == "ISIC_0012152"]                       # every copy of one image
     between(pairs, ("isic2017", "train"), ("isic2017", "test"))  # test images that the training split holds too
     learnt_pairs(source, pairs, "isic2017", "isic2017")          # … or the unlabelled images of self-supervised stages
@@ -16,20 +16,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-import imagehash
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from tqdm import tqdm
 
+from tokencutseg.data.datasets import POOL_SPLITS, global_id
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.data.source import POOL_SPLITS, DataSource
 
+if TYPE_CHECKING:
+    from tokencutseg.data.source import DataSource
+
+Sets = Mapping[tuple[str, str], ImageSet]
+"""{(dataset, split): images}"""
 COLUMNS = ["dataset_1", "split_1", "id_1", "dataset_2", "split_2", "id_2", "kind", "distance"]
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE**2
@@ -42,18 +47,12 @@ FRAMES = (3 / 4, 2 / 3)
 
 
 def overlaps(
-    sets: Mapping[tuple[str, str], ImageSet],
-    max_distance: int = MAX_DISTANCE,
-    near_duplicates: bool = True,
-    progress: bool = False,
+    sets: Sets, max_distance: int = MAX_DISTANCE, near_duplicates: bool = True, progress: bool = False
 ) -> pd.DataFrame:
     """Every pair of images, from two sets or from one, that is the same by id, content or appearance.
 
-    Args:
-        sets: {(dataset, split): images}. Near duplicates need one way of resizing for all, as one `load_split` gives.
-        max_distance: hash bits (of 256) in which near duplicates may differ.
-        near_duplicates: also search for near duplicates, which takes far longer than the rest (see `appearance`).
-        progress: show progress bars.
+    Near duplicates need one way of resizing for all sets, as one `load_split` gives; the search for them takes far
+    longer than the rest. They may differ in `max_distance` of 256 hash bits (see `appearance`).
 
     Returns one row per pair, the earlier set first, with `COLUMNS`. `kind` is the first that holds of "same id", "same
     content" (identical pixels at the stored size) and "near duplicate" (as one of them or any of its flips and quarter
@@ -68,12 +67,11 @@ def overlaps(
     distance: dict[tuple[int, int], float] = {}
     if near_duplicates and ids:
         hashes = np.concatenate([appearance(images.images, progress) for images in sets.values()])
-        found = [(i, j, d) for i, j, d in _close_pairs(hashes, hashes[:, 0], max_distance, progress, below=True)]
-        found += _central_pairs(sets, hashes[:, 0], max_distance, progress)
-        for i, j, d in found:
+        found = list(_close_pairs(hashes, hashes[:, 0], max_distance, progress, below=True))
+        for i, j, d in found + _central_pairs(sets, hashes[:, 0], max_distance, progress):
             distance[i, j] = min(distance.get((i, j), HASH_BITS), float(d))
     same_content = set(_equal_pairs(pixels))
-    same_id = set(_equal_pairs(ids))
+    same_id = set(_equal_pairs([global_id(dataset, i) for (dataset, _), i in zip(owner, ids, strict=True)]))
     distance |= dict.fromkeys(same_content, 0.0)
 
     rows = []
@@ -81,6 +79,9 @@ def overlaps(
         kind = "same id" if (i, j) in same_id else "same content" if (i, j) in same_content else "near duplicate"
         rows.append((*owner[i], ids[i], *owner[j], ids[j], kind, distance.get((i, j), np.nan)))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"distance": float})
+
+
+# questions ----------------------------------------------------------------------------------------------------------
 
 
 def both_ways(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -120,13 +121,10 @@ def learnt_pairs(source: DataSource, pairs: pd.DataFrame, train: str, test: str)
 
 def seen_in_training(source: DataSource, train: str, test: str) -> set[str]:
     """Ids of the test images of `test` that training on `train` has seen, by id, content or appearance."""
-    sets = {
-        (dataset, split): source.load(dataset, split)
-        for dataset, splits in source.datasets.items()
-        for split in splits
-        if split in POOL_SPLITS or (dataset, split) == (test, "test")
-    }
-    return set(learnt_pairs(source, overlaps(sets), train, test)["id_2"])
+    return set(learnt_pairs(source, source.overlaps, train, test)["id_2"])
+
+
+# appearance ---------------------------------------------------------------------------------------------------------
 
 
 def appearance(images: Tensor, progress: bool = False) -> np.ndarray:
@@ -135,20 +133,26 @@ def appearance(images: Tensor, progress: bool = False) -> np.ndarray:
     The DCT hash of `imagehash.phash` looks at coarse structure only, where most photographs of one small mole on plain
     skin look alike. So each image (uint8 (N, 3, S, S)) is first made grey, 64 × 64, and locally normalised: minus the
     mean around each pixel and divided by the spread there. Then colour and lighting play no part, and skin texture and
-    hairs count as much as the lesion.
+    hairs count as much as the lesion. One transform serves all orientations: a flip changes the sign of every second
+    coefficient, and a transposed image has transposed ones.
     """
     hashes = np.empty((len(images), 8, HASH_BITS // 64), np.uint64)
+    sign = (-1.0) ** np.arange(HASH_SIDE)
     blocks = range(0, len(images), 256)
     for start in tqdm(blocks, desc="hashing", unit="block of 256 images", disable=not progress):
-        for n, grey in enumerate(_locally_normalised(images[start : start + 256]), start):
-            for k, turned in enumerate(_orientations(grey)):
-                bits = imagehash.phash(Image.fromarray(turned), hash_size=HASH_SIDE).hash
-                hashes[n, k] = np.packbits(bits).view(np.uint64)
+        grey = _locally_normalised(images[start : start + 256]).astype(float)
+        low = dctn(grey, axes=(1, 2))[:, :HASH_SIDE, :HASH_SIDE]  # (B, vertical, horizontal) frequencies
+        for k in range(8):
+            turned = low * sign if k >= 4 else low  # mirrored, then turned counter-clockwise k times
+            turned = turned.swapaxes(1, 2) if k % 2 else turned
+            turned = turned * (sign[:, None] if k % 4 in (1, 2) else 1) * (sign if k % 4 in (2, 3) else 1)
+            bits = turned > np.median(turned, axis=(1, 2), keepdims=True)
+            hashes[start : start + 256, k] = np.packbits(bits.reshape(len(bits), -1), axis=1).view(np.uint64)
     return hashes
 
 
 def _locally_normalised(images: Tensor) -> np.ndarray:
-    """uint8 (N, 3, S, S) → uint8 (N, side, side), the side at which phash takes its DCT; 128 is the local mean."""
+    """uint8 (N, 3, S, S) → uint8 (N, side, side), the side at which the DCT is taken; 128 is the local mean."""
     side, spread, floor = 4 * HASH_SIDE, (0, 4, 4), 2.0  # the floor, in grey levels, keeps noise from being amplified
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R 601 luma
     luma = (images.float() * weights).sum(1, keepdim=True)
@@ -158,13 +162,7 @@ def _locally_normalised(images: Tensor) -> np.ndarray:
     return np.clip(128 + 32 * detail, 0, 255).astype(np.uint8)
 
 
-def _orientations(image: np.ndarray) -> list[np.ndarray]:
-    return [np.ascontiguousarray(np.rot90(side, k)) for side in (image, image[:, ::-1]) for k in range(4)]
-
-
-def _central_pairs(
-    sets: Mapping[tuple[str, str], ImageSet], plain: np.ndarray, max_distance: int, progress: bool
-) -> list[tuple[int, int, int]]:
+def _central_pairs(sets: Sets, plain: np.ndarray, max_distance: int, progress: bool) -> list[tuple[int, int, int]]:
     """(i, j, bits that differ), i < j, where the central square of one photograph is near another image, itself a
     square. `plain` (N, 4) are the hashes of the images as they are."""
     sizes = [(size, images.masks is not None) for images in sets.values() for size in images.native_sizes]

@@ -6,10 +6,14 @@ to. A user's own folder needs no entry (see `tokencutseg.data.folders`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 TRAIN_AND_TEST, EXTERNAL_TEST, UNLABELLED = "train and test", "external test only", "unlabelled only"
+POOL_SPLITS = ("train", "unlabelled")
+"""Splits whose images self-supervised stages use."""
 
 
 @dataclass(frozen=True)
@@ -48,33 +52,32 @@ class Dataset:
     purpose: str
     """TRAIN_AND_TEST, EXTERNAL_TEST (scored, never trained on) or UNLABELLED; any set may have unlabelled images."""
     licence: str
-    splits: dict[str, OfficialSplit]
+    splits: Mapping[str, tuple[OfficialSplit, ...]]
+    """Of several folders the first counts whose masks are there."""
     archives: tuple[Archive, ...] = ()
-    """Empty where a set has to be asked for by hand."""
+    """Empty where a set has to be asked for."""
     also_tested_on: tuple[str, ...] = ()
     """Other sets of the paper's tables that a model trained on this one is scored on."""
     preference: int = 0
     """The set of lowest preference that is there is the one that most of a study is about."""
-    website: str = "https://challenge.isic-archive.com/data/"
 
     @property
     def folders(self) -> tuple[str, ...]:
         """The names of its folders, the outermost where one lies in another."""
-        names = [name for split in self.splits.values() for name in (*split.images, split.masks) if name]
+        splits = [split for several in self.splits.values() for split in several]
+        names = [name for split in splits for name in (*split.images, split.masks) if name]
         return tuple(dict.fromkeys(name.split("/")[0] for name in names))
 
 
 def _isic(year: int, images: str, masks: str, preference: int, also: tuple[str, ...] = (), **expected: int) -> Dataset:
     """One year of the ISIC challenge's segmentation task; `{}` stands for the archive's name of the split."""
     names = {"train": "Training", "validation": "Validation", "test": "Test_v2" if year == 2017 else "Test"}
-    splits = {
-        split: OfficialSplit((images.format(names[split]),), masks.format(names[split]), count)
+    splits: dict[str, tuple[OfficialSplit, ...]] = {
+        split: (OfficialSplit((images.format(names[split]),), masks.format(names[split]), count),)
         for split, count in expected.items()
     }
-    folders = [folder for split in splits.values() for folder in (*split.images, split.masks)]
-    archives = tuple(Archive(f"{year}/{folder}.zip", folder, (folder,)) for folder in folders)
-    licence = "CC-0" if year < 2018 else "see the archive's download page"
-    return Dataset(f"isic{year}", TRAIN_AND_TEST, licence, splits, archives, also, preference)
+    dataset = Dataset(f"isic{year}", TRAIN_AND_TEST, "CC-0", splits, (), also, preference)
+    return replace(dataset, archives=tuple(Archive(f"{year}/{name}.zip", name, (name,)) for name in dataset.folders))
 
 
 _HAM_PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
@@ -97,24 +100,33 @@ DATASETS = {
         Dataset(
             "ham10000", EXTERNAL_TEST, "CC BY-NC 4.0",
             {
-                "test": OfficialSplit(("ham10000_test/images",), "ham10000_test/masks", 10_015),
-                "unlabelled": OfficialSplit(_HAM_POOL, None, 10_015),
+                "test": (
+                    OfficialSplit(("ham10000_test/images",), "ham10000_test/masks", 10_015),
+                    OfficialSplit(_HAM_PARTS, "HAM10000_segmentations_lesion_tschandl", 10_015),
+                ),
+                "unlabelled": (OfficialSplit(_HAM_POOL, None, 10_015),),
             },
             (Archive("2018/ISIC2018_Task3_Training_Input.zip", "ham10000_unlabelled", _HAM_POOL),),
-            website="https://doi.org/10.7910/DVN/DBW86T",
         ),
         # Mendonça et al. 2013, doi 10.1109/EMBC.2013.6610779; to be asked for by hand
         Dataset(
             "ph2", EXTERNAL_TEST, "research and education only",
             {
-                "test": OfficialSplit(
-                    ("PH2 Dataset images",), "PH2 Dataset images", 200, "*_Dermoscopic_Image/*", "*_lesion/*"
-                )
+                "test": (
+                    OfficialSplit(
+                        ("PH2 Dataset images",), "PH2 Dataset images", 200, "*_Dermoscopic_Image/*", "*_lesion/*"
+                    ),
+                ),
             },
-            website="https://www.fc.up.pt/addi/ph2%20database.html",
         ),
     )
 }  # fmt: skip
+
+
+def global_id(dataset: str, own: str) -> str:
+    """What a name stands for across datasets: the archive's ids for themselves wherever they are used, and a name of a
+    user's own (such as a patient's number) for something in that dataset alone."""
+    return own if dataset in DATASETS or re.fullmatch(r"ISIC_\d{7}", own) else f"{dataset}/{own}"
 
 
 @dataclass(frozen=True)

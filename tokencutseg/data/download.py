@@ -72,7 +72,7 @@ def archives(name: str) -> tuple[Archive, ...]:
     """The archives of a dataset. Raises DataError for an unknown name and for a set that has to be asked for."""
     if name not in DATASETS or not DATASETS[name].archives:
         known = ", ".join(known for known, dataset in DATASETS.items() if dataset.archives)
-        by_hand = f": get it from {DATASETS[name].website}" if name in DATASETS else ""
+        by_hand = ", which its authors give on request" if name in DATASETS else ""
         raise DataError(f"no dataset {name!r} to fetch{by_hand}; choose one of {known}")
     return DATASETS[name].archives
 
@@ -122,14 +122,13 @@ def _download(url: str, partial: Path, progress: bool) -> None:
             problem = "the connection closed early"
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
             problem = type(error).__name__
-        except requests.RequestException as error:
-            raise DataError(f"{url} cannot be fetched ({error}); correct the base_url") from error
+        except requests.RequestException as error:  # a code that no second attempt changes, or no URL at all
+            hint = "look for it on the set's website and unpack it by hand, or give another base_url"
+            raise DataError(f"{url} cannot be had ({error}); {hint}") from error
         failures = failures + 1 if _size(partial) <= furthest else 0
         furthest = max(furthest, _size(partial))
-    raise DataError(
-        f"{url} could not be downloaded ({problem}, {furthest / 1e6:.1f} MB so far); check the network and run the "
-        f"same command again to continue"
-    )
+    hint = "check the network and run the same command again to continue"
+    raise DataError(f"{url} could not be downloaded ({problem}, {furthest / 1e6:.1f} MB so far); {hint}")
 
 
 def _transfer(url: str, partial: Path, progress: bool) -> bool:
@@ -144,18 +143,13 @@ def _transfer(url: str, partial: Path, progress: bool) -> bool:
             return False
         if response.status_code >= 500 or response.status_code in (408, 429):  # the server's trouble, or its pace
             raise requests.ConnectionError(f"HTTP {response.status_code}")
-        if response.status_code >= 400:
-            raise DataError(
-                f"{url} cannot be had (HTTP {response.status_code} {response.reason}); look for it on the set's "
-                f"website and unpack it by hand, or give another base_url"
-            )
-        resumed = response.status_code == 206
-        have = have if resumed else 0  # a server without range support sends the whole file again
+        response.raise_for_status()
+        have = have if response.status_code == 206 else 0  # a server without range support sends the whole file again
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         _check_space(partial.parent, total - have if total else 0, url)
         with (
-            partial.open("ab" if resumed else "wb") as file,
+            partial.open("ab" if have else "wb") as file,
             tqdm(desc=partial.stem, total=total, initial=have, unit="B", unit_scale=True, disable=not progress) as bar,
         ):
             for block in response.iter_content(BLOCK):

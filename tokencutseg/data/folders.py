@@ -27,13 +27,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tokencutseg.data.datasets import DATASETS, Split
 from tokencutseg.data.images import DataError, some, summed_up
-from tokencutseg.data.manifest import TABLES, describe_tables, fields_of, read_table
-from tokencutseg.data.pairing import Found, is_image, is_visible, match_ids, paired
+from tokencutseg.data.manifest import describe_tables, fields_of, read_table
+from tokencutseg.data.pairing import TABLES, Found, is_image, is_visible, match_ids, paired, without_habit
 
 VALIDATION_SHARE = 0.10
 """Of a training split that has no validation split beside it."""
@@ -48,6 +49,7 @@ KINDS = {
     "masks": ("masks", "mask", "labels", "label", "annotations", "gt", "groundtruth", "segmentations", "segmentation"),
 }
 """Names of a user's own folders, the first as it is documented; compared in small letters."""
+POOLS = ("unlabelled", "unlabeled")
 _DEPTH = 3
 
 
@@ -82,15 +84,6 @@ def pair_folders(dataset: str, name: str, images: str | Path, masks: str | Path 
     return Split(dataset, name, samples, None)
 
 
-def expected_folders(dataset: str, split: str) -> str:
-    """The folders in which an official split is looked for, in words; empty for a dataset that is not official."""
-    splits = DATASETS[dataset].splits if dataset in DATASETS else {}
-    official = splits.get(split) or splits.get("train")  # a split that was not published is drawn from training
-    if official is None:
-        return ""
-    return " or ".join(official.images) + (f" and {official.masks}" if official.masks else "")
-
-
 def id_fraction(sample_id: str) -> float:
     """A number in [0, 1) that depends on the id alone: a split drawn with it survives new, lost or reordered files."""
     digest = hashlib.sha256(f"tokencutseg split {sample_id}".encode()).digest()
@@ -102,15 +95,19 @@ def id_fraction(sample_id: str) -> float:
 
 def _sets_under(root: Path, found: Found) -> dict[str, dict[str, Split]]:
     """The sets of one folder before splits are drawn; a set without splits has the one split "all"."""
+    if root.is_file():
+        raise DataError(f"{root} is a file; unpack it, and give the folder")
     if not root.is_dir():
         raise DataError(f"data folder {root} does not exist; {_WHAT_TO_GIVE}")
     official = _official_folders(root, found)
     sets = {name: splits for name in DATASETS if (splits := _official_splits(name, official, found))}
     inside = {home for path in official.values() for home in (path, *path.parents)}
-    for folder in [root] if not official else [f for f in _sub_folders(root) if f not in inside]:
+    whole = root in official.values()  # an official folder that holds all of its set
+    alone = not official or (not whole and bool(_parts(root)))
+    for folder in [_own_root(root)] if alone else [f for f in _sub_folders(root) if f not in inside and not whole]:
         name = unicodedata.normalize("NFC", folder.resolve().name)
         own = f"own_{name}" if name in DATASETS else name  # not the official set, although called so
-        if splits := _own_splits(folder, own, found, given=not official):
+        if splits := _own_splits(folder, own, found, given=alone):
             sets[own] = splits
         elif official and name in DATASETS:
             wanted = DATASETS[name].folders
@@ -152,8 +149,8 @@ def _with_all_splits(splits: dict[str, Split], root: Path, found: Found) -> dict
         [whole] = labelled
         parts = _drawn(splits[whole], OWN_SHARES, root)
         if whole == "train":
-            found.notes.append(f"{parts['test'].dataset} has training images alone: {_shares_in_words(parts)}")
             words = "held out of the training split, not the published test"
+            found.notes.append(f"{splits[whole].dataset} has training images alone; its test split is {words}")
             parts["test"] = replace(parts["test"], note=words)
         return parts | {name: split for name, split in splits.items() if name != whole}
     if "train" in splits and "test" not in splits and "validation" in splits:
@@ -173,9 +170,9 @@ def _drawn(whole: Split, shares: dict[str, float], root: Path) -> dict[str, Spli
     units = {s: s.cluster or s.id for s in whole.samples}
     place = {unit: id_fraction(unit) for unit in units.values()}
     edges = np.cumsum([0, *shares.values()])
-    drawn = {unit: np.searchsorted(edges, at, side="right") - 1 for unit, at in place.items()}
+    drawn = {unit: int(np.searchsorted(edges, at, side="right")) - 1 for unit, at in place.items()}
     if len(set(drawn.values())) < len(shares) <= len(place):  # too few for the hash to fall into each share
-        for rank, unit in enumerate(sorted(place, key=place.get)):
+        for rank, unit in enumerate(sorted(place, key=place.__getitem__)):
             drawn[unit] = min(rank, len(shares) - 1)
     parts, left = {}, whole.expected
     for k, name in enumerate(shares):
@@ -185,22 +182,19 @@ def _drawn(whole: Split, shares: dict[str, float], root: Path) -> dict[str, Spli
                 f"{root} holds too few images of {whole.dataset} ({len(whole.samples)}) to draw a {name} split from; "
                 f"add more, or put them into train/, validation/ and test/ yourself"
             )
-        share = left and (left if k + 1 == len(shares) else round(whole.expected * len(samples) / len(whole.samples)))
+        share = left
+        if whole.expected and left and k + 1 < len(shares):
+            share = round(whole.expected * len(samples) / len(whole.samples))
+            left -= share
         parts[name] = Split(whole.dataset, name, samples, share)
-        left = left and left - share
     return {name: parts[name] for name in SPLITS if name in parts}
-
-
-def _shares_in_words(parts: dict[str, Split]) -> str:
-    counts = ", ".join(f"{len(split.samples)} {name}" for name, split in parts.items())
-    return f"they are divided by a hash of the id, {counts}"
 
 
 def _described(root: Path, sets: dict[str, dict[str, Split]], found: Found) -> None:
     """Add to the samples what tables in the root, or beside a set's own images, say of them."""
     firsts = [split.samples[0].image for splits in sets.values() for split in splits.values()]
     homes = {root} | {home for image in firsts for home in image.parents if root in home.parents}
-    for path in sorted(home / table for home in homes for table in TABLES if (home / table).is_file()):
+    for path in sorted(p for home in homes for p in home.glob("*.[cC][sS][vV]") if p.name.casefold().endswith(TABLES)):
         under = [
             (splits, n) for splits in sets.values() for n in splits if path.parent in splits[n].samples[0].image.parents
         ]
@@ -212,7 +206,7 @@ def _described(root: Path, sets: dict[str, dict[str, Split]], found: Found) -> N
                 f"{path} names no image that is there: it has {some(known)}, the images are {some(ids)}"
             )
         found.notes += describe_tables(path, known, ids, matched)
-        fields = {own: fields_of(path, row, known[row]) for row, own in matched.items()}
+        fields: dict[str, dict[str, Any]] = {own: fields_of(path, row, known[row]) for row, own in matched.items()}
         for splits, n in under:
             splits[n] = replace(splits[n], samples=tuple(replace(s, **fields.get(s.id, {})) for s in splits[n].samples))
     for dataset, splits in sets.items():
@@ -250,9 +244,11 @@ def _official_splits(dataset: str, folders: dict[str, Path], found: Found) -> di
         path = folders[outer].joinpath(*inner) if outer in folders else None
         return path if path and path.is_dir() else None
 
-    splits = {}
-    for name, official in DATASETS[dataset].splits.items():
-        images = [path for folder in official.images if (path := there(folder))]
+    splits: dict[str, Split] = {}
+    used: list[Path] = []
+    for name, several in DATASETS[dataset].splits.items():
+        official = next((split for split in several if there(split.masks)), several[0])
+        images = [path for folder in official.images if (path := there(folder)) and path not in used]
         masks = there(official.masks)
         if masks and not images:
             found.problems.append(_without(masks, "image", official.images[0], dataset))
@@ -262,8 +258,8 @@ def _official_splits(dataset: str, folders: dict[str, Path], found: Found) -> di
             else:  # the organisers kept the masks of some splits to themselves for years
                 found.notes.append(f"{images[0]} has no masks {official.masks} beside it: {dataset}/{name} is left out")
         elif images:
-            samples = paired(images, masks, found, official)
-            splits[name] = Split(dataset, name, samples, official.expected)
+            used += images
+            splits[name] = Split(dataset, name, paired(images, masks, found, official), official.expected)
     return {name: split for name, split in splits.items() if split.samples}
 
 
@@ -275,6 +271,17 @@ def _without(there: Path, what: str, wanted: str, dataset: str) -> str:
 
 
 # a user's own folder ------------------------------------------------------------------------------------------------
+
+
+def _own_root(root: Path) -> Path:
+    """The folder itself, or the only one in it that holds parts: an archive unpacked into a folder of its own."""
+    folder = root
+    for _ in range(_DEPTH):
+        inner = [path for path in folder.iterdir() if is_visible(path.name)]
+        if _parts(folder) or len(inner) != 1 or not inner[0].is_dir():
+            break
+        [folder] = inner
+    return folder if _parts(folder) else root
 
 
 def _parts(folder: Path) -> dict[str, tuple[Path | None, Path | None]]:
@@ -310,17 +317,18 @@ def _own_splits(folder: Path, name: str, found: Found, given: bool) -> dict[str,
             )
             continue
         splits[split] = Split(name, split, paired([images], masks, found), None)
-    twice = Counter(sample.id for split in splits.values() for sample in split.samples)
-    if twice := [own for own, count in twice.items() if count > 1]:
+    counts = Counter(sample.id for split in splits.values() for sample in split.samples)
+    if twice := [own for own, count in counts.items() if count > 1]:
         found.problems.append(f"{folder} has {len(twice)} ids in two splits: {some(twice)}; keep each in one of them")
-    loose = any(is_image(f) for f in folder.iterdir()) and (given or folder.name == "unlabelled")
-    pool = folder / "unlabelled"
-    if pool.is_dir() or (loose and not parts):
-        pool = pool if pool.is_dir() else folder
+    pool = next((folder / name for name in POOLS if (folder / name).is_dir()), folder)
+    loose = [] if parts or pool != folder else [f.stem.casefold() for f in folder.iterdir() if is_image(f)]
+    if mixed := [stem for stem in loose if without_habit(stem) != stem and without_habit(stem) in loose]:
+        found.problems.append(f"{folder} mixes images and masks ({some(mixed)}); put them into images/ and masks/")
+    elif pool != folder or (loose and (given or folder.name in POOLS)):
         splits["unlabelled"] = Split(name, "unlabelled", paired([pool], None, found), None)
     used = {f.parent if f.parent != folder else f for pair in parts.values() for f in pair if f} | {pool}
-    unread = [f.name for f in folder.iterdir() if is_visible(f.name) and f not in used and f.name not in TABLES]
-    if splits and unread and pool != folder:
+    unread = [f.name for f in folder.iterdir() if is_visible(f.name) and f not in used and not f.name.endswith(TABLES)]
+    if unread and parts:
         found.notes.append(f"{folder} also holds {some(unread)}, which {'are' if len(unread) > 1 else 'is'} not read")
     return {split: part for split, part in splits.items() if part.samples}
 
@@ -333,13 +341,12 @@ def _sub_folders(folder: Path) -> list[Path]:
 def _near_miss(folder: Path, *wanted: str) -> str:
     """A hint at the folder in or below `folder` that looks most like a wanted one but is spelt differently."""
     known = [name for dataset in DATASETS.values() for name in dataset.folders]
-    best = (0.75, "")
-    for there in (inner for outer in (folder, *_sub_folders(folder)) for inner in _sub_folders(outer)):
-        for name in wanted or known:
-            ratio = difflib.SequenceMatcher(None, there.name.lower(), name.lower()).ratio()
-            if there.name not in known:
-                best = max(best, (ratio, f" (is {there} meant to be {name}?)"))
-    return best[1]
+    there = {f.name.lower(): f for outer in (folder, *_sub_folders(folder)) for f in _sub_folders(outer)}
+    there = {name: f for name, f in there.items() if f.name not in known}
+    for name in wanted or known:
+        if close := difflib.get_close_matches(name.lower(), there, 1, 0.75):
+            return f" (is {there[close[0]]} meant to be {name}?)"
+    return ""
 
 
 _WHAT_TO_GIVE = (

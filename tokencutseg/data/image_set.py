@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pooch
@@ -74,7 +75,9 @@ class ImageSet:
     def units(self) -> list[str] | None:
         """What is independent of each other: the patient or lesion of each image, else the image itself, by its id;
         None where nothing is known of any."""
-        return self.clusters and [cluster or own for own, cluster in zip(self.ids, self.clusters, strict=True)]
+        if self.clusters is None:
+            return None
+        return [cluster or own for own, cluster in zip(self.ids, self.clusters, strict=True)]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -95,6 +98,7 @@ class ImageSet:
     def native_mask(self, index: int) -> np.ndarray:
         """The mask of one image as bool (H, W), from its file where it has one. Raises DataError if that is gone."""
         if self.mask_files is None:
+            assert self.masks is not None, "a set without masks has no native ones"
             return self.masks[index].bool().numpy()
         path, threshold = self.mask_files[index]
         return read_mask(path, threshold=threshold)
@@ -102,7 +106,7 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | Tensor | np.ndarray) -> ImageSet:
         """The images at `indices`, in that order. A part chosen from a complete split counts as complete."""
         index = torch.as_tensor(np.asarray(indices), dtype=torch.long)
-        chosen = {
+        chosen: dict[str, Any] = {
             name: None if (all_of := getattr(self, name)) is None else [all_of[i] for i in index.tolist()]
             for name in _PER_IMAGE
         }
@@ -126,7 +130,7 @@ class ImageSet:
         if len(sizes) != 1:
             raise DataError(f"cannot join image sets of the sizes {sorted(sizes)}; load them all at one size")
 
-        def joined(name: str, needs: Callable) -> list | None:
+        def joined(name: str, needs: Callable) -> Any:
             parts = [getattr(s, name) for s in sets]
             none = needs(part is None for part in parts)
             return None if none else [x for s, part in zip(sets, parts, strict=True) for x in part or [None] * len(s)]
@@ -156,7 +160,11 @@ def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
     Raises DataError that names every unreadable file, every mask that has not its image's size, and masks whose values
     can be read in two ways.
     """
-    arrays = cached_arrays(_key(split, size), lambda: _decode(split, size), cache)
+    try:
+        key = _key(split, size)
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from error
+    arrays = cached_arrays(key, lambda: _decode(split, size), cache)
     about = json.loads(str(arrays["about"][0]))
     samples, labelled = split.samples, "masks" in arrays
     return ImageSet(
@@ -167,7 +175,7 @@ def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
         torch.from_numpy(arrays["masks"]) if labelled else None,
         split.expected,
         [s.native_size or (int(h), int(w)) for s, (h, w) in zip(samples, arrays["native_sizes"], strict=True)],
-        [(s.mask, about["threshold"]) for s in samples] if labelled else None,
+        [(s.mask, about["threshold"]) for s in samples if s.mask] if labelled else None,
         [s.cluster for s in samples] if any(s.cluster for s in samples) else None,
         [s.group for s in samples] if any(s.group for s in samples) else None,
         about["notes"],
@@ -232,18 +240,23 @@ def _key(split: Split, size: int) -> str:
 
 
 def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
-    n, labelled, name = len(split.samples), split.samples[0].mask is not None, f"{split.dataset}/{split.name}"
-    arrays = {"images": np.empty((n, 3, size, size), np.uint8), "native_sizes": np.empty((n, 2), np.int64)}
-    values, counts = np.empty((n, size, size), np.uint8) if labelled else None, np.zeros((n, 256), np.int64)
+    n, samples, name = len(split.samples), split.samples, f"{split.dataset}/{split.name}"
+    labelled = samples[0].mask is not None
+    images, counts = np.empty((n, 3, size, size), np.uint8), np.zeros((n, 256), np.int64)
+    values = np.empty((n if labelled else 0, size, size), np.uint8)
+    stored, drawn = np.zeros((n, 2), np.int64), np.zeros((n, 2), np.int64)  # (H, W) of images and masks
+    orientation = np.ones(n, np.int64)
 
-    def fill(index: int, sample: Sample, upright: bool) -> list[str]:
+    def read(index: int, sample: Sample) -> list[str]:
         problems = []
         try:
-            arrays["images"][index] = read_image(sample.image, size, upright).transpose(2, 0, 1)
+            *stored[index], orientation[index] = read_header(sample.image)
+            images[index] = read_image(sample.image, size).transpose(2, 0, 1)
         except DataError as error:
             problems.append(str(error))
         try:
-            if labelled:
+            if sample.mask is not None:
+                *drawn[index], _ = read_header(sample.mask)
                 values[index], counts[index] = mask_values(sample.mask, size)
         except DataError as error:
             problems.append(str(error))
@@ -251,86 +264,54 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
 
     # threads, since Pillow lets go of the interpreter while it decodes
     with ThreadPoolExecutor(min(8, available_cores())) as pool:
-        upright, notes, problems = _orientations(list(pool.map(_headers, split.samples)), arrays["native_sizes"])
-        done = pool.map(fill, range(n), split.samples, upright)
-        bar = tqdm(done, desc=f"decoding {name}", total=n, unit="image", disable=None)
-        problems += [problem for found in bar for problem in found]
+        bar = tqdm(pool.map(read, range(n), samples), desc=f"decoding {name}", total=n, unit="image", disable=None)
+        problems, notes = [problem for found in bar for problem in found], []
+    turned, quarter = orientation != 1, np.isin(orientation, QUARTER_TURNS)
+    shown = np.where(quarter[:, None], stored[:, ::-1], stored)
+    fits_stored, fits_shown = (drawn == stored).all(1), (drawn == shown).all(1)
+    if (fits_stored & ~fits_shown).any() and not (quarter & fits_shown & ~fits_stored).any():
+        notes.append(
+            f"{turned.sum()} images are left as they are stored, not as EXIF turns them: so the masks fit them"
+        )
+        for index in np.flatnonzero(turned):
+            images[index] = read_image(samples[index].image, size, upright=False).transpose(2, 0, 1)
+        shown = stored
+    elif turned.any():
+        notes.append(f"{turned.sum()} images are turned upright, as their EXIF orientation says")
+    for index in np.flatnonzero((drawn != shown).any(1) & drawn.all(1) & shown.all(1)):
+        (h, w), (H, W) = drawn[index], shown[index]
+        exif = " turned upright by its EXIF orientation" if turned[index] else ""
+        problems.append(f"{samples[index].mask} is {w}×{h} pixels, but its image {samples[index].image}{exif} is "
+                        f"{W}×{H}; resize the mask to its image or get both again")  # fmt: skip
     if problems:
-        raise DataError(summed_up(list(dict.fromkeys(problems))))
-    threshold = 0
+        raise DataError(summed_up(problems))
+    arrays, threshold = {"images": images, "native_sizes": shown}, 0
     if labelled:
-        try:
-            threshold, note = lesion_threshold(counts)
-        except DataError as error:
-            raise DataError(f"{name}, as in {split.samples[0].mask}: {error}") from error
+        threshold, note = lesion_threshold(counts, f"{name} in {Path(str(samples[0].mask)).parent}")
         arrays["masks"] = (values > threshold).astype(np.uint8)
         notes += [note] * bool(note) + implausible(arrays["masks"])
         if split.name == "train" and not arrays["masks"].any():
-            raise DataError(
-                f"all {n} masks of {name} are empty, such as {split.samples[0].mask}: nothing can be learnt"
-            )
+            raise DataError(f"all {n} masks of {name} are empty, such as {samples[0].mask}: nothing can be learnt")
     about = {"threshold": threshold, "notes": [f"{name}: {note}" for note in notes]}
     return arrays | {"about": np.array([json.dumps(about)])}
 
 
-def _headers(sample: Sample) -> list[tuple[Path, int, int, int]] | None:
-    """(file, height, width, EXIF orientation) of an image and its mask; None if one cannot be read, which reading the
-    pixels then says."""
-    try:
-        return [(file, *read_header(file)) for file in sample.files]
-    except DataError:
-        return None
-
-
-def _orientations(headers: list, native_sizes: np.ndarray) -> tuple[list[bool], list[str], list[str]]:
-    """(whether to turn each image upright, notes, problems with sizes); fills in `native_sizes` (N, 2).
-
-    A photograph with an EXIF orientation is turned upright unless its mask has the shape of the stored pixels. Where
-    both shapes fit, as for a half turn, it is done as for the others of the split.
-    """
-    votes, turned, problems = [], 0, []
-    for header in headers:
-        if header and len(header) == 2 and header[0][3] in QUARTER_TURNS:
-            (_, h, w, _), (_, *mask, _) = header
-            votes += [False] * (mask == [h, w] and h != w) + [True] * (mask == [w, h] and h != w)
-    for_all = not votes or any(votes)
-    upright = []
-    for index, header in enumerate(headers):
-        if header is None:
-            upright.append(True)
-            continue
-        path, *stored, orientation = header[0]
-        shapes = {True: stored[::-1] if orientation in QUARTER_TURNS else stored, False: stored}
-        mask = header[1][1:3] if len(header) == 2 else None
-        choice = for_all if mask is None or [*mask] == shapes[for_all] else not for_all
-        turned += orientation != 1 and choice
-        upright.append(choice)
-        native_sizes[index] = (h, w) = shapes[choice]
-        if mask is not None and [*mask] != shapes[choice]:
-            what = " turned upright" if orientation != 1 and choice else ""
-            problems.append(
-                f"{header[1][0]} is {mask[1]}×{mask[0]} pixels, but its image {path} is {w}×{h}{what}; "
-                f"resize the mask to its image or get both again"
-            )
-    kept = sum(header is not None and header[0][3] != 1 for header in headers) - turned
-    notes = [f"{turned} images are turned upright, as their EXIF orientation says"] * bool(turned)
-    notes += [f"{kept} images are left as they are stored, since masks fit them so, not as EXIF says"] * bool(kept)
-    return upright, notes, problems
-
-
 def implausible(masks: np.ndarray) -> list[str]:
-    """What looks wrong with the masks (N, S, S) of a split, in words: nothing where they look like lesions on skin."""
-    n = len(masks)
-    share = masks.mean((1, 2))
+    """What looks wrong with the masks (N, S, S) of a split, in words: nothing where they look like lesions on skin.
+
+    Of the masks of ISIC 2016 to 2018 and HAM10000 less than 1 % reach along three quarters of the border, and none is
+    empty; here more than 5 % are told.
+    """
+    n, share = len(masks), masks.mean((1, 2))
     border = np.concatenate([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], 1).mean(1)
-    full, empty, reversed_ = (share > 0.98).sum(), (share == 0).sum(), (border > 0.75).sum()
-    notes = []
-    if full > 0.5 * n:
-        notes.append(f"{full} of {n} masks cover the whole image")
-    elif reversed_ > 0.5 * n:
-        notes.append(f"the lesion covers the border of {reversed_} of {n} images: are lesion and skin exchanged?")
-    if empty > 0.5 * n:
-        notes.append(f"{empty} of {n} masks are empty")
-    elif n and np.median(share) < 0.005:
-        notes.append(f"half of the {n} masks cover less than 0.5 % of their image")
-    return notes
+    told = {
+        "cover the whole image": share > 0.98,
+        "cover its border (are lesion and skin exchanged?)": (border > 0.75) & (share <= 0.98),
+        "are empty": share == 0,
+        "cover less than 0.2 % of it": (share > 0) & (share < 0.002),
+    }
+    return [
+        f"{which.sum()} of {n} masks {what}"
+        for what, which in told.items()
+        if which.sum() > max(0.05 * n, min(2, n - 1))
+    ]

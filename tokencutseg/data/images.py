@@ -82,10 +82,7 @@ def read_mask(path: str | Path, size: int | None = None, threshold: int | None =
     """
     values, counts = mask_values(path, size)
     if threshold is None:
-        try:
-            threshold, _ = lesion_threshold(counts[None])
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
+        threshold, _ = lesion_threshold(counts[None], path)
     return values > threshold
 
 
@@ -98,7 +95,7 @@ def mask_values(path: str | Path, size: int | None = None) -> tuple[np.ndarray, 
     with _opened(path) as image:
         if image.mode.startswith("I"):
             values = np.array(image)
-            values = values.astype(np.uint8) if values.max() <= 255 else np.maximum(_to_8_bit(values), values > 0)
+            values = np.maximum(_to_8_bit(values), values > 0) if values.max() > 255 else np.clip(values, 0, 255)
         elif image.mode == "L" or image.mode == "1":
             values = np.array(image.convert("L"))
         else:
@@ -126,10 +123,11 @@ def _brightest(image: Image.Image, path: str | Path) -> np.ndarray:
     return values
 
 
-def lesion_threshold(counts: np.ndarray) -> tuple[int, str]:
+def lesion_threshold(counts: np.ndarray, where: str | Path) -> tuple[int, str]:
     """Above which value pixels are lesion in all masks of a split, and a note where that is not plain to see.
 
-    `counts` (N, 256) says how many pixels of each file have each value (`mask_values`). Lesion is
+    `counts` (N, 256) says how many pixels of each file have each value (`mask_values`), `where` what they are masks of.
+    Lesion is
 
     - every value above 0 where no file has more than one such value: 0 and 1, 0 and 255, 1 here and 2 there;
     - the brighter of two values;
@@ -147,17 +145,17 @@ def lesion_threshold(counts: np.ndarray) -> tuple[int, str]:
     if len(values) == 2:
         return int(values[0]), f"the masks hold the values {text} and no 0: the brighter one is read as lesion"
     pixels = counts.sum(0)
-    dark, middle = pixels[1:25].sum(), pixels[25:231].sum()
-    if dim := int((there[:, 1:].any(1) & ~there[:, MASK_THRESHOLD + 1 :].any(1)).sum()):
-        raise DataError(f"{dim} of {len(counts)} masks hold values above 0 but none above {MASK_THRESHOLD} (values: "
-                        f"{text}), so it is not plain which are lesion; save lesion as 255 and skin as 0")  # fmt: skip
-    few = len(values) <= FEW_VALUES
-    if few and (dark > 0.01 * pixels[1:].sum() or middle > 0.2 * pixels[1:].sum()):
-        raise DataError(f"the masks hold the values {text}, which can be read in several ways; save lesion as 255 and "
-                        f"skin as 0")  # fmt: skip
-    if middle > 0.5 * pixels.sum():
-        raise DataError("the masks are mostly grey, as photographs are; save lesion as 255 and skin as 0")
-    return MASK_THRESHOLD, ""
+    dark, middle, not_skin = pixels[1:25].sum(), pixels[25:231].sum(), pixels[1:].sum()
+    dim = int((there[:, 1:].any(1) & ~there[:, MASK_THRESHOLD + 1 :].any(1)).sum())
+    if dim:
+        reason = f"{dim} of {len(counts)} have values above 0 but none above {MASK_THRESHOLD}"
+    elif len(values) <= FEW_VALUES and (dark > 0.01 * not_skin or middle > 0.2 * not_skin):
+        reason = "these can be read in several ways"
+    elif middle > 0.5 * pixels.sum():
+        reason = "they are mostly grey, as photographs are"
+    else:
+        return MASK_THRESHOLD, ""
+    raise DataError(f"the masks of {where} hold the values {text}: {reason}; save lesion as 255 and skin as 0")
 
 
 @contextmanager
@@ -176,7 +174,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return f"has more pixels than the limit of {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million; save it smaller"
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6  # million
+        return f"has more pixels than the limit of {limit:.0f} million; save it smaller"
     if isinstance(error, OSError) and error.errno:
         return f"cannot be read ({error.strerror}); check its permissions and the disk"
     with path.open("rb") as file:
@@ -186,7 +185,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return f"is {kind}, which cannot be read; save it as JPEG or PNG"
     if not start:
         return "cannot be read as an image: it is empty; get an intact copy"
-    return f"cannot be read as an image ({error}): it is cut short, damaged or none; get an intact copy"
+    return f"cannot be read as an image ({error}); get an intact copy, or save one of a rare kind as PNG"
 
 
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:

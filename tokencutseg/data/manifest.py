@@ -1,7 +1,7 @@
 """What a table beside the images says of them: patient, lesion, diagnosis, size of the photograph.
 
-`manifest.csv` or `metadata.csv`, one row per image: the column `id`, and any of `native_size` (WIDTHxHEIGHT in pixels),
-`patient_id`, `lesion_id` and `dx`. Other columns are ignored. Missing values (`MISSING`) are missing.
+`manifest.csv` or `…metadata.csv`, one row per image: the column `id`, and any of `native_size` (WIDTHxHEIGHT in
+pixels), `patient_id`, `lesion_id` and `dx`. Other columns are ignored. Missing values (`MISSING`) are missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from tokencutseg.data.images import DataError, some
 
-TABLES = ("manifest.csv", "metadata.csv")
 MISSING = {"", "na", "n/a", "nan", "none", "null", "nil", "-", "--", "?", ".", "unknown", "unk", "missing"}
 COLUMNS = {
     "id": ("id", "imageid", "image", "imagename", "isicid", "filename", "file", "name"),
@@ -31,15 +30,20 @@ CLUSTERS = ("patient_id", "lesion_id")
 
 def read_table(path: Path) -> dict[str, dict[str, str]]:
     """{id: {field: value}} of a table, without missing values. Raises DataError for one that cannot be understood."""
-    rows = list(csv.reader(io.StringIO(text := _decoded(path)), _dialect(text)))
+    text = re.sub(r"^sep=.\s*\n", "", _decoded(path))  # which some spreadsheets write above the header
+    try:
+        rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=text.split("\n", 1)[0].count)))
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as CSV ({error}); save it as CSV in UTF-8") from error
     header = [re.sub(r"[^a-z]", "", title.casefold()) for title in rows[0]] if rows else []
     places = {field: [header.index(name) for name in names if name in header] for field, names in COLUMNS.items()}
-    if not places["id"]:
-        titles = ", ".join(rows[0]) if rows else "nothing"
-        raise DataError(f"{path} has no column id, only {titles}; call the column of the images' names id")
+    if rows and not places["id"]:
+        raise DataError(f"{path} has no column id, only {', '.join(rows[0])}; call the column of the images' names id")
     known: dict[str, dict[str, str]] = {}
     for row in rows[1:]:
-        cells = {field: row[place[0]].strip() for field, place in places.items() if place and place[0] < len(row)}
+        cells = {
+            field: row[place[0]].strip(" \t\0") for field, place in places.items() if place and place[0] < len(row)
+        }
         cells = {field: value for field, value in cells.items() if value.casefold() not in MISSING}
         if (own := cells.pop("id", None)) is None:
             continue
@@ -65,8 +69,8 @@ def fields_of(path: Path, own: str, cells: dict[str, str]) -> dict[str, object]:
 
 def describe_tables(path: Path, known: dict[str, dict[str, str]], ids: list[str], matched: dict[str, str]) -> list[str]:
     """What is worth saying about a table that was joined to images: who is not in it, and one patient who has half."""
-    notes = []
-    other = [name for name, own in matched.items() if unicodedata.normalize("NFC", name) != own]
+    notes = [] if known else [f"{path} says nothing of any image"]
+    other = [name for name, own in matched.items() if name != own]
     if other:
         notes.append(f"{path}: {len(other)} rows are read for images that are named a little differently: "
                      f"{other[0]} for {matched[other[0]]}")  # fmt: skip
@@ -87,17 +91,7 @@ def _decoded(path: Path) -> str:
     codecs = ("utf-16",) if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "cp1252", "latin-1")
     for codec in codecs:
         try:
-            return content.decode(codec)
+            return unicodedata.normalize("NFC", content.decode(codec))
         except UnicodeDecodeError:
             pass
     raise DataError(f"{path} cannot be read as text; save it as CSV in UTF-8")
-
-
-def _dialect(text: str) -> type[csv.Dialect]:
-    """Commas, semicolons (as spreadsheets write them in much of Europe) or tabs: what the header has most of."""
-    header = text.split("\n", 1)[0]
-
-    class Dialect(csv.excel):
-        delimiter = max(",;\t", key=header.count)
-
-    return Dialect

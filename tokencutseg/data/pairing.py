@@ -13,8 +13,13 @@ from pathlib import Path
 from tokencutseg.data.datasets import OfficialSplit, Sample, Split
 from tokencutseg.data.images import IMAGE_SUFFIXES, some
 
-_ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$")
-_MASK_HABIT = re.compile(r"[-_ .]?(segmentations?|masks?|lesion|gt|seg|ground_?truth|labels?|annotations?)$")
+TABLES = ("manifest.csv", "metadata.csv")
+"""How the names of tables beside images end, in small letters."""
+
+_ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}|\.0)$")
+"""Of a file's name in a table; ".0" is what a spreadsheet makes of a number."""
+_HABITS = "segmentations?|masks?|lesion|gt|seg|ground_?truth|labels?|annotations?"
+_MASK_HABIT = re.compile(rf"^({_HABITS})[-_ .]|[-_ .]?({_HABITS})$")
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
 
@@ -34,13 +39,13 @@ def match_ids(names: Iterable[str], ids: Iterable[str], *more: Callable[[str], s
     """Which of `ids` each of `names` means: {name: id} for the names that mean one.
 
     Text is compared as it looks to the eye. It is tried in turn as it is (in Unicode's composed form), in letters of
-    any case, without an image's ending, in the forms of `more`, and with numbers padded in another way; a form counts
-    where it tells both the names and the ids apart that are still left.
+    any case, without an image's folder and ending, in the forms of `more`, and with numbers padded in another way; a
+    form counts where it tells both the names and the ids apart that are still left.
     """
     forms = [
         lambda text: unicodedata.normalize("NFC", text).strip(),
         str.casefold,
-        lambda text: _ENDING.sub("", text),
+        lambda text: _ENDING.sub("", re.split(r"[/\\]", text)[-1]),
         *more,
         lambda text: re.sub(r"0*(\d+)", r"\1", text),
     ]
@@ -78,8 +83,7 @@ def paired(
     if not masks:
         found.problems.append(_none(mask_folder, "mask", others[mask_folder]))
         return ()
-    meant = match_ids(masks, images, lambda name: _MASK_HABIT.sub("", name))
-    meant |= _by_affix(masks.keys() - meant.keys(), images.keys() - set(meant.values()), mask_folder, found)
+    meant = match_ids(masks, images, without_habit)
     paths = {own: masks[name] for name, own in meant.items()}
     for left, what, folder, other, place, example in (
         ([images[own] for own in images.keys() - paths.keys()], "image", image_folders[0], "mask", mask_folder, masks),
@@ -95,6 +99,11 @@ def paired(
     return tuple(Sample(own, images[own], paths[own]) for own in sorted(images) if own in paths)
 
 
+def without_habit(name: str) -> str:
+    """A mask's name without what labelling tools put before or behind the image's, such as `_segmentation`."""
+    return _MASK_HABIT.sub("", name.casefold())
+
+
 def _none(folder: Path, what: str, others: str) -> str:
     return f"{folder} holds no {what}" + (f", but {others}" if others else "") + "; save them as JPEG or PNG"
 
@@ -106,8 +115,10 @@ def _by_id(files: dict[Path, list[Path]], pattern: str, found: Found) -> dict[st
         for path in paths:
             if is_image(path) and (pattern == "*" or path.match(pattern)):
                 stems[path.stem].append((path, folder))
+    if strange := [f"{stem!a}" for stem in stems if not stem.isprintable()]:
+        found.problems.append(f"{next(iter(files))} holds names that cannot be printed ({some(strange)}); rename them")
     by_id: dict[str, Path] = {}
-    for stem, places in stems.items():
+    for stem, places in ((stem, places) for stem, places in stems.items() if stem.isprintable()):
         alone = len({path.parent for path, _ in places}) == 1
         for path, folder in places:
             own = stem if alone else "_".join(path.relative_to(folder).with_suffix("").parts)
@@ -118,19 +129,6 @@ def _by_id(files: dict[Path, list[Path]], pattern: str, found: Found) -> dict[st
                 found.problems.append(f"{path} is a link to a file that is not there")
             by_id[own] = path
     return by_id
-
-
-def _by_affix(names: Iterable[str], ids: Iterable[str], folder: Path, found: Found) -> dict[str, str]:
-    """{mask's name: id} where all masks that are left are named as an image with the same text before or behind it."""
-    names, ids = sorted(names), {own.casefold(): own for own in ids}
-    for own in sorted(ids, key=len, reverse=True) if names else ():
-        before, there, behind = names[0].casefold().partition(own)
-        if there and not (before[-1:].isalnum() or behind[:1].isalnum()):
-            meant = {name: name.casefold().removeprefix(before).removesuffix(behind) for name in names}
-            if len(set(meant.values())) == len(names) and ids.keys() >= set(meant.values()):
-                found.notes.append(f"{folder} holds masks named {before}ID{behind}, such as {names[0]} for {ids[own]}")
-                return {name: ids[key] for name, key in meant.items()}
-    return {}
 
 
 def is_image(path: Path) -> bool:
@@ -160,8 +158,8 @@ def _others(files: Iterable[Path]) -> str:
     """The files that are not read, by kind and count, in words."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for path in files:
-        if not is_image(path):
-            kind = "super-pixel" if path.stem.endswith("_superpixels") else path.suffix.lower() or "nameless"
+        if not is_image(path) and not path.name.casefold().endswith(TABLES):
+            kind = "super-pixel" if path.stem.endswith("_superpixels") else path.suffix.lower() or "unnamed"
             kinds[kind].append(path.name)
     return ", ".join(
         f"{len(names)} {kind} file{'s' * (len(names) > 1)} ({min(names)})" for kind, names in kinds.items()

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import itertools
+import json
 import re
+import sys
 import unicodedata
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from tokencutseg.config import Config
-from tokencutseg.data import synthetic
-from tokencutseg.data.datasets import DATASETS, EXTERNAL_TEST, TRAIN_AND_TEST, UNLABELLED, Split
-from tokencutseg.data.folders import expected_folders, find_datasets
+from tokencutseg.data import audit, synthetic
+from tokencutseg.data.datasets import DATASETS, POOL_SPLITS, TRAIN_AND_TEST, Split, global_id
+from tokencutseg.data.folders import find_datasets
 from tokencutseg.data.image_set import ImageSet, cached_arrays, load_split
 from tokencutseg.data.images import DataError, summed_up
 from tokencutseg.data.pairing import Found
 
 _SYNTHETIC_SEED = 2024
 """The synthetic images are the same for every seed of a study, as real ones are."""
-POOL_SPLITS = ("train", "unlabelled")
-"""Splits whose images self-supervised stages use."""
 
+NEAR = "near duplicate"
 Rows = list[tuple[str, str]]
 Loaders = dict[str, dict[str, Callable[[], ImageSet]]]
 
@@ -44,16 +48,22 @@ class DataSource:
     """
 
     def __init__(
-        self, name: str, primary: str, rows: Rows, image_size: int, loaders: Loaders, found: Found | None = None
+        self,
+        name: str,
+        primary: str,
+        rows: Rows,
+        image_size: int,
+        loaders: Loaders,
+        found: Found | None = None,
+        cache: Path | None = None,
     ) -> None:
         self.found = found or Found()
         splits = [split for parts in self.found.datasets.values() for split in parts.values()]
         slug = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).strip("_.-")
         self.study_name = "-".join(filter(None, (slug, _digest(splits))))
         self.name, self.primary, self.rows, self.image_size = name, primary, rows, image_size
-        self._loaders = loaders
+        self._loaders, self._cache = loaders, cache
         self._loaded: dict[tuple[str, str], ImageSet] = {}
-        self._unlabelled: tuple[ImageSet, list[dict[str, str]]] | None = None
 
     @property
     def datasets(self) -> dict[str, list[str]]:
@@ -64,22 +74,20 @@ class DataSource:
         return split in self._loaders.get(dataset, {})
 
     def load(self, dataset: str, split: str) -> ImageSet:
-        """One split, kept for the next call. Raises DataError when it is not there."""
+        """One split, kept for the next call; warns of what was chosen or looks wrong in it. Raises DataError when it is
+        not there."""
         if not self.has(dataset, split):
             raise DataError(self._missing(dataset, split))
         if (dataset, split) not in self._loaded:
-            self._loaded[dataset, split] = self._loaders[dataset][split]()
+            self._loaded[dataset, split] = images = self._loaders[dataset][split]()
+            for note in images.notes:
+                warnings.warn(note, stacklevel=2)
         return self._loaded[dataset, split]
 
     def note(self, dataset: str, split: str) -> str:
         """What has to be said beside every number of a split, such as that it stands in for another; mostly nothing."""
         part = self.found.datasets.get(dataset, {}).get(split)
         return part.note if part else ""
-
-    def purpose(self, dataset: str) -> str:
-        """TRAIN_AND_TEST, EXTERNAL_TEST or UNLABELLED, by the splits that are there."""
-        splits = self._loaders.get(dataset, {})
-        return TRAIN_AND_TEST if "train" in splits else EXTERNAL_TEST if "test" in splits else UNLABELLED
 
     def train(self, dataset: str, fraction: float = 1.0, seed: int = 0) -> ImageSet:
         """A share of the training split, at least two images, in the split's order.
@@ -95,20 +103,35 @@ class DataSource:
         n = min(len(whole), max(2, round(fraction * len(whole))))
         return whole.subset(np.sort(np.random.default_rng(seed).permutation(len(whole))[:n]))
 
+    @cached_property
+    def overlaps(self) -> pd.DataFrame:
+        """Every pair of images of all splits that is the same by id, content or appearance, as `audit.overlaps` finds
+        them; found once and kept on disk for the same images."""
+        sets = {(name, split): self.load(name, split) for name, splits in self.datasets.items() for split in splits}
+        held = [[*key, images.digest] for key, images in sets.items()]
+        key = hashlib.sha256(json.dumps([held, inspect.getsource(audit)]).encode()).hexdigest()[:16]
+
+        def build() -> dict[str, np.ndarray]:
+            found = audit.overlaps(sets, progress=sys.stderr.isatty())
+            return {"pairs": np.array([json.dumps(found.to_numpy(object).tolist())])}
+
+        pairs = json.loads(str(cached_arrays(f"overlaps-{key}", build, self._cache)["pairs"][0]))
+        return pd.DataFrame(pairs, columns=audit.COLUMNS).astype({"distance": float})
+
     def unlabelled(self) -> ImageSet:
         """The images of self-supervised training, without masks: every training and unlabelled image of every dataset.
 
-        Left out is each image that is also in a validation or test split of any dataset, or shows a patient or lesion
-        of one there as far as that is known, and each but the first of equal images. Two images are the same if they
-        share their id or every pixel at the size S; files with the same bytes decode to the same pixels.
-        `unlabelled_exclusions` says what was left out and why.
+        Left out is each image that is also in a validation or test split of any dataset, under any id, as the same
+        pixels or as a near duplicate (up to `audit.MAX_DISTANCE`), or that shows a patient or lesion of one there as
+        far as that is known; and each but the first of images with the same id or pixels. `unlabelled_exclusions` says
+        what was left out and why.
         """
-        return self._unlabelled_and_exclusions()[0]
+        return self._unlabelled[0]
 
     @property
     def unlabelled_exclusions(self) -> list[dict[str, str]]:
         """One record (dataset, split, id, reason) for each image that `unlabelled` leaves out."""
-        return self._unlabelled_and_exclusions()[1]
+        return self._unlabelled[1]
 
     def fingerprint(self, dataset: str) -> str:
         """SHA-256 (hex) over the pixels and ids of all splits of `dataset`. Raises DataError when it is not there."""
@@ -123,7 +146,8 @@ class DataSource:
         for dataset, splits in self.datasets.items():
             for split in splits:
                 try:
-                    self.load(dataset, split)
+                    with warnings.catch_warnings(action="ignore"):  # `describe` lists the notes
+                        self.load(dataset, split)
                 except DataError as error:
                     problems.append(str(error))
         return problems
@@ -142,33 +166,57 @@ class DataSource:
         loaded = [note for images in self._loaded.values() for note in images.notes]
         return lines + [f"note: {note}" for note in (*self.found.notes, *loaded)]
 
-    def _unlabelled_and_exclusions(self) -> tuple[ImageSet, list[dict[str, str]]]:
-        if self._unlabelled is None:
-            pairs = [(dataset, split) for dataset, splits in self._loaders.items() for split in splits]
-            seen: dict[tuple[str, str], str] = {}
-            for dataset, split in pairs:
-                if split not in POOL_SPLITS:
-                    scored = self.load(dataset, split)
-                    for key in itertools.chain(*_identities(scored), _shared_units(scored)):
-                        seen.setdefault(key, f"{dataset}/{split}")
-            members, exclusions = [], []
-            for dataset, split in pairs:
-                if split in POOL_SPLITS:
-                    member, left_out = _without(self.load(dataset, split), seen)
-                    members.append(member)
-                    exclusions += left_out
-            pool = ImageSet.concatenate(members)
-            pool = ImageSet(self.name, "unlabelled", pool.ids, pool.images, None, None, pool.native_sizes)
-            self._unlabelled = pool, exclusions
-        return self._unlabelled
+    @cached_property
+    def _unlabelled(self) -> tuple[ImageSet, list[dict[str, str]]]:
+        sets = [self.load(dataset, split) for dataset, splits in self.datasets.items() for split in splits]
+        pool = [images for images in sets if images.split in POOL_SPLITS]
+        reasons = self._reasons_to_leave_out(sets)
+        near = {key for key, reason in reasons.items() if reason.startswith(NEAR)}
+        if 2 * len(near) > sum(map(len, pool)) - len(reasons) + len(near):
+            warnings.warn(f"{len(near)} images of the {self.name} data look like scored ones, as drawings do: only the "
+                          f"same ids and pixels are left out of self-supervised stages", stacklevel=2)  # fmt: skip
+            reasons = {key: reason for key, reason in reasons.items() if key not in near}
+        kept = [
+            images.subset([k for k, own in enumerate(images.ids) if (images.dataset, images.split, own) not in reasons])
+            for images in pool
+        ]
+        whole = ImageSet.concatenate(kept)
+        if not len(whole):
+            raise DataError(f"every image of the {self.name} data is in a scored split too: none is left to learn from")
+        records = [
+            dict(zip(("dataset", "split", "id", "reason"), (*key, why), strict=True)) for key, why in reasons.items()
+        ]
+        return ImageSet(self.name, "unlabelled", whole.ids, whole.images, None, None, whole.native_sizes), records
+
+    def _reasons_to_leave_out(self, sets: list[ImageSet]) -> dict[tuple[str, str, str], str]:
+        """{(dataset, split, id): reason} for the images of self-supervised training that `unlabelled` leaves out."""
+        places: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
+        for *one, dataset, split, own, kind in audit.both_ways(self.overlaps)[audit.COLUMNS[:7]].itertuples(
+            index=False
+        ):
+            places[tuple(one)].append((kind, dataset, split, own))
+        scored = [images for images in sets if images.split not in POOL_SPLITS]
+        shown = {unit: images for images in scored for unit in _clusters(images) if unit}
+        reasons: dict[tuple[str, str, str], str] = {}
+        before: set[tuple[str, str, str]] = set()
+        for images in (images for images in sets if images.split in POOL_SPLITS):
+            for own, unit in zip(images.ids, _clusters(images), strict=True):
+                before.add(key := (images.dataset, images.split, own))
+                same = [
+                    f"{kind} as in {dataset}/{split}"
+                    for kind, dataset, split, other in places[key]
+                    if split not in POOL_SPLITS or (kind != NEAR and (dataset, split, other) in before)
+                ]
+                if unit in shown:
+                    same.append(f"same patient or lesion as in {shown[unit].dataset}/{shown[unit].split}")
+                if same:
+                    reasons[key] = min(same, key=lambda reason: reason.startswith(NEAR))
+        return reasons
 
     def _missing(self, dataset: str, split: str) -> str:
-        message = f"{dataset}/{split} is not in the {self.name} data"
-        if self.found.datasets and (folders := expected_folders(dataset, split)):
-            get = f", or run `tokencutseg fetch {dataset}`" if DATASETS[dataset].archives else ""
-            return f"{message}: put {folders} beside the others{get}"
+        get = f"get it with `tokencutseg fetch {dataset}`, or " if dataset in DATASETS else ""
         there = ", ".join(f"{name}/{part}" for name, parts in self.datasets.items() for part in parts)
-        return f"{message}; there is {there}"
+        return f"{dataset}/{split} is not in the {self.name} data; {get}use what is there: {there}"
 
 
 def open_source(
@@ -203,13 +251,13 @@ def open_source(
     first = next(iter(trained or sets), "")
     if first in DATASETS:
         first = min((name for name in trained or sets if name in DATASETS), key=lambda name: DATASETS[name].preference)
-    return DataSource("-".join(names), first, rows, size, loaders, found)
+    return DataSource("-".join(names), first, rows, size, loaders, found, cache)
 
 
 def folder_source(name: str, image_size: int, splits: list[Split], cache: Path | None = None) -> DataSource:
     """A source of one dataset whose splits lie in folders of any name, as `pair_folders` reads them."""
     loaders = {name: {split.name: _file_loader(split, image_size, cache) for split in splits}}
-    return DataSource(name, name, [(name, name)], image_size, loaders)
+    return DataSource(name, name, [(name, name)], image_size, loaders, cache=cache)
 
 
 def _rows(sets: dict[str, dict[str, Split]], trained: list[str]) -> Rows:
@@ -226,13 +274,21 @@ def _rows(sets: dict[str, dict[str, Split]], trained: list[str]) -> Rows:
 
 
 def _digest(splits: list[Split]) -> str:
-    """8 hex digits of what the splits hold: ids and file lengths, so that a copy has the same, wherever it lies."""
+    """8 hex digits of what the splits hold: ids, file lengths and a few bytes, so that a copy has the same, wherever it
+    lies."""
     held = [
-        f"{split.dataset}/{split.name}/{sample.id} {[file.stat().st_size for file in sample.files]}"
+        f"{split.dataset}/{split.name}/{sample.id} {[file.stat().st_size for file in sample.files if file.exists()]}"
         for split in splits
         for sample in split.samples
     ]
-    return hashlib.sha256("\n".join(sorted(held)).encode()).hexdigest()[:8] if held else ""
+    digest = hashlib.sha256("\n".join(sorted(held)).encode())
+    for split in splits:  # uncompressed files of other images may have the same lengths
+        for sample in split.samples[:: len(split.samples) // 4 + 1]:
+            for path in filter(Path.is_file, sample.files):
+                with path.open("rb") as file:
+                    file.seek(path.stat().st_size // 2)
+                    digest.update(file.read(4096))
+    return digest.hexdigest()[:8] if held else ""
 
 
 def _file_loader(split: Split, size: int, cache: Path | None) -> Callable[[], ImageSet]:
@@ -253,7 +309,7 @@ def _synthetic_source(config: Config, cache: Path | None) -> DataSource:
         for site in ("site_a", "site_b")
     }
     rows = [("site_a", "site_a"), ("site_b", "site_b"), ("site_a", "site_b")]
-    return DataSource("synthetic", "site_a", rows, data.image_size, loaders)
+    return DataSource("synthetic", "site_a", rows, data.image_size, loaders, cache=cache)
 
 
 def _synthetic_loader(site: str, split: str, n: int, size: int, cache: Path | None) -> Callable[[], ImageSet]:
@@ -281,36 +337,6 @@ def _synthetic_loader(site: str, split: str, n: int, size: int, cache: Path | No
     return load
 
 
-def _identities(images: ImageSet) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """For each image the two things that make another one the same: its id and its pixels at this size."""
-    return [
-        (("id", i), ("pixels", hashlib.sha256(image.contiguous().numpy()).hexdigest()))
-        for i, image in zip(images.ids, images.images, strict=True)
-    ]
-
-
-def _shared_units(images: ImageSet, index: int | None = None) -> list[tuple[str, str]]:
-    """The patients or lesions of all images, or of one, as far as they are known."""
-    known = images.clusters or []
-    return [("patient or lesion", unit) for unit in (known if index is None else known[index : index + 1]) if unit]
-
-
-def _without(images: ImageSet, seen: dict[tuple[str, str], str]) -> tuple[ImageSet, list[dict[str, str]]]:
-    """The images not `seen` yet and a record for each of the others; all of them are then marked as seen."""
-    kept, left_out = [], []
-    for index, identity in enumerate(_identities(images)):
-        same = next((key for key in (*identity, *_shared_units(images, index)) if key in seen), None)
-        if same is None:
-            kept.append(index)
-        else:
-            left_out.append(
-                {
-                    "dataset": images.dataset,
-                    "split": images.split,
-                    "id": images.ids[index],
-                    "reason": f"same {same[0]} as in {seen[same]}",
-                }
-            )
-        for key in identity:
-            seen.setdefault(key, f"{images.dataset}/{images.split}")
-    return images.subset(kept), left_out
+def _clusters(images: ImageSet) -> list[str | None]:
+    """The patient or lesion of each image, as far as it is known, by a name that no other dataset uses."""
+    return [own and global_id(images.dataset, own) for own in images.clusters or [None] * len(images)]

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import ArrayLike
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_array
@@ -166,7 +167,7 @@ def _curve(x: np.ndarray, y: np.ndarray, rng: Generator, bend: float, half_lengt
     return (across - (second + third * along) * along**2) / np.sqrt(1 + slope**2), along / half_length
 
 
-def _paint(image: np.ndarray, colour: np.ndarray, cover: np.ndarray) -> np.ndarray:
+def _paint(image: np.ndarray, colour: ArrayLike, cover: np.ndarray) -> np.ndarray:
     return image + (np.asarray(colour, np.float32)[:, None, None] - image) * cover
 
 

@@ -16,13 +16,8 @@ def codebook_table(
     """One row per code: `code`, `count` (tokens that it is assigned to), `share` (of all tokens), and `lesion_share`
     (of its tokens' area that is lesion; NaN for a code without tokens and where there are no masks).
 
-    Args:
-        tokens: (N, T) or (N, H, W) int64 in [0, codebook_size).
-        masks: how much of each token's area is lesion, in [0, 1], in the shape of `tokens`; or None.
-        codebook_size: size K of the codebook.
-
-    Raises:
-        ValueError: for a token outside the codebook, or masks of another shape.
+    tokens: (N, T) or (N, H, W) int64 in [0, K), K = codebook_size. masks: how much of each token's area is lesion, in
+    the shape of `tokens`. Raises ValueError for a token outside the codebook, or masks of another shape.
     """
     count = _counts(tokens, codebook_size)
     lesion = np.full(codebook_size, np.nan)

@@ -25,12 +25,8 @@ def parameters(module: nn.Module) -> int:
 
 @torch.no_grad()
 def flops(module: nn.Module, *inputs: torch.Tensor) -> int:
-    """Floating-point operations of one forward pass in evaluation mode, by torch's own counter.
-
-    A multiply-add counts as two operations. Matrix products, convolutions and attention are counted; element-wise
-    operations, normalisation and interpolation are not, as in nearly all published numbers (which often give
-    multiply-adds: half of this).
-    """
+    """Floating-point operations of one forward pass in evaluation mode, by torch's own counter: two for a multiply-add,
+    of matrix products, convolutions and attention only, as in most published numbers (which often give half of it)."""
     module = copy.deepcopy(module).eval()
     with _plain_attention(), FlopCounterMode(display=False) as counter:
         module(*inputs)
@@ -51,12 +47,8 @@ def latency(fn: Callable[[], Any], repeats: int = 10) -> float:
 
 
 def peak_memory(fn: Callable[[], Any]) -> int:
-    """Largest number of bytes that tensors made by `fn` hold at one moment of a call.
-
-    It counts the storage of every tensor an operator returns, from then until it is freed: activations, but neither
-    weights and inputs, which were there before, nor a kernel's internal scratch space. So it hardly depends on the
-    machine, and is below what an allocator reserves. (The resident size of a process is of no use: it rarely shrinks.)
-    """
+    """Largest number of bytes that tensors made by `fn` hold at one moment of a call: activations, but neither weights
+    and inputs, which were there before, nor a kernel's scratch space. So it hardly depends on the machine."""
     with _LiveStorage() as live:
         fn()
     return live.peak
@@ -64,11 +56,8 @@ def peak_memory(fn: Callable[[], Any]) -> int:
 
 @torch.no_grad()
 def cost_row(name: str, module: nn.Module, image_size: int) -> dict[str, str | int | float]:
-    """Cost of predicting one image of side `image_size` (pixels), in evaluation mode, on the device of `module`.
-
-    Returns:
-        `method` (the name), `parameters`, `flops`, `latency_seconds`, `peak_memory_bytes`.
-    """
+    """Cost of predicting one image of side `image_size` (pixels), in evaluation mode, on the device of `module`:
+    `method` (the name), `parameters`, `flops`, `latency_seconds`, `peak_memory_bytes`."""
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
     module = copy.deepcopy(module).eval()
@@ -107,8 +96,7 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention as ordinary matrix products: torch's fused inference path for transformer layers is one opaque
-    operator, for which the counter finds no operations at all."""
+    """Attention as ordinary matrix products: the counter finds no operations in torch's fused inference path."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

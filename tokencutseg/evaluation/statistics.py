@@ -146,12 +146,9 @@ def paired_differences(
     draws: int = 10_000,
     seed: int = 0,
 ) -> list[PairedDifference]:
-    """Compare two methods on the same images, matched by `id`, for each (reduction, measure) of `pairs`: both methods
-    are resampled with the same draws.
-
-    The p-value is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs, and NaN for a micro
-    reduction, which has no score per image. Raises ValueError if the ids differ or repeat, or as `summarise`.
-    """
+    """Compare two methods on the same images, matched by `id`, with the same draws, for each (reduction, measure) of
+    `pairs`. p is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs, and NaN for a micro
+    reduction, which has no score per image. Raises ValueError if the ids differ or repeat, or as `summarise`."""
     for pair in pairs:
         _check(*pair)
     a, b = records_a.set_index("id"), records_b.set_index("id")
@@ -185,13 +182,11 @@ def seeded_difference(
 ) -> PairedDifference:
     """Compare two ways of training under `per_image`, each with the same seeds and scored on the same images.
 
-    Each side of the interval adds in quadrature, as independent errors, the bootstrap over images (or their clusters)
-    of the seeds' mean and Student's t of a mean over seeds, which are too few to be drawn from again. With one seed the
-    interval is that of `paired_difference`. Wilcoxon's test is on the images' changes, averaged over the seeds, and
-    takes these as given.
-
-    `changed` and `reference` are the records of one training per seed, seeds in the same order. Raises ValueError for
-    different numbers of seeds, or images that are not the same for all.
+    `changed` and `reference` hold the records of one training per seed, seeds in the same order. Each side of the
+    interval adds in quadrature, as independent errors, the bootstrap over images of the seeds' mean and Student's t of
+    a mean over seeds, which are too few to be resampled; with one seed it is that of `paired_difference`. Wilcoxon's
+    test is on the images' differences, averaged over the seeds. Raises ValueError for different numbers of seeds, or
+    images that are not the same for all.
     """
     if len(changed) != len(reference) or not changed:
         raise ValueError(f"{len(changed)} and {len(reference)} trainings cannot be paired by seed")
@@ -230,11 +225,8 @@ def interval(
 
 
 def holm(pvalues: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjustment of a family of p-values, in the order given (Holm 1979). NaN stays and counts for
-    nothing.
-
-    Raises ValueError for a value outside [0, 1].
-    """
+    """Holm's step-down adjustment of a family of p-values, in the order given (Holm 1979); NaN stays and counts for
+    nothing. Raises ValueError for a value outside [0, 1]."""
     adjusted = np.array(pvalues, dtype=float)
     known = ~np.isnan(adjusted)
     p = adjusted[known]
@@ -246,10 +238,8 @@ def holm(pvalues: Sequence[float]) -> np.ndarray:
 
 
 def largest_dice(iou: float | np.ndarray) -> float | np.ndarray:
-    """The largest mean Dice that a mean IoU of J (in [0, 1]) allows, 2J/(1+J).
-
-    Per image Dice = 2J/(1+J), which is concave, so that by Jensen's inequality a mean over the same units lies below.
-    """
+    """The largest mean Dice that a mean IoU of J (in [0, 1]) allows, 2J/(1+J): Dice is that of each image, a concave
+    function, so that by Jensen's inequality a mean over the same units lies below."""
     return 2 * iou / (1 + iou)
 
 
@@ -303,10 +293,8 @@ def _units(records: pd.DataFrame) -> np.ndarray | None:
 
 
 def _signed_rank(changes: np.ndarray) -> float:
-    """Wilcoxon's p for changes (N,): exact for few images without ties, else by the normal approximation.
-
-    SciPy by itself permutes the signs of few images with ties, which takes it seconds.
-    """
+    """Wilcoxon's p for changes (N,): exact for few images without ties, else by the normal approximation (for few with
+    ties SciPy would permute signs, for seconds)."""
     sizes = np.abs(changes)
     if not sizes.any():
         return 1.0

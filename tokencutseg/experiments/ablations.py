@@ -7,6 +7,7 @@ All rows of one table have the same budget. A new ablation is one entry of `ABLA
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +18,12 @@ import pandas as pd
 
 from tokencutseg.config import RECIPES, Config, ConfigError, option_reasons
 from tokencutseg.data.audit import seen_in_training
+from tokencutseg.data.source import DataSource
+from tokencutseg.evaluation import statistics
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.cost import cost_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
-from tokencutseg.evaluation.statistics import (
-    MEASURES,
-    REDUCTIONS,
-    UNSCORED,
-    holm,
-    mean_interval,
-    paired_differences,
-    seeded_difference,
-    summarise,
-    summary_table,
-)
 from tokencutseg.experiments.engine import train_missing
 from tokencutseg.experiments.pipeline import OURS, Training
 from tokencutseg.experiments.runs import Run
@@ -48,10 +40,9 @@ Records = list[pd.DataFrame]
 
 @dataclass(frozen=True)
 class Row:
-    """One row of an ablation's table."""
+    """One row of an ablation's table: its first columns, and the training behind it."""
 
     labels: Mapping[str, Any]
-    """Its first columns."""
     config: Config
     method: str = OURS
     """Ours, or a baseline by name."""
@@ -80,20 +71,19 @@ class Ablation:
     """Whether the seeds reach all stages, and not only the supervised one and the choice of labels."""
     every_measure: bool = False
     """Every reduction and measure, and not only lesion IoU per image; for one seed."""
-    measures: Callable[[Study], Callable[[Row, list[Run], Records], dict[str, Any]]] | None = None
+    measures: Callable[[Study, Row, list[Run], Records], dict[str, Any]] = lambda *_: {}
     """Further columns."""
 
     def trainings(self, study: Study, row: Row) -> list[Training]:
         """The trainings of a row, one for each seed."""
-        first, pair = study.config.seed, (study.source.primary, self.split)
-        options: dict[str, Any] = {"pretrained": row.pretrained, "score_on": (pair,)}
+        first, score_on = study.config.seed, ((study.source.primary, self.split),)
+        seeds = range(first, first + (study.config.value(self.seeds) if self.seeds else 1))
+        options: dict[str, Any] = {"pretrained": row.pretrained, "score_on": score_on}
         if row.method != OURS:
             options["baseline"] = row.method
-        stage, found = "segmentation" if row.method == OURS else "baseline", []
-        for seed in range(first, first + (study.config.value(self.seeds) if self.seeds else 1)):
-            config = dataclasses.replace(row.config, seed=seed if self.whole_chain else first)
-            found.append(study.training(stage, config, seed=seed, **options))
-        return found
+        stage = "segmentation" if row.method == OURS else "baseline"
+        configs = [dataclasses.replace(row.config, seed=seed if self.whole_chain else first) for seed in seeds]
+        return [study.training(stage, own, seed=seed, **options) for seed, own in zip(seeds, configs, strict=True)]
 
 
 def run_ablation(study: Study, name: str) -> pd.DataFrame:
@@ -107,30 +97,29 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
     ablation, primary = ABLATIONS[name], study.source.primary
     rows = ablation.rows(study)
     train_missing(study, [one for row in rows if isinstance(row, Row) for one in ablation.trainings(study, row)])
-    measures = ablation.measures(study) if ablation.measures else lambda *_: {}
     done: list[tuple[Row, Records]] = []
-    best, parts = None, []
+    best: list[tuple[Row, Records]] = []
+    parts = []
     for row in rows:
-        row = row if isinstance(row, Row) else row(best[0].config)
+        row = row if isinstance(row, Row) else row(best[-1][0].config)
         runs = [study.run(training) for training in ablation.trainings(study, row)]
         records = [study.records(run, primary, ablation.split) for run in runs]
-        same = [
-            one for one in done if ablation.group is None or one[0].labels[ablation.group] == row.labels[ablation.group]
+        group = [
+            one for one in done if not ablation.group or one[0].labels[ablation.group] == row.labels[ablation.group]
         ]
-        reference = {"best": [best] if best else [], "previous": same[-1:]}.get(ablation.reference, same[:1])
+        reference = {"best": best[-1:], "previous": done[-1:]}.get(ablation.reference, group[:1])
         scores = _scores(study, ablation, records, reference[0][1] if reference else None)
-        done.append((row, records))
         labels = dict(row.labels)
+        done.append((row, records))
         if ablation.reference == "best":
-            labels["kept"] = best is None or bool(scores["diff"].iloc[0] > 0)
-            best = done[-1] if labels["kept"] else best
+            labels["kept"] = not best or bool(scores["diff"].iloc[0] > 0)
+            best += done[-1:] if labels["kept"] else []
         if row.shown:
-            labels |= measures(row, runs, records)
-            for column, value in reversed(labels.items()):
-                scores.insert(0, column, value)
-            parts.append(scores.assign(runs=" ".join(run.id for run in runs)))
+            labels |= ablation.measures(study, row, runs, records)
+            first = pd.DataFrame([labels] * len(scores))
+            parts.append(pd.concat([first, scores], axis=1).assign(runs=" ".join(run.id for run in runs)))
     table = pd.concat(parts, ignore_index=True)
-    adjusted = table.groupby(["reduction", "measure"])["p"].transform(holm)
+    adjusted = table.groupby(["reduction", "measure"])["p"].transform(statistics.holm)
     table.insert(table.columns.get_loc("p") + 1, "p_holm", adjusted)
     return table
 
@@ -138,17 +127,17 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
 def _scores(study: Study, ablation: Ablation, records: Records, reference: Records | None) -> pd.DataFrame:
     """One row per reduction and measure: score and paired difference."""
     every, draws, seed = ablation.every_measure, study.config.evaluation.bootstrap_draws, study.config.seed
-    chosen = (tuple(REDUCTIONS), tuple(MEASURES)) if every else (["per_image"], ["iou"])
-    table = summary_table(pd.concat(records), [], *chosen, draws, seed).assign(n=len(records[0]))
+    chosen = (list(statistics.REDUCTIONS), list(statistics.MEASURES)) if every else (["per_image"], ["iou"])
+    table = statistics.summary_table(pd.concat(records), [], *chosen, draws, seed).assign(n=len(records[0]))
     table.insert(3, "seeds", len(records))
     if reference is None:
         return table.assign(**dict.fromkeys(("diff", "diff_low", "diff_high", "p"), np.nan))
     pair = (reference, records) if ablation.reference == "proposed" else (records, reference)
     if every:
         pairs = list(zip(table["reduction"], table["measure"], strict=True))
-        found = paired_differences(pair[0][0], pair[1][0], pairs, draws, seed)
+        found = statistics.paired_differences(pair[0][0], pair[1][0], pairs, draws, seed)
     else:
-        found = [seeded_difference(*pair, "iou", draws, seed)]
+        found = [statistics.seeded_difference(*pair, "iou", draws, seed)]
     return table.join(pd.DataFrame([one.columns() for one in found]))
 
 
@@ -316,69 +305,58 @@ def baselines_budget(config: Config) -> Config:
 # ---- further measures -----------------------------------------------------------------------------------------------
 
 
-def codebook_measures(study: Study) -> Callable[..., dict[str, Any]]:
+def codebook_measures(study: Study, row: Row, *_: Any) -> dict[str, Any]:
     """usage, perplexity, psnr with its interval psnr_low, psnr_high, and ssim of the row's tokenizer on validation."""
-    images = study.source.load(study.source.primary, "validation")
-
-    def measures(row: Row, *_: Any) -> dict[str, Any]:
-        vqgan = study.tokenizer(row.config).model()
-        summary = codebook_summary(tokenize(vqgan, images), row.config.vqgan.codebook_size)
-        back = map_batches(lambda x: vqgan.detokenize(vqgan.tokenize(x)), images, 32)
-        quality = reconstruction_scores(images.images.float() / 255, back)
-        draws, psnr = study.config.evaluation.bootstrap_draws, quality["psnr"].to_numpy()
-        low, high = mean_interval(psnr, draws, study.config.seed, images.units)
-        found = {"usage": summary["usage"], "perplexity": summary["perplexity"], "psnr": psnr.mean()}
-        return found | {"psnr_low": low, "psnr_high": high, "ssim": quality["ssim"].mean()}
-
-    return measures
+    images, vqgan = study.source.load(study.source.primary, "validation"), study.tokenizer(row.config).model()
+    summary = codebook_summary(tokenize(vqgan, images), row.config.vqgan.codebook_size)
+    decoded = map_batches(lambda x: vqgan.detokenize(vqgan.tokenize(x)), images, 32)
+    quality = reconstruction_scores(images.images.float() / 255, decoded)
+    draws, psnr = study.config.evaluation.bootstrap_draws, quality["psnr"].to_numpy()
+    low, high = statistics.mean_interval(psnr, draws, study.config.seed, images.units)
+    found = {"usage": summary["usage"], "perplexity": summary["perplexity"], "psnr": psnr.mean()}
+    return found | {"psnr_low": low, "psnr_high": high, "ssim": quality["ssim"].mean()}
 
 
-def radius_measures(study: Study) -> Callable[..., dict[str, Any]]:
+def radius_measures(study: Study, row: Row, *_: Any) -> dict[str, Any]:
     """The neighbours of a token."""
     side = study.config.grid_size
-    return lambda row, *_: {"neighbours": len(stencil_offsets(side, side, row.labels["radius"], "cells")) - 1}
+    return {"neighbours": len(stencil_offsets(side, side, row.labels["radius"], "cells")) - 1}
 
 
-def label_measures(study: Study) -> Callable[..., dict[str, Any]]:
+def label_measures(study: Study, row: Row, runs: list[Run], records: Records) -> dict[str, Any]:
     """What a method starts from (initialisation), the labels, how many different ones its training draws (labels_seen),
     the means of the worst and best seed (seed_low, seed_high), and the score without the test images that some training
     may have seen (n_without, mean_without, low_without, high_without)."""
-    seen = seen_in_training(study.source, study.source.primary, study.source.primary)
-
-    def measures(row: Row, runs: list[Run], records: Records) -> dict[str, Any]:
-        every, means, facts = pd.concat(records), [one["iou"].mean() for one in records], runs[0].metrics
-        kept, draws = every[~every["id"].isin(seen)], study.config.evaluation.bootstrap_draws
-        without = summarise(kept, "per_image", "iou", draws, study.config.seed) if len(kept) else UNSCORED
-        return {
-            "initialisation": initialisation(runs[0]),
-            "labels": facts["training_images"],
-            "labels_seen": min(facts["training_images"], facts["images_seen"]),
-            "seed_low": min(means),
-            "seed_high": max(means),
-            "n_without": kept["id"].nunique(),
-            "mean_without": without.mean,
-            "low_without": without.low,
-            "high_without": without.high,
-        }
-
-    return measures
+    labels, means = runs[0].metrics["training_images"], [one["iou"].mean() for one in records]
+    every, settings = pd.concat(records), study.config.evaluation
+    kept = every[~every["id"].isin(_seen(study.source))]
+    without = statistics.UNSCORED
+    if len(kept):
+        without = statistics.summarise(kept, "per_image", "iou", settings.bootstrap_draws, study.config.seed)
+    return {
+        "initialisation": initialisation(runs[0]),
+        "labels": labels,
+        "labels_seen": min(labels, runs[0].metrics["images_seen"]),
+        "seed_low": min(means),
+        "seed_high": max(means),
+        "n_without": kept["id"].nunique(),
+        **{f"{name}_without": getattr(without, name) for name in ("mean", "low", "high")},
+    }
 
 
-def baseline_measures(study: Study) -> Callable[..., dict[str, Any]]:
+@functools.lru_cache(maxsize=1)  # for all rows of a table
+def _seen(source: DataSource) -> set[str]:
+    return set(seen_in_training(source, source.primary, source.primary))
+
+
+def baseline_measures(study: Study, row: Row, runs: list[Run], _: Records) -> dict[str, Any]:
     """What a method starts from (initialisation), images_seen and seconds of its supervised training, and the
     pretraining_seconds of the stages before it."""
-
-    def measures(row: Row, runs: list[Run], _: Records) -> dict[str, Any]:
-        before = {run.id: run for run in (study.tokenizer(), study.transformer())} if row.method == OURS else {}
-        if study.config.masked_gpt.pretraining == "joint":
-            before.pop(study.transformer().id, None)
-        return {
-            "initialisation": initialisation(runs[0]),
-            **{key: runs[0].metrics[key] for key in ("images_seen", "seconds")},
-            "pretraining_seconds": sum(run.metrics["seconds"] for run in before.values()),
-        }
-
-    return measures
+    before = [study.run(one) for one in study.parents(study.method(row.method)).values()]
+    facts = {"initialisation": initialisation(runs[0])} | {
+        key: runs[0].metrics[key] for key in ("images_seen", "seconds")
+    }
+    return facts | {"pretraining_seconds": sum(run.metrics["seconds"] for run in before)}
 
 
 ABLATIONS = {

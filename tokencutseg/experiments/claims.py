@@ -208,12 +208,14 @@ def _measured(score: pd.Series, reason: str) -> dict[str, Any]:
 
 
 def missing_images(study: Study, *splits: tuple[str, str]) -> str | None:
-    """What of the official images is not there, by (dataset, split): empty where nothing is missing, None where a whole
-    split is."""
+    """What of the official images is not there or what stands in for them, by (dataset, split): empty where nothing is
+    missing, None where a whole split is."""
     if not all(study.source.has(*split) for split in splits):
         return None
     partial = [images for images in (study.source.load(*split) for split in splits) if not images.complete]
-    return "; ".join(f"{one.dataset} {one.split} partial: {len(one)} of {one.expected}" for one in partial)
+    said = [f"{one.dataset} {one.split} partial: {len(one)} of {one.expected}" for one in partial]
+    said += [f"{dataset} {split}: {note}" for dataset, split in splits if (note := study.source.note(dataset, split))]
+    return "; ".join(said)
 
 
 def published_consistency() -> pd.DataFrame:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from tokencutseg.config import Config, ConfigError
 from tokencutseg.data.source import open_source
 from tokencutseg.experiments.pipeline import Training
 from tokencutseg.experiments.runs import Run
-from tokencutseg.experiments.study import Study
+from tokencutseg.experiments.study import Data, Study
 from tokencutseg.files import available_cores
 
 if TYPE_CHECKING:
@@ -30,21 +29,12 @@ if TYPE_CHECKING:
 
 WAVES = (("vqgan",), ("masked_gpt",), ("segmentation", "baseline"))
 """The trainings of one wave are independent of each other once the waves before it are done."""
+CONNECT_SECONDS, WORKER_SECONDS = 10, 60
+"""How long to wait for a scheduler to answer, and for its first worker."""
 ATTEMPTS = 3
 """How often trainings are given to local workers that die."""
 _ONE_AT_A_TIME = threading.Lock()
 """A Dask worker may run tasks in several threads, and these share PyTorch's random numbers."""
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What a worker opens the study from."""
-
-    config: Config
-    data: str | tuple[str, ...]
-    results: Path
-    hardware: Hardware | None
-    threads: int | None
 
 
 def train_missing(study: Study, trainings: Iterable[Training]) -> None:
@@ -56,20 +46,17 @@ def train_missing(study: Study, trainings: Iterable[Training]) -> None:
     """
     wanted = _missing(study, trainings) if study.store.training else {}
     for stages in WAVES:
-        wave = {id: training for id, training in wanted.items() if training.stage in stages}
-        if wave:
+        if wave := {id: training for id, training in wanted.items() if training.stage in stages}:
             _train_wave(study, wave)
 
 
 def _missing(study: Study, trainings: Iterable[Training]) -> dict[str, Training]:
-    """What is not done yet, by run id: each training behind those that it builds on, with all that is to be scored."""
+    """What is not done yet, by run id: trainings and those that they build on, each with all that is to be scored."""
     found: dict[str, Training] = {}
     for training in trainings:
         id = study.spec(training).id
         if not _done(study, id, training):
-            found |= {
-                key: one for key, one in _missing(study, study.parents(training).values()).items() if key not in found
-            }
+            found = _missing(study, study.parents(training).values()) | found
             pairs = (*(found[id].score_on if id in found else ()), *training.score_on)
             found[id] = dataclasses.replace(training, score_on=tuple(dict.fromkeys(pairs)))
     return found
@@ -81,52 +68,49 @@ def _done(study: Study, id: str, training: Training) -> bool:
 
 
 def _train_wave(study: Study, wave: dict[str, Training]) -> None:
-    parallel = study.dask is not None or study.jobs > 1
-    opened: Study | Opening = study
-    if parallel:
+    opened: Callable[[], Study] = lambda: study  # noqa: E731
+    jobs = min(study.jobs, len(wave))
+    if study.dask or jobs > 1:
         if study.data is None:
             raise ConfigError("the images of this study are open in this process only: it trains with one job")
-        threads = None if study.dask else max(1, available_cores() // study.jobs)
-        data = study.data if isinstance(study.data, str) else tuple(map(str, study.data))
-        opened = Opening(study.config, data, study.results.resolve(), study.hardware, threads)
-    backend: dict[str, Any] = {"backend": "dask", "wait_for_workers_timeout": 60} if study.dask else {"backend": "loky"}
-    for _ in range(1 if study.dask else ATTEMPTS):
-        left = {id: training for id, training in wave.items() if not _done(study, id, training)}
-        with _client(study.dask) if study.dask else nullcontext(), joblib.parallel_config(**backend):
-            run = joblib.Parallel(-1 if study.dask else study.jobs, batch_size=1, pre_dispatch="all")
-            try:
-                run(joblib.delayed(_train)(opened, training) for training in left.values())
-                break
-            except Exception as error:
-                if type(error).__name__ not in ("TerminatedWorkerError", "KilledWorker"):
-                    raise
-                died = error
+        data = str(study.data) if isinstance(study.data, str | Path) else tuple(map(str, study.data))
+        threads = None if study.dask else max(1, available_cores() // jobs)
+        opened = functools.partial(_open, study.config, data, study.results.resolve(), study.hardware, threads)
+    backend: dict[str, Any] = {"backend": "dask", "wait_for_workers_timeout": WORKER_SECONDS} if study.dask else {}
+    for _ in range(ATTEMPTS):
+        left = [training for id, training in wave.items() if not _done(study, id, training)]
+        try:
+            with _client(study.dask) if study.dask else nullcontext(), joblib.parallel_config(**backend):
+                parallel = joblib.Parallel(-1 if study.dask else jobs, batch_size=1, pre_dispatch="all")
+                parallel(joblib.delayed(_train)(opened, training) for training in left)
+            break
+        except Exception as error:
+            if type(error).__name__ not in ("TerminatedWorkerError", "KilledWorker"):
+                raise
+            died = error
     else:
         raise RuntimeError(
             f"the processes that train were killed {ATTEMPTS} times, maybe for want of memory; start again with fewer "
             f"jobs: what they have trained is kept"
         ) from died
     if lost := [id for id, training in wave.items() if not _done(study, id, training)]:
-        raise ConfigError(
-            f"the workers have trained {lost[0]} elsewhere: they must share the folder {study.store.folder}"
-        )
+        raise ConfigError(f"a worker has trained {lost[0]} elsewhere; all workers must share {study.store.folder}")
 
 
-def _train(opened: Study | Opening, training: Training) -> None:
+def _train(opened: Callable[[], Study], training: Training) -> None:
     """Train and score one training, in this process or a worker."""
     with _ONE_AT_A_TIME:
-        study = opened if isinstance(opened, Study) else _open(opened)
+        study = opened()
         run = study.run(training)
         for pair in training.score_on:
             study.records(run, *pair)
 
 
 @functools.lru_cache(maxsize=1)  # the images stay in memory from one training to the next
-def _open(opening: Opening) -> Study:
-    if opening.threads:
-        torch.set_num_threads(opening.threads)
-    data = opening.data if isinstance(opening.data, str) else list(opening.data)
-    return Study(opening.config, open_source(data, opening.config), opening.results, opening.hardware)
+def _open(config: Config, data: Data, results: Path, hardware: Hardware | None, threads: int | None) -> Study:
+    if threads:
+        torch.set_num_threads(threads)
+    return Study(config, open_source(data if isinstance(data, str | Path) else list(data), config), results, hardware)
 
 
 def _client(address: str) -> Any:
@@ -136,6 +120,6 @@ def _client(address: str) -> Any:
     except ImportError:
         raise ConfigError("--dask needs Dask; install it with: pip install 'tokencutseg[cluster]'") from None
     try:
-        return Client(address, timeout=10)
+        return Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no Dask scheduler answers at {address}: {error}") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -44,7 +46,10 @@ def feature_quality_tokens(study: Study) -> pd.DataFrame:
     train = train.subset(range(min(len(train), 200)))
     labels, test_labels = token_labels(train, grid), token_labels(test, grid)
     graph = study.config.segmentation
-    heads = {"linear probe": train_linear_probe, "graph": lambda *known: train_graph_probe(*known, grid, graph)}
+    heads: dict[str, Callable[..., Any]] = {
+        "linear probe": train_linear_probe,
+        "graph": partial(train_graph_probe, grid=grid, config=graph),
+    }
     parts: dict[str, list[pd.DataFrame]] = {head: [] for head in heads}
     for name, draw, (features, test_features) in _frozen_features(study, train, test):
         for head, probe in heads.items():
@@ -96,7 +101,7 @@ def feature_quality(study: Study, tokens: pd.DataFrame | None = None) -> pd.Data
     for (name, head), records in counted.items():
         run = {"tokenizer": tokenizer, UNET: unet}.get(name, own if name.startswith(OUTPUT) else None)
         supervised = name == UNET or (joint and name.startswith(OUTPUT))
-        row = {"features": name, "head": head, "images_seen": run.metrics["images_seen"] if supervised else 0}
+        row = {"features": name, "head": head, "images_seen": run.metrics["images_seen"] if run and supervised else 0}
         row |= token_scores(records, draws)
         row["n"] = int(counted[OUTPUT, head][list(COUNTS)].to_numpy().sum())  # each token once, however many draws
         if name != OUTPUT:

@@ -21,7 +21,7 @@ from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.inference import predict_lesion_scores
 from tokencutseg.evaluation.per_image import contrast, native_scores, score
 from tokencutseg.experiments.runs import Run, RunSpec, RunStore
-from tokencutseg.models.baselines import declaration
+from tokencutseg.models.baselines import declaration, otsu
 from tokencutseg.models.checkpoint import PRETRAINED_PARTS, build
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
@@ -31,25 +31,16 @@ if TYPE_CHECKING:
 
 OURS = "tokencutseg"
 """The method under study, in columns `method`."""
-BASELINE_SETTINGS = [
-    "epochs",
-    "images_per_epoch",
-    "class_weighted_dice",
-    "cross_entropy_weight",
-    "augmentation",
-    "schedule",
-    "weight_average",
-    "test_time_flips",
-    "batch_size",
-    "learning_rate",
-    "weight_decay",
-]
+BASELINE_SETTINGS = {
+    *("epochs", "images_per_epoch", "batch_size", "learning_rate", "weight_decay", "schedule", "weight_average"),
+    *("augmentation", "class_weighted_dice", "cross_entropy_weight", "test_time_flips"),
+}
 """What of stage 3's settings a baseline shares; the others are about our own model."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training, by what decides its outcome; small, hashable and picklable."""
+    """One training, by what decides it; small, hashable and picklable."""
 
     stage: str
     """vqgan, masked_gpt, segmentation or baseline."""
@@ -57,24 +48,26 @@ class Training:
     train_set: str
     """The dataset whose training split it learns from; no matter to a stage that learns from the unlabelled images."""
     baseline: str | None = None
-    """Which baseline; `otsu` is one that learns nothing."""
+    """Which baseline; `otsu` learns nothing."""
     seed: int | None = None
     """Replaces the configuration's for this stage alone, and not for those that it builds on."""
     pretrained: bool = True
-    """False: the segmenter's transformer starts untrained (and then learns at the full rate)."""
+    """False: the segmenter's transformer starts untrained, and learns at the full rate."""
     score_on: tuple[tuple[str, str], ...] = ()
     """The (dataset, split) pairs whose scores are going to be needed; they decide nothing."""
 
     @property
-    def supervised(self) -> bool:
-        return self.stage in ("segmentation", "baseline")
+    def section(self) -> str:
+        """The section of the configuration with its loop."""
+        return "segmentation" if self.stage == "baseline" else self.stage
 
 
 class Pipeline:
     """Trains and scores what is asked for, with a configuration, a data source and a run store.
 
     `tokenizer`, `transformer`, `segmenter` and `baseline` return finished runs, training what is missing (or raising
-    NotTrained where the store does not train); `records` scores one of them on a split.
+    NotTrained where the store does not train), by default with the pipeline's configuration and on the primary dataset;
+    `seed=` and `pretrained=` are those of `Training`. `records` scores one of them on a split.
     """
 
     def __init__(self, config: Config, source: DataSource, store: RunStore, hardware: Hardware | None = None) -> None:
@@ -82,10 +75,8 @@ class Pipeline:
         self._adopted: Run | None = None
         self._specs: dict[Training, RunSpec] = {}
 
-    # ---- finished runs --------------------------------------------------------------------------------------------
-
     def tokenizer(self, config: Config | None = None, train_set: str | None = None) -> Run:
-        """Stage 1. `train_set` matters only to a recipe whose tokenizer sees the labelled images alone."""
+        """Stage 1."""
         return self.run(self.training("vqgan", config, train_set))
 
     def transformer(self, config: Config | None = None, train_set: str | None = None) -> Run:
@@ -93,47 +84,28 @@ class Pipeline:
         joint = (config or self.config).masked_gpt.pretraining == "joint"
         return self.run(self.training("segmentation" if joint else "masked_gpt", config, train_set))
 
-    def segmenter(
-        self,
-        train_set: str | None = None,
-        config: Config | None = None,
-        pretrained: bool = True,
-        seed: int | None = None,
-    ) -> Run:
-        """Stage 3, trained on the (labelled share of the) training split of `train_set`, by default the primary one.
+    def segmenter(self, train_set: str | None = None, config: Config | None = None, **options: Any) -> Run:
+        """Stage 3, trained on the (labelled share of the) training split of `train_set`."""
+        return self.run(self.training("segmentation", config, train_set, **options))
 
-        pretrained=False leaves the transformer untrained, to measure what stage 2 is worth. `seed` replaces the
-        configuration's for this stage alone.
-        """
-        return self.run(self.training("segmentation", config, train_set, pretrained=pretrained, seed=seed))
-
-    def baseline(
-        self, name: str, train_set: str | None = None, config: Config | None = None, seed: int | None = None
-    ) -> Run:
+    def baseline(self, name: str, train_set: str | None = None, config: Config | None = None, **options: Any) -> Run:
         """A baseline network under stage 3's loop: same images, budget, augmentation, loss and choice of epoch."""
-        return self.run(self.training("baseline", config, train_set, baseline=name, seed=seed))
+        return self.run(self.training("baseline", config, train_set, baseline=name, **options))
 
     def method(self, name: str, train_set: str | None = None, config: Config | None = None, **options: Any) -> Training:
         """The supervised training of a method: `tokencutseg`, another recipe of it by name, or a baseline."""
-        config = config or self.config
         if name == OURS or name in RECIPES:
-            config = config if name == OURS else config.with_recipe(name)
-            return self.training("segmentation", config, train_set, **options)
+            own = config or self.config
+            return self.training("segmentation", own if name == OURS else own.with_recipe(name), train_set, **options)
         return self.training("baseline", config, train_set, baseline=name, **options)
 
-    def training(
-        self, stage: str, config: Config | None = None, train_set: str | None = None, **options: Any
-    ) -> Training:
-        """A declaration for `run` and the engine; the configuration and the primary set are the defaults."""
-        return Training(stage, config or self.config, train_set or self.source.primary, **options)
+    def training(self, stage: str, config: Config | None = None, train_set: str | None = None, **more: Any) -> Training:
+        """A declaration, for `run` and the engine."""
+        return Training(stage, config or self.config, train_set or self.source.primary, **more)
 
     def adopt_tokenizer(self, vqgan: VQGAN, origin: str) -> Run:
-        """Make a tokenizer trained elsewhere (`origin` says where) the one that everything here builds on.
-
-        The configuration takes over its sizes and options.
-        """
-        self.config = dataclasses.replace(self.config, vqgan=vqgan.config)
-        digest = hashlib.sha256()
+        """Make a tokenizer trained elsewhere (`origin` says where), and its settings, what everything builds on."""
+        self.config, digest = dataclasses.replace(self.config, vqgan=vqgan.config), hashlib.sha256()
         for key, value in vqgan.state_dict().items():
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         settings = {"image_size": self.config.data.image_size, "vqgan": self.config.non_default("vqgan")}
@@ -141,7 +113,7 @@ class Pipeline:
         self._adopted = self.store.get_or_train(spec, lambda _: (vqgan.state_dict(), {"adopted_from": origin}))
         return self._adopted
 
-    # ---- the graph of stages --------------------------------------------------------------------------------------
+    # ---- the graph of stages ----------------------------------------------------------------------------------------
 
     def run(self, training: Training) -> Run:
         """The finished run of a training, which is done, resumed or started with those that it builds on."""
@@ -155,12 +127,11 @@ class Pipeline:
 
     def parents(self, training: Training) -> dict[str, Training]:
         """The trainings whose outcome a training starts from, by their part in it."""
-        config, train_set = training.config, training.train_set
-        parents = {}
+        config, parents = training.config, {}
         if training.stage in ("masked_gpt", "segmentation"):
-            parents["tokenizer"] = Training("vqgan", config, train_set)
+            parents["tokenizer"] = Training("vqgan", config, training.train_set)
         if training.stage == "segmentation" and training.pretrained and config.masked_gpt.pretraining == "separate":
-            parents["transformer"] = Training("masked_gpt", config, train_set)
+            parents["transformer"] = Training("masked_gpt", config, training.train_set)
         return parents
 
     def spec(self, training: Training) -> RunSpec:
@@ -170,61 +141,55 @@ class Pipeline:
         return self._specs[training]
 
     def _spec(self, training: Training) -> RunSpec:
-        config, data = self._settings(training), self._data(training)
-        settings: dict[str, Any] = {"image_size": config.data.image_size, "seed": config.seed}
         if training.baseline == "otsu":
-            settings = {"image_size": config.data.image_size, "data": config.non_default("data")}
-            return RunSpec("baseline", config, settings, {"data": self.source.study_name}, "otsu")
-        if training.supervised:
+            own = {"image_size": training.config.data.image_size, "data": training.config.non_default("data")}
+            return RunSpec("baseline", training.config, own, {"data": self.source.study_name}, "otsu")
+        data = self._data(training)
+        config = self._settings(training, len(data["train"]))
+        settings: dict[str, Any] = {"image_size": config.data.image_size, "seed": config.seed}
+        settings[training.section] = config.non_default(training.section)
+        if training.section == "segmentation":
             settings["score_reduction"] = config.evaluation.score_reduction
-        if training.stage == "baseline":
-            own = config.non_default("segmentation")
-            settings["segmentation"] = {key: value for key, value in own.items() if key in BASELINE_SETTINGS}
-        else:
-            settings[training.stage] = config.non_default(training.stage)
         if training.stage == "segmentation":
             settings["masked_gpt"] = config.non_default("masked_gpt")
+        if training.stage == "baseline":
+            shared = {key: value for key, value in settings["segmentation"].items() if key in BASELINE_SETTINGS}
+            settings["segmentation"] = shared
         dependencies = {name: images.fingerprint for name, images in data.items()}
-        dependencies |= {name: self._id(parent) for name, parent in self.parents(training).items()}
+        for name, parent in self.parents(training).items():
+            adopted = self._adopted if name == "tokenizer" else None
+            dependencies[name] = adopted.id if adopted else self.spec(parent).id
         declared = None if training.baseline is None else declaration(training.baseline)
         return RunSpec(training.stage, config, settings, dependencies, training.baseline, declared)
 
-    def _id(self, training: Training) -> str:
-        adopted = training.stage == "vqgan" and self._adopted is not None
-        return self._adopted.id if adopted else self.spec(training).id
-
-    def _settings(self, training: Training) -> Config:
+    def _settings(self, training: Training, images: int) -> Config:
         """The configuration that a training runs with. Supervised epochs are as long as for the largest training set of
         the source, where they are shorter: training on a small set then takes as many steps."""
-        config = training.config
-        if not training.supervised:
-            return config
-        if training.seed is not None:
-            config = dataclasses.replace(config, seed=training.seed)
+        config = training.config if training.seed is None else dataclasses.replace(training.config, seed=training.seed)
         if not training.pretrained:
             config = config.override({"segmentation.frozen_transformer": False, "segmentation.transformer_lr_scale": 1})
-        if config.segmentation.images_per_epoch is None and training.baseline != "otsu":
-            sets = {train for train, _ in self.source.rows if self.source.has(train, "train")} | {training.train_set}
-            longest = max(len(self.source.load(train, "train")) for train in sets)
-            if len(self._data(training)["train"]) < longest:
+        if training.section == "segmentation" and config.segmentation.images_per_epoch is None:
+            sets = {train for train, _ in self.source.rows if self.source.has(train, "train")}
+            longest = max((len(self.source.load(train, "train")) for train in sets), default=0)
+            if images < longest:
                 config = config.override({"segmentation.images_per_epoch": longest})
         return config
 
     def _data(self, training: Training) -> dict[str, ImageSet]:
         """The images that a training learns from, and those that its epochs are scored on."""
-        config, source = training.config, self.source
-        if training.baseline == "otsu":
-            return {}
-        if not training.supervised:
-            unlabelled = getattr(config, training.stage).images == "unlabelled"
-            train = source.unlabelled() if unlabelled else source.load(training.train_set, "train")
-            return {"train": train, "validation": source.load(source.primary, "validation")}
+        config, source, name = training.config, self.source, training.train_set
+
+        def images(kind: str) -> ImageSet:
+            return source.unlabelled() if kind == "unlabelled" else source.load(name, "train")
+
+        if training.section != "segmentation":
+            validation = source.load(source.primary, "validation")
+            return {"train": images(getattr(config, training.stage).images), "validation": validation}
         seed = config.seed if training.seed is None else training.seed
-        train = source.train(training.train_set, config.data.label_fraction, seed)
-        data = {"train": train, "validation": source.load(training.train_set, "validation")}
+        data = {"train": source.train(name, config.data.label_fraction, seed)}
+        data["validation"] = source.load(name, "validation")
         if training.stage == "segmentation" and config.segmentation.self_training_weight > 0:
-            unlabelled = config.masked_gpt.images == "unlabelled"
-            data["unlabelled"] = source.unlabelled() if unlabelled else source.load(training.train_set, "train")
+            data["unlabelled"] = images(config.masked_gpt.images)
         return data
 
     def _train(
@@ -237,47 +202,42 @@ class Pipeline:
         from tokencutseg.training.batches import EvalLoader, TrainLoader
         from tokencutseg.training.fit import Hardware, fit
 
-        data = self._data(training)
+        data, stage = self._data(training), training.stage
         before = {name: self.run(parent).model() for name, parent in self.parents(training).items()}
         torch.manual_seed(config.seed)  # after the parents are opened, which draws from it
-        if training.stage == "vqgan":
+        if stage == "vqgan":
             module = modules.VQGANModule(config)
-        elif training.stage == "masked_gpt":
-            model = TokenCutSeg(config).load_pretrained(before["tokenizer"].state_dict())
-            module = modules.MaskedGPTModule(config, model)
-        elif training.stage == "segmentation":
-            model, transformer = TokenCutSeg(config), before.get("transformer")
-            goes_on = transformer is not None and config.masked_gpt.trains_encoder
-            model.load_pretrained(
-                before["tokenizer"].state_dict(),
-                None if transformer is None else transformer.masked_gpt.state_dict(),
-                transformer.encoder.state_dict() if goes_on else None,
-            )
-            module = modules.TokenCutSegModule(config, model, data.get("unlabelled"))
-        else:
+        elif stage == "baseline":
             module = modules.SegmenterModule(config, build("baseline", config, training.baseline))
-        section = getattr(config, "segmentation" if training.supervised else training.stage)
-        state, facts = fit(
-            module,
-            TrainLoader(data["train"], section.batch_size, section.images_per_epoch, config.seed),
-            EvalLoader(data["validation"], config.evaluation.batch_size),
-            section.epochs,
-            folder,
-            "segmentation" if training.supervised else training.stage,
-            self.hardware or Hardware(),
-        )
-        if training.stage == "vqgan":
+        else:
+            model, transformer = TokenCutSeg(config), before.get("transformer")
+            parts = [before["tokenizer"].state_dict()]
+            if transformer is not None:
+                encoder = transformer.encoder.state_dict() if config.masked_gpt.trains_encoder else None
+                parts += [transformer.masked_gpt.state_dict(), encoder]
+            model.load_pretrained(*parts)
+            module = (
+                modules.MaskedGPTModule(config, model)
+                if stage == "masked_gpt"
+                else modules.TokenCutSegModule(config, model, data.get("unlabelled"))
+            )
+        loop = getattr(config, training.section)
+        train = TrainLoader(data["train"], loop.batch_size, loop.images_per_epoch, config.seed)
+        validation = EvalLoader(data["validation"], config.evaluation.batch_size)
+        hardware = self.hardware or Hardware()
+        state, facts = fit(module, train, validation, loop.epochs, folder, training.section, hardware)
+        if stage == "vqgan":
             perceptual = None if module.perceptual is None else module.perceptual.weights_name
             return module.vqgan.state_dict(), facts | {"perceptual_weights": perceptual}
-        if training.stage == "masked_gpt":
-            state = {key: value for key, value in model.state_dict().items() if key.startswith(PRETRAINED_PARTS)}
+        if stage == "masked_gpt":
+            return {key: value for key, value in model.state_dict().items() if key.startswith(PRETRAINED_PARTS)}, facts
+        if stage == "baseline":
+            facts["pretrained_weights"] = module.model.initialisation
         if "unlabelled" in data:
             facts["unlabelled_seen"] = int(module.unlabelled_seen)
-        if training.stage == "baseline":
-            facts["pretrained_weights"] = module.model.initialisation
         return state, facts
 
-    # ---- scores ---------------------------------------------------------------------------------------------------
+    # ---- scores -----------------------------------------------------------------------------------------------------
 
     def records(self, run: Run, dataset: str, split: str) -> pd.DataFrame:
         """Per-image records of a segmentation or baseline run on a split, scored on first use: one row per image with
@@ -287,8 +247,6 @@ class Pipeline:
 
         def compute() -> pd.DataFrame:
             if name == "otsu":
-                from tokencutseg.models.baselines import otsu  # segmentation_models_pytorch is slow to import
-
                 margins = torch.cat([2.0 * otsu(chunk.float() / 255) - 1 for chunk in images.images.split(64)])
             else:
                 model = run.model().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -34,40 +35,35 @@ from tokencutseg.files import available_cores, write_csv, write_json
 from tokencutseg.models.checkpoint import CONFIG, load, save_weights
 
 FORMAT = 4
-"""Part of every id. Raise it when the same settings would train to another result: after a fix of a training, or when
-the neutral default of a setting changes."""
+"""Part of every id. Raise it when the same settings would train to another result, as after a fix of a training."""
 ENVIRONMENT, HISTORY, METRICS, CHECKPOINT = "environment.json", "history.csv", "metrics.json", "last.ckpt"
-RECORDS = f"per_image-{COLUMNS_VERSION}.csv"
-SCORED = "scored.json"
-"""Which images the records of each split are of: ``dataset/split`` → `ImageSet.digest`."""
+RECORDS, SCORED = f"per_image-{COLUMNS_VERSION}.csv", "scored.json"
+"""Per-image records, and which images those of each split are of: ``dataset/split`` → `ImageSet.digest`."""
+TrainFunction = Callable[[Path], tuple[dict[str, Tensor] | None, dict[str, Any]]]
+"""Trains in a folder; returns the weights to keep and the metrics."""
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What decides the outcome of a training, and so its id."""
+    """What decides the outcome of a training, and so its id; `config` is the whole configuration, for the record."""
 
     stage: str
     """vqgan, masked_gpt, segmentation or baseline."""
     config: Config
     hashed_config: dict[str, Any]
-    """The part of the configuration that this stage depends on: what differs from the neutral defaults."""
+    """What this stage depends on, as far as it differs from the neutral defaults."""
     dependencies: dict[str, str] = field(default_factory=dict)
     """Fingerprints of the data and ids of the runs it builds on."""
     name: str | None = None
     """Which baseline."""
     declaration: Any = None
-    """What that baseline is declared as: another network under the same name is another run."""
+    """What that is declared as: another network under the same name is another run."""
 
     @property
     def id(self) -> str:
         content = [FORMAT, self.stage, self.name, self.declaration, self.hashed_config, self.dependencies]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.name or self.stage}-{digest[:10]}"
-
-    def metadata(self) -> dict[str, Any]:
-        """The content of the run's config.json."""
-        parts = ("stage", "name", "hashed_config", "dependencies")
-        return {part: getattr(self, part) for part in parts} | {"config": self.config.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,8 @@ class Run:
 
     @property
     def metadata(self) -> dict[str, Any]:
+        """The stage, the baseline's name, the whole config, hashed_config and dependencies."""
         return json.loads((self.folder / CONFIG).read_text())
-
-    @property
-    def config(self) -> Config:
-        return Config.from_dict(self.metadata["config"])
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -107,43 +100,45 @@ class Run:
 
     def scored(self, images: ImageSet) -> bool:
         """Whether there are records of exactly these images."""
-        path = self.folder / SCORED
-        digests = json.loads(path.read_text()) if path.is_file() and (self.folder / RECORDS).is_file() else {}
-        return digests.get(f"{images.dataset}/{images.split}") == images.digest
+        known = (self.folder / RECORDS).is_file() and self._digests().get(f"{images.dataset}/{images.split}")
+        return known == images.digest
 
     def records(self, images: ImageSet, score: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The per-image records on a split: scored once and then read from the run's table; scored anew where the split
         holds other images, masks or facts about them than when it was scored."""
-        path, scored = self.folder / RECORDS, self.folder / SCORED
+        split = (images.dataset, images.split)
         with locked(self.folder / ".records.lock"), one_sentence_when_full(self.folder):
-            known = pd.read_csv(path, dtype={"id": str, "cluster": str}) if path.is_file() else pd.DataFrame()
-            if len(known):
-                own = (known["dataset"] == images.dataset) & (known["split"] == images.split)
-                if self.scored(images):
-                    return known[own].reset_index(drop=True)
-                known = known[~own]
-            fresh = score().assign(dataset=images.dataset, split=images.split)
-            digests = json.loads(scored.read_text()) if scored.is_file() else {}
-            write_csv(pd.concat([known, fresh], ignore_index=True), path)
-            write_json(digests | {f"{images.dataset}/{images.split}": images.digest}, scored)
-        return fresh
+            if not self.scored(images):
+                fresh = score().assign(dataset=images.dataset, split=images.split)
+                others = [part for key, part in self._records().items() if key != split]
+                write_csv(pd.concat([*others, fresh], ignore_index=True), self.folder / RECORDS)
+                write_json(self._digests() | {"/".join(split): images.digest}, self.folder / SCORED)
+            return self._records()[split].reset_index(drop=True)
 
+    def _digests(self) -> dict[str, str]:
+        return json.loads((self.folder / SCORED).read_text()) if (self.folder / SCORED).is_file() else {}
 
-TrainFunction = Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]
-"""Trains in a folder; returns the weights to keep and the metrics."""
+    def _records(self) -> dict[tuple[str, str], pd.DataFrame]:
+        if not (self.folder / RECORDS).is_file():
+            return {}
+        types = {"id": str, "cluster": str}
+        table = pd.read_csv(self.folder / RECORDS, dtype=types, float_precision="round_trip")
+        return dict(iter(table.groupby(["dataset", "split"], sort=False)))
 
 
 class NotTrained(Exception):
     """A training is missing in a store that does not train."""
 
 
+@dataclass
 class RunStore:
     """All runs of a results folder."""
 
-    def __init__(self, folder: str | Path, training: bool = True, leading: bool = True) -> None:
-        """`training`: whether missing runs are trained; `leading`: whether this process writes, where several processes
-        train each run together and all of them call `get_or_train`."""
-        self.folder, self.training, self.leading = Path(folder), training, leading
+    folder: Path
+    training: bool = True
+    """Whether missing runs are trained."""
+    leading: bool = True
+    """Whether this process writes, where several processes train each run and all of them call `get_or_train`."""
 
     def get_or_train(self, spec: RunSpec, train: TrainFunction) -> Run:
         """A done run at once; else resume a broken one or start a missing one.
@@ -160,29 +155,29 @@ class RunStore:
         if self.leading:
             with locked(run.folder / ".lock"), one_sentence_when_full(run.folder):
                 if not run.done:
-                    self._train(run, spec, train)
+                    self._train(run.folder, spec, train)
         else:
             train(run.folder)
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # the others go on when the leading process has written
         return run
 
-    def _train(self, run: Run, spec: RunSpec, train: TrainFunction) -> None:
-        write_json(spec.metadata(), run.folder / CONFIG)
-        write_json(environment(), run.folder / ENVIRONMENT)
+    def _train(self, folder: Path, spec: RunSpec, train: TrainFunction) -> None:
+        parts = {name: getattr(spec, name) for name in ("stage", "name", "hashed_config", "dependencies")}
+        write_json(parts | {"config": spec.config.to_dict()}, folder / CONFIG)
+        write_json(environment(), folder / ENVIRONMENT)
         started = time.perf_counter()
-        state, metrics = train(run.folder)
-        save_weights(state, run.folder)
-        write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, run.folder / METRICS)
-        (run.folder / CHECKPOINT).unlink(missing_ok=True)
+        state, metrics = train(folder)
+        assert state is not None, "only processes that do not lead have no weights"
+        save_weights(state, folder)
+        write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, folder / METRICS)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for; a lock file with the holder's name where the file system has no locks.
-
-    The system releases the lock of a killed process.
-    """
+    """Hold a lock that other processes wait for and that a killed process releases; where the file system has none, a
+    lock file with the holder's name."""
     lock: FileLock | SoftFileLock = FileLock(path)
     try:
         lock.acquire()
@@ -199,13 +194,12 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def one_sentence_when_full(folder: Path) -> Iterator[None]:
-    """Turn what a full disk raises within, an OSError or something of the library that wrote, into one OSError."""
+    """Turn what a full disk raises within, an OSError or an error of the library that wrote, into one OSError."""
     try:
         yield
     except Exception as error:
-        full = ("No space left", "StorageFull", "file write failed")  # of Python, safetensors and PyTorch
-        if any(sign in str(error) for sign in full):
-            what = f"the disk is full: {folder} could not be written; free some space and start again, which goes on"
+        if re.search("No space left|unexpected pos|file write failed", str(error)):  # the last two are PyTorch's
+            what = f"the disk is full: {folder} could not be written; free some space and start again, which resumes it"
             raise OSError(errno.ENOSPC, what) from error
         raise
 
@@ -214,25 +208,22 @@ def environment() -> dict[str, Any]:
     """The machine and the versions that a result was obtained with."""
     packages = ["tokencutseg", "torch", "torchvision", "pytorch-lightning", "lpips", "numpy", "scikit-image"]
     packages += ["segmentation-models-pytorch", "torchmetrics"]
+    info = Path("/proc/cpuinfo")
+    processor = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor[1] if processor else platform.processor(),
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": {name: version(name) for name in packages},
-        "commit": _own_commit(),
+        "commit": commit(Path(__file__).parents[2]),
     }
 
 
-@functools.cache
-def _own_commit() -> str | None:
-    """The commit of this code, asked for once: it is loaded once, too."""
-    return _commit(Path(__file__).parents[2])
-
-
-def _commit(checkout: Path) -> str | None:
+@functools.cache  # asked for once: the code is loaded once, too
+def commit(checkout: Path) -> str | None:
     """The commit that a checkout is at, with a + behind it where tracked files have changed since; None elsewhere."""
 
     def git(*command: str) -> str:
@@ -244,10 +235,3 @@ def _commit(checkout: Path) -> str | None:
         return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
     except (OSError, subprocess.CalledProcessError):  # there is no git, or no repository
         return None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -19,6 +19,7 @@ from tokencutseg.data.source import DataSource, open_source
 from tokencutseg.experiments.pipeline import Pipeline
 from tokencutseg.experiments.runs import ENVIRONMENT, RunStore, environment
 from tokencutseg.files import CHECKOUT, atomic_write, write_csv, write_json
+from tokencutseg.models.baselines import BASELINES
 from tokencutseg.models.checkpoint import CONFIG
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class Study(Pipeline):
         Raises ConfigError and DataError, each in one sentence.
         """
         config = configure(preset, recipe, seed, overrides)
-        if {"evaluation.rivals", "ablation.baselines"} & set(overrides or {}):
-            _check_methods(config)
+        _check_methods(config)
         if data:
             data = str(resolve(data)) if isinstance(data, str | Path) else [str(resolve(one)) for one in data]
         return cls(config, open_source(data, config), resolve(results), hardware, training, data)
@@ -89,7 +89,8 @@ class Study(Pipeline):
     def figure(self, name: str, figure: Figure) -> Figure:
         """Write figures/<name>.pdf and .png and return the figure."""
         (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-        for suffix, options in {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": 150}}.items():
+        formats: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": 150}}
+        for suffix, options in formats.items():
             with atomic_write(self.folder / "figures" / f"{name}.{suffix}") as file:
                 figure.savefig(file, format=suffix, **options)
         return figure
@@ -98,8 +99,9 @@ class Study(Pipeline):
 def resolve(path: str | Path) -> Path:
     """A relative path is one in the current folder, or in the checkout when the current folder is its notebooks/:
     a notebook opened by hand then finds the data and results that the commands find."""
-    inside = CHECKOUT is not None and Path.cwd().is_relative_to(CHECKOUT / "notebooks")
-    return ((CHECKOUT if inside else Path.cwd()) / path).resolve()
+    if CHECKOUT is not None and Path.cwd().is_relative_to(CHECKOUT / "notebooks"):
+        return (CHECKOUT / path).resolve()
+    return Path(path).resolve()
 
 
 def study_name(config: Config, source_name: str) -> str:
@@ -121,11 +123,7 @@ def study_name(config: Config, source_name: str) -> str:
 
 def _check_methods(config: Config) -> None:
     """Raise ConfigError for a method that the tables are to hold and nobody knows."""
-    from tokencutseg.models.baselines import BASELINES
-
-    for setting, known in (
-        ("evaluation.rivals", ["otsu", *BASELINES, *RECIPES]),
-        ("ablation.baselines", ["otsu", *BASELINES]),
-    ):
-        if unknown := [name for name in config.value(setting) if name not in known]:
-            raise ConfigError(f"{setting} names {unknown[0]!r}. Known: {', '.join(known)}")
+    known = ["otsu", *BASELINES]
+    for setting, names in (("evaluation.rivals", [*known, *RECIPES]), ("ablation.baselines", known)):
+        if unknown := [name for name in config.value(setting) if name not in names]:
+            raise ConfigError(f"{setting} names {unknown[0]!r}. Known: {', '.join(names)}")

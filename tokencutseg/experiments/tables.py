@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from tokencutseg.data.audit import between, both_ways, learnt_pairs, overlaps, pool_pairs
+from tokencutseg.data.audit import between, both_ways, learnt_pairs, pool_pairs
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.evaluation.codebook import codebook_table
@@ -216,7 +216,9 @@ def budgets(study: Study) -> pd.DataFrame:
     for (train, method), last in main_trainings(study).items():
         for training in (*study.parents(last).values(), last) if last.baseline != "otsu" else ():
             run = study.run(training)
-            unlabelled = not training.supervised and getattr(training.config, training.stage).images == "unlabelled"
+            unlabelled = (
+                training.section != "segmentation" and getattr(training.config, training.stage).images == "unlabelled"
+            )
             row = {"train": train, "method": method, "recipe": _recipe(last), "stage": training.stage}
             row["data"] = "unlabelled" if unlabelled else train
             rows.append(row | {name: run.metrics.get(name) for name in costs} | {"runs": run.id})
@@ -328,7 +330,7 @@ def leakage(study: Study) -> pd.DataFrame:
     """
     source, settings = study.source, study.config
     sets = {(name, split): source.load(name, split) for name, splits in source.datasets.items() for split in splits}
-    found, results, records = both_ways(overlaps(sets)), available_rows(study), main_records(study)
+    found, results, records = both_ways(source.overlaps), available_rows(study), main_records(study)
 
     def rows(one: str, two: str, pairs: pd.DataFrame, scores: pd.DataFrame | None = None) -> pd.DataFrame:
         counts = {kind.replace(" ", "_"): int((pairs["kind"] == kind).sum()) for kind in KINDS}

@@ -131,7 +131,7 @@ def build_explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequenc
     built = [PANELS[name][1](view) for name in names]
     shown = [w.VBox([_row(*controls), w.HTML(), w.HTML()]) for controls, _ in built]
     tabs = w.Tab(shown, titles=[PANELS[name][0] for name in names], selected_index=0)
-    tabs.layout = w.Layout(flex="1 1 560px", min_width="0")
+    tabs.layout = w.Layout(flex="1 1 420px", min_width="0")
     chooser, draw_chooser = _chooser(view, names != ["cut"])
 
     def draw(_: Any = None) -> None:
@@ -149,7 +149,7 @@ def build_explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequenc
 
 def _chooser(view: View, with_tokens: bool) -> tuple[w.Widget, Callable[[], None]]:
     """The image, and the map of its tokens to click; by keyboard a token is chosen with the two sliders alone."""
-    upload = w.FileUpload(accept="image/*", description="your own image", layout=w.Layout(width="150px"))
+    upload = w.FileUpload(accept="image/*", description="own image", layout=w.Layout(width="150px"))
     back, picture = w.Button(description="back to the set", layout=w.Layout(width="130px")), w.HTML()
     (H, W), colours = view.grid, [mpl.colors.to_hex(colour) for colour in code_colours(view.codebook_size).colors]
     size = f"{max(14, 320 // W)}px"
@@ -263,7 +263,7 @@ def _prediction(view: View) -> Panel:
 
 
 def _attention(view: View) -> Panel:
-    layers, heads = len(view.model.masked_gpt.blocks), view.model.config.masked_gpt.n_head
+    layers, heads = len(view.model.masked_gpt.blocks), view.model.masked_gpt.config.n_head
     block = view.slider(w.IntSlider, layers, 1, layers, description="block")
     options = [("mean of all", slice(None)), *((str(i + 1), slice(i, i + 1)) for i in range(heads))]
     head = view.watch(w.Dropdown(options=options, description="head"))
@@ -294,21 +294,20 @@ def _cut(view: View) -> Panel:
     def draw() -> tuple[str, list[str]]:
         tokens, pixels = queries.cut(view.model, view.image, radius.value)
         mask, shown, legend = pixels > threshold.value, view.image, [(YELLOW, "prediction")]
+        text = f"Trained with a radius of {own} cells. Predicted lesion: {mask.float().mean():.0%} of the image."
         errors.layout.display = "none" if view.mask is None else ""
         if view.mask is not None:
-            legend.append((WHITE, "reference"))
-            for wrong, colour, name in (
-                (view.mask & ~mask, BLUE, "missed"),
-                (mask & ~view.mask, VERMILION, "skin taken for lesion"),
-            ):
-                if errors.value:
+            record = score(mask[None], view.mask[None], ["shown"], boundary=False).iloc[0]
+            text += f" Lesion IoU {record.iou:.3f}, Dice {record.dice:.3f}."
+            if errors.value:
+                for wrong, colour in ((view.mask & ~mask, BLUE), (mask & ~view.mask, VERMILION)):
                     shown = torch.where(wrong, 0.4 * shown + 0.6 * _rgb(colour), shown)
-                    legend.append((colour, name))
-            shown = _outlined(shown, view.mask, WHITE)
-        return f"The model was trained with a radius of {own} cells. {_scores(mask, view.mask)}", [
+                legend += [(BLUE, "missed"), (VERMILION, "skin taken for lesion")]
+            shown, legend = _outlined(shown, view.mask, WHITE), [*legend, (WHITE, "reference")]
+        return text, [
             _figure("P(lesion) at the tokens", _map(tokens), scale=(0, 1)),
             _figure("P(lesion) at the pixels", _map(pixels), scale=(0, 1)),
-            _figure("the mask above the threshold", _outlined(shown, mask, YELLOW), 2 * SIDE, legend=legend),
+            _figure("the mask above the threshold", _outlined(shown, mask, YELLOW), 3 * SIDE // 2, legend=legend),
         ]
 
     return [radius, threshold, errors], draw
@@ -316,7 +315,7 @@ def _cut(view: View) -> Panel:
 
 PANELS: dict[str, tuple[str, Callable[[View], Panel]]] = {
     "codes": ("Codes", _codes),
-    "prediction": ("Masked-token prediction", _prediction),
+    "prediction": ("Masked tokens", _prediction),
     "attention": ("Attention", _attention),
     "cut": ("Cut and mask", _cut),
 }
@@ -344,10 +343,9 @@ def _figure(caption: str, picture: Tensor, side: int = SIDE, scale: Sequence[flo
         stops = ",".join(mpl.colors.to_hex(mpl.colormaps[SEQUENTIAL](i / 8)) for i in range(9))
         bar = f"<span style='flex:1;margin:3px 4px;height:10px;background:linear-gradient(to right,{stops})'></span>"
         below = f"<span style='display:flex'>{scale[0]:.3g}{bar}{scale[1]:.3g}</span>"
-    return (
-        f'<figure style="margin:0;width:{side}px;line-height:1.4;font-size:12px"><figcaption>{escape(caption)}'
-        f'</figcaption><img alt="{escape(caption)}" width="{side}" src="data:image/png;base64,{data}">{below}</figure>'
-    )
+    style, alt = f"margin:0;width:{side}px;max-width:100%;line-height:1.4;font-size:12px", escape(caption)
+    img = f'<img alt="{alt}" width="100%" src="data:image/png;base64,{data}">'
+    return f'<figure style="{style}"><figcaption>{alt}</figcaption>{img}{below}</figure>'
 
 
 def _rgb(colour: str) -> Tensor:
@@ -363,12 +361,3 @@ def _outlined(image: Tensor, mask: Tensor, colour: str) -> Tensor:
     """The image (3, S, S) with the inner border, one pixel wide, of a mask (S, S) bool."""
     outside = F.max_pool2d((~mask)[None].float(), 3, 1, 1)[0] > 0
     return torch.where(mask & outside, _rgb(colour), image)
-
-
-def _scores(mask: Tensor, reference: Tensor | None) -> str:
-    """A predicted mask (S, S) bool in numbers."""
-    share = f"{mask.float().mean():.0%} of the image is predicted to be lesion."
-    if reference is None:
-        return f"{share} There is no reference mask."
-    record = score(mask[None], reference[None], ["shown"], boundary=False).iloc[0]
-    return f"{share} Lesion IoU {record.iou:.3f}, Dice {record.dice:.3f}."

@@ -40,11 +40,6 @@ class TokenizedSet:
     regions: Tensor | None
     """(N, H, W) int64, index into `REGIONS`; None for images without masks."""
 
-    @property
-    def cell(self) -> int:
-        """f, in pixels."""
-        return self.images.shape[-1] // self.tokens.shape[-1]
-
 
 @torch.no_grad()
 def tokenize_set(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> TokenizedSet:
@@ -54,15 +49,11 @@ def tokenize_set(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Tokeni
         latents = vqgan.encode(vqgan.normalise(chunk.float() / 255)).latents
         tokens.append(vqgan.quantize(latents).tokens)
         distances.append((latents - vqgan.quantize.lookup(tokens[-1])).norm(dim=1))
-    grid = tuple(tokens[0].shape[1:])
-    regions = None if images.masks is None else regions_of(images.masks, grid)
+    regions = None
+    if images.masks is not None:
+        share = downsample_mask(images.masks, tuple(tokens[0].shape[1:]))
+        regions = (share >= 0.1).long() + (share > 0.9).long()
     return TokenizedSet(images.images, torch.cat(tokens), torch.cat(distances), regions)
-
-
-def regions_of(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Masks (N, S, S) → where each cell lies, (N, H, W) int64 index into `REGIONS`."""
-    share = downsample_mask(masks, grid)
-    return (share >= 0.1).long() + (share > 0.9).long()
 
 
 def code_region_table(tokenized: TokenizedSet, codebook_size: int) -> pd.DataFrame:
@@ -98,9 +89,9 @@ def ranking_sentence(table: pd.DataFrame, region: str) -> str:
         return "No code has enough cells for a ranking on these images."
     best, most = ranked.iloc[0], int((ranked[region] > 0.5).sum())
     return (
-        f"Code {best.code:.0f} lies on {region} most often: {best[region]:.0%} of its {best.cells:.0f} cells, "
-        f"{best.ratio:.1f} times the share of all cells. Of {len(ranked)} common codes, {most} "
-        f"{'lies' if most == 1 else 'lie'} there with more than half of their cells."
+        f"Most on {region}: code {best.code:.0f}, with {best[region]:.0%} of its {best.cells:.0f} cells, "
+        f"{best.ratio:.1f} times the share of all cells. Common codes with more than half of their cells there: {most} "
+        f"of {len(ranked)}."
     )
 
 
@@ -112,7 +103,8 @@ def code_patches(tokenized: TokenizedSet, code: int, count: int = 24, around: in
     where = (tokenized.tokens == code).nonzero()  # (n, 3): image, row, column
     distances = tokenized.distances[tuple(where.T)]
     order = distances.argsort(stable=True)[:count]
-    f, margin = tokenized.cell, around * tokenized.cell
+    f = tokenized.images.shape[-1] // tokenized.tokens.shape[-1]
+    margin = around * f
     patches = [torch.zeros(0, 3, f + 2 * margin, f + 2 * margin)]
     for n, y, x in where[order].tolist():
         padded = F.pad(tokenized.images[n].float()[None], (margin,) * 4, mode="replicate")

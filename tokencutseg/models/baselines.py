@@ -83,10 +83,9 @@ def declaration(name: str) -> dict[str, Any]:
 class Baseline(SegmentationModel):
     """The baseline `name`: RGB in [0, 1] (B, 3, S, S) of any size → logits (B, 2, S, S), 1 is lesion.
 
-    Normalisation (ImageNet's mean and standard deviation) belongs to the module. Sides that `STRIDE` does not divide
-    are padded by repeating the edge, equally on both sides, and the logits are cropped; so are sides below 2·`STRIDE`,
-    since BatchNorm needs a deepest map of more than one cell. `pretrained` False leaves out ImageNet weights;
-    `initialisation` says what the network starts from. Raises ConfigError for a name that is not in `BASELINES`.
+    Sides that `STRIDE` does not divide are padded by repeating the edge, equally on both sides, and the logits are
+    cropped; so are sides below 2·`STRIDE`, since BatchNorm needs a deepest map of more than one cell. `initialisation`
+    says what the network starts from. Raises ConfigError for a name that is not in `BASELINES`.
     """
 
     def __init__(self, name: str, config: Config, pretrained: bool = True) -> None:
@@ -165,13 +164,8 @@ def otsu(images: Tensor) -> Tensor:
     Blue channel, in which lesions stand out most; Gaussian blur against hairs (σ 1.5 % of the side); Otsu's threshold
     (1979) of the pixels in the inscribed disc, so that the dermoscope's dark corners have no part in it; darker is
     lesion. Of the connected components the one that weighs most under a centred Gaussian window (σ a quarter of the
-    side) is kept, so that a dark corner does not win by its size, and its holes are filled.
-
-    Args:
-        images: (B, 3, S, S) float RGB in [0, 1].
-
-    Returns:
-        (B, S, S) bool, on the images' device.
+    side) is kept, so that a dark corner does not win by its size, and its holes are filled. RGB in [0, 1] (B, 3, S, S)
+    → (B, S, S) bool.
     """
     size = images.shape[-1]
     y, x = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")

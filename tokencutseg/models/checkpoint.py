@@ -74,7 +74,8 @@ def load(path: str | Path = PRETRAINED) -> nn.Module:
     config, state = Config.from_dict(about["config"]), load_file(folder / WEIGHTS)
     model = build(about["stage"], config, about.get("name"), pretrained=False)
     if about["stage"] == "masked_gpt":
-        state = model.state_dict() | state  # the head and the up-sampler are not trained yet
+        untrained = {key: value for key, value in model.state_dict().items() if not key.startswith(PRETRAINED_PARTS)}
+        state |= untrained  # the head and the up-sampler
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -63,7 +63,8 @@ class GridGraph:
         for dy, dx in self.offsets:
             self.kernel[0, 0, dy + self.reach[0], dx + self.reach[1]] = 1
         ones = reference.new_ones(1, 1, H, W)
-        self.degree = self._adjacent(ones) if features is None else self.weights.sum(1, keepdim=True)  # (1|B, 1, H, W)
+        weights = self.weights
+        self.degree = self._adjacent(ones) if weights is None else weights.sum(1, keepdim=True)  # (1|B, 1, H, W)
         self.scale = self.degree.rsqrt()
 
     def propagate(self, x: Tensor) -> Tensor:

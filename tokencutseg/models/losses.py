@@ -91,20 +91,14 @@ def dice_loss(probabilities: Tensor, target: Tensor, class_weighted: bool) -> Te
 
 
 def segmentation_loss(
-    logits: Tensor,
-    probabilities: Tensor,
-    target: Tensor,
-    loss_input: str,
-    class_weighted: bool,
-    cross_entropy_weight: float,
+    logits: Tensor, probabilities: Tensor, target: Tensor, loss_input: str, class_weighted: bool, ce_weight: float
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy (already weighted) and Dice, for (B, C, S, S) scores and (B, S, S) int64 classes.
 
     loss_input "probabilities" (released) feeds softmax outputs to a cross-entropy that applies softmax once more.
     """
     scores = probabilities if loss_input == "probabilities" else logits
-    cross_entropy = F.cross_entropy(scores, target)
-    return cross_entropy_weight * cross_entropy, dice_loss(probabilities, target, class_weighted)
+    return ce_weight * F.cross_entropy(scores, target), dice_loss(probabilities, target, class_weighted)
 
 
 def masked_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

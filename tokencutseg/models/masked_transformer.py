@@ -25,12 +25,9 @@ class Block(nn.Module):
         super().__init__()
         C = config.d_model
         self.n_head, self.dropout, self.pre_norm = config.n_head, config.dropout, config.norm == "pre"
-        self.qkv = nn.Linear(C, 3 * C)
-        self.out = nn.Linear(C, C)
-        self.norm1 = nn.LayerNorm(C, eps=1e-12)
-        self.fc1 = nn.Linear(C, 4 * C)
-        self.fc2 = nn.Linear(4 * C, C)
-        self.norm2 = nn.LayerNorm(C, eps=1e-12)
+        self.qkv, self.out = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.norm1, self.norm2 = nn.LayerNorm(C, eps=1e-12), nn.LayerNorm(C, eps=1e-12)
+        self.fc1, self.fc2 = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,10 +55,7 @@ class Block(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """The unused BERT MLM head of the released code, tied to the token embedding; nothing trains it.
-
-    It is kept so that the released checkpoints can be read and written back.
-    """
+    """The unused BERT MLM head of the released code, tied to the token embedding: never trained, kept for its files."""
 
     def __init__(self, d_model: int, vocabulary: int) -> None:
         super().__init__()
@@ -117,8 +111,7 @@ class MaskedTransformer(nn.Module):
         self, tokens: Tensor, vectors: Tensor | None = None, mask: Tensor | None = None, grid: Grid | None = None
     ) -> list[Tensor]:
         """The embedding, each block's output, and the final features: n_layer + 2 tensors (B, T, C)."""
-        x = self.embed(tokens, vectors, mask, grid)
-        states = [x]
+        states = [self.embed(tokens, vectors, mask, grid)]
         for block in self.blocks:
             states.append(block(states[-1]))
         return [*states, self.final_norm(states[-1])]

@@ -145,7 +145,7 @@ class TokenCutSeg(SegmentationModel):
         An encoder that was pretrained with the transformer encodes the image with the masked patches blanked.
         """
         tokens, encoding = self.encode_to_tokens(images) if encoded is None else encoded
-        if self.config.masked_gpt.trains_encoder:
+        if self.encoder is not None and self.config.masked_gpt.trains_encoder:
             visible = (~mask).view(-1, 1, *tokens.shape[1:]).to(images.dtype)
             encoding = self.encoder.encode(self.vqgan.normalise(images) * F.interpolate(visible, images.shape[-2:]))
         return tokens, self.masked_gpt.lm_head(self.transformer_features(tokens, encoding, mask))

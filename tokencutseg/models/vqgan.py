@@ -21,7 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Quantized(NamedTuple):
-    """What the quantizer returns: `vectors` (B, D, H, W), `tokens` (B, H, W) int64, `commitment_loss` scalar."""
+    """Of the quantizer: `vectors` (B, D, H, W), `tokens` (B, H, W) int64, `commitment_loss` scalar."""
 
     vectors: Tensor
     tokens: Tensor

@@ -45,7 +45,7 @@ def dot_interval(
     plot = plot.add(so.Dot(pointsize=5), so.Dodge(), **quiet)
     if crosses:
         plot = plot.add(so.Dot(marker="x", color="black", stroke=1.5), so.Dodge(), x=crosses, **quiet)
-    if series:
+    if shown:
         colours, markers = ({name: look[i] for name, look in shown.items()} for i in (1, 2))
         plot = plot.scale(color=colours, marker=markers)
     else:

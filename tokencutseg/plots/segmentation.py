@@ -118,7 +118,7 @@ def predictions(
     """
     figure, axes = st.make_figure(len(images), 5, 1.5, title="Test images, from tokens to masks")
     lesion = segmentation.assignments[..., 1].unflatten(1, _grid(segmentation.tokens))
-    probability = {"cmap": st.SEQUENTIAL, "vmin": 0, "vmax": 1}
+    probability: dict[str, Any] = {"cmap": st.SEQUENTIAL, "vmin": 0, "vmax": 1}
     for i, row in enumerate(axes):
         names = ("image", "tokens", "P(lesion), tokens", "P(lesion), pixels") if i == 0 else ("",) * 4
         st.show_image(row[0], images[i], names[0])

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 
 import papermill
@@ -17,13 +18,16 @@ import papermill
 def _end_with_parent() -> None:
     os.read(sys.stdin.fileno(), 1)  # unbuffered: a lock held by this thread would stop the interpreter from exiting
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(15)  # more than a kernel needs to shut down; one that hangs ends when its parent is gone
+    os._exit(1)
 
 
 def _describe(error: Exception) -> str:
     if type(error).__name__ == "DeadKernelError":
         return "the kernel died (killed, or out of memory)"
-    failed = isinstance(error, papermill.PapermillExecutionError)
-    return f"{error.ename}: {error.evalue}" if failed else f"{type(error).__name__}: {error}"
+    if isinstance(error, papermill.PapermillExecutionError):
+        return f"{error.ename}: {error.evalue}"
+    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

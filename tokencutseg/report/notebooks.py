@@ -43,7 +43,7 @@ def find_notebooks(folder: Path | None = None, only: Iterable[str] = ()) -> list
     """
     if folder is None and CHECKOUT is None:
         raise RunError("the notebooks do not come with the installed package; clone the repository, or use --notebooks")
-    folder, only = folder or CHECKOUT / "notebooks", set(only)
+    folder, only = folder or Path(f"{CHECKOUT}/notebooks"), set(only)
     notebooks = sorted(folder.absolute().glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
         raise RunError(f"no notebooks named NN_….ipynb in {folder}; give their folder with --notebooks")
@@ -120,11 +120,12 @@ def run_notebooks(
             return None
         say(f"{name}: started")
         started = time.monotonic()
-        job = {"input_path": _literal(notebook), "output_path": _literal(partial), "parameters": parameters}
-        job |= {"cwd": str(CHECKOUT or notebook.parent), "execution_timeout": timeout}
+        job: dict[str, Any] = {"input_path": _literal(notebook), "output_path": _literal(partial)}
+        job |= {"parameters": parameters, "cwd": str(CHECKOUT or notebook.parent), "execution_timeout": timeout}
         command = [sys.executable, "-m", "tokencutseg.report.execute", json.dumps(job)]
-        options = {"stdin": alive, "stdout": subprocess.PIPE, "text": True, "cwd": job["cwd"], "env": environment}
-        with log.open("w") as errors, subprocess.Popen(command, stderr=errors, **options) as process:
+        options: dict[str, Any] = {"stdin": alive, "stdout": subprocess.PIPE, "text": True, "env": environment}
+        with log.open("w") as errors, subprocess.Popen(command, stderr=errors, cwd=job["cwd"], **options) as process:
+            assert process.stdout is not None
             for line in process.stdout:
                 if line == "cell\n":
                     cells += 1
@@ -194,7 +195,7 @@ def _code(notebook: Path) -> list[str]:
 
 
 def _kernel_environment(private: Path, threads: int) -> dict[str, str]:
-    """The environment in which kernels are this interpreter, without the user's start-up files and without widgets.
+    """The environment in which kernels are this interpreter, without the user's start-up files, and show figures.
 
     A kernel `python3` that the user has registered elsewhere would come before our own otherwise.
     """
@@ -203,9 +204,9 @@ def _kernel_environment(private: Path, threads: int) -> dict[str, str]:
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     write_json({"argv": argv, "display_name": "Python 3", "language": "python"}, spec)
     environment = {"OMP_NUM_THREADS": str(max(1, threads)), **os.environ}
-    environment.pop("MPLBACKEND", None)  # left to IPython, which shows figures
-    private_paths = {"JUPYTER_PATH": str(private), "IPYTHONDIR": str(private / "ipython")}
-    return environment | private_paths | {"TOKENCUTSEG_HEADLESS": "1"}  # of `explore.widgets`: no widgets
+    environment.pop("MPLBACKEND", None)  # left to IPython
+    own = {"JUPYTER_PATH": str(private), "IPYTHONDIR": str(private / "ipython"), "TOKENCUTSEG_HEADLESS": "1"}
+    return environment | own
 
 
 def _keys(notebooks: Sequence[Path], common: Any) -> dict[Path, str]:

@@ -64,9 +64,9 @@ class StageModule(pl.LightningModule):
         """The loss of one batch, or None where the optimizers were stepped by hand."""
         raise NotImplementedError
 
-    def log_metrics(self, **metrics: Tensor | float) -> None:
-        """Log scalars of a training step, as means over the epoch."""
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+    def log_metrics(self, metrics: dict[str, Tensor | float], images: int = 1) -> None:
+        """Log scalars as means over the epoch, weighted by the batch's `images` in validation."""
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=images, sync_dist=True)
 
     def total_steps(self) -> int:
         return self.trainer.max_epochs * self.steps_per_epoch
@@ -112,7 +112,7 @@ class VQGANModule(StageModule):
         if self.perceptual is not None and step % c.perceptual_every == 0:
             perceptual = self.perceptual(x, reconstruction)
             loss = loss + c.perceptual_weight * c.perceptual_every * perceptual
-            self.log_metrics(train_perceptual=perceptual)
+            self.log_metrics({"train_perceptual": perceptual})
         if adversarial:
             self.discriminator.requires_grad_(False)
             loss = loss + c.disc_weight * generator_loss(self.discriminator(reconstruction), c.clamped_adversary)
@@ -124,12 +124,12 @@ class VQGANModule(StageModule):
             # the released ramp follows Lightning's global step, which counts both optimizers
             loss = discriminator_loss(real, fake, c.clamped_adversary, 2 * (step - c.disc_start))
             self.backward_and_step(discriminator, loss, self.discriminator)
-            self.log_metrics(train_discriminator=loss)
+            self.log_metrics({"train_discriminator": loss})
         if c.stepping_schedule:
             schedules = self.lr_schedulers()
             for schedule in schedules if adversarial else schedules[:1]:
                 schedule.step()
-        self.log_metrics(train_reconstruction=l1, train_commitment=quantized.commitment_loss)
+        self.log_metrics({"train_reconstruction": l1, "train_commitment": quantized.commitment_loss})
         self.step += 1
 
     def backward_and_step(self, optimizer: Any, loss: Tensor, module: nn.Module) -> None:
@@ -145,13 +145,13 @@ class VQGANModule(StageModule):
         reconstruction, quantized = self.vqgan(self.vqgan.normalise(images))
         difference = self.vqgan.denormalise(reconstruction).clamp(0, 1) - images
         metrics = {"validation_l1": difference.abs().mean(), "validation_mse": difference.square().mean()}
-        self.log_dict(metrics, batch_size=len(images), sync_dist=True)
+        self.log_metrics(metrics, len(images))
         self._validation_tokens.append(quantized.tokens.cpu())
 
     def on_validation_epoch_end(self) -> None:
         summary = codebook_summary(torch.cat(self._validation_tokens), self.config.codebook_size)
         self._validation_tokens.clear()
-        self.log_dict({f"validation_{name}": summary[name] for name in ("usage", "perplexity")}, sync_dist=True)
+        self.log_metrics({f"validation_{name}": summary[name] for name in ("usage", "perplexity")})
 
     def configure_optimizers(self) -> Any:
         optimizers = [
@@ -172,15 +172,9 @@ class MaskedGPTModule(StageModule):
         super().__init__(config.seed)
         self.config, self.model = config.masked_gpt, model
         model.requires_grad_(False)
-        for part in self.trained_parts:
-            part.requires_grad_(True)
-
-    @property
-    def trained_parts(self) -> list[nn.Module]:
-        return [self.model.masked_gpt] + ([self.model.encoder] if self.config.trains_encoder else [])
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        return [p for part in self.trained_parts for p in part.parameters()]
+        model.masked_gpt.requires_grad_(True)
+        if model.encoder is not None and self.config.trains_encoder:
+            model.encoder.requires_grad_(True)
 
     def train(self, mode: bool = True) -> MaskedGPTModule:
         super().train(mode)
@@ -191,19 +185,18 @@ class MaskedGPTModule(StageModule):
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         images, _ = self.augment(batch["images"], None, generator)
         loss, accuracy = self._masked_loss(images, token_mask_for(self.model, images, generator))
-        self.log_metrics(train_loss=loss, train_accuracy=accuracy)
+        self.log_metrics({"train_loss": loss, "train_accuracy": accuracy})
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         images = batch["images"]
         mask = token_mask_for(self.model, images, torch.Generator().manual_seed(batch_index))  # same in every epoch
         loss, accuracy = self._masked_loss(images, mask)
-        metrics = {"validation_loss": loss, "validation_accuracy": accuracy}
-        self.log_dict(metrics, batch_size=len(images), sync_dist=True)
+        self.log_metrics({"validation_loss": loss, "validation_accuracy": accuracy}, len(images))
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
         if self.config.trains_encoder:  # the loss of blanked images has steep gradients at times
-            self.clip(self.trained_parameters())
+            self.clip(p for p in self.model.parameters() if p.requires_grad)
 
     def _masked_loss(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         tokens, logits = self.model.predict_masked(images, mask)
@@ -211,10 +204,8 @@ class MaskedGPTModule(StageModule):
         return masked_token_loss(logits, flat, mask), (logits.argmax(-1) == flat)[mask].float().mean()
 
     def configure_optimizers(self) -> Any:
-        c = self.config
-        optimizer = torch.optim.AdamW(
-            self.trained_parameters(), c.learning_rate, betas=BETAS, weight_decay=c.weight_decay, fused=True
-        )
+        c, learning = self.config, [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learning, c.learning_rate, BETAS, weight_decay=c.weight_decay, fused=True)
         return [optimizer], [{"scheduler": cosine_with_warmup(optimizer, self.total_steps()), "interval": "step"}]
 
 
@@ -247,12 +238,11 @@ class SegmenterModule(StageModule):
         weight = self.self_training_weight(self.trainer.global_step)
         if weight > 0:
             terms["self_training"] = weight * self.self_training_loss(len(images), generator)
-        self.log_metrics(**{f"train_{name}": value for name, value in terms.items()})
+        self.log_metrics({f"train_{name}": value for name, value in terms.items()})
         return sum(terms.values())
 
     def self_training_weight(self, step: int) -> float:
-        """Zero for the first tenth of the training, when the teacher knows nothing yet; then it rises over three
-        tenths."""
+        """Zero for the first tenth of the training, while the teacher is poor; then it rises over three tenths."""
         if self.unlabelled is None:
             return 0.0
         return self.config.self_training_weight * min(1.0, max(0.0, (step / self.total_steps() - 0.1) / 0.3))
@@ -260,6 +250,7 @@ class SegmenterModule(StageModule):
     def self_training_loss(self, labelled: int, generator: torch.Generator) -> Tensor:
         """The loss on half as many unlabelled images as there are `labelled` ones in the batch, warped and recoloured,
         against the teacher's masks of the plain images."""
+        assert self.unlabelled is not None, "self-training needs unlabelled images"
         count = max(1, labelled // 2)
         chosen = torch.randint(len(self.unlabelled), (count,), generator=generator)
         images = load_batch(self.unlabelled, chosen)["images"].to(self.device)
@@ -278,9 +269,8 @@ class SegmenterModule(StageModule):
         return self._supervised(logits, logits.softmax(1), masks, "logits")
 
     def _supervised(self, logits: Tensor, probabilities: Tensor, masks: Tensor, kind: str) -> dict[str, Tensor]:
-        cross_entropy, dice = segmentation_loss(
-            logits, probabilities, masks, kind, self.config.class_weighted_dice, self.config.cross_entropy_weight
-        )
+        weights = self.config.class_weighted_dice, self.config.cross_entropy_weight
+        cross_entropy, dice = segmentation_loss(logits, probabilities, masks, kind, *weights)
         return {"cross_entropy": cross_entropy, "dice": dice}
 
     def lr_scale(self, parameter: str) -> float:
@@ -297,18 +287,16 @@ class SegmenterModule(StageModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         probabilities, masks = self.eval_model.probabilities(batch["images"]).float(), batch["masks"]
         loss = F.nll_loss(probabilities.clamp(min=1e-6).log(), masks)
-        self.log("validation_cross_entropy", loss, batch_size=len(masks), sync_dist=True)
+        self.log_metrics({"validation_cross_entropy": loss}, len(masks))
         ids = [f"{batch_index}-{i}" for i in range(len(masks))]
         self._records.append(score(probabilities.argmax(1), masks, ids, boundary=False))
 
     def on_validation_epoch_end(self) -> None:
         records = pd.concat(self._records)
         self._records.clear()
-        scores = {
-            f"validation_{reduction}_iou": summarise(records, reduction, "iou", draws=1).mean
-            for reduction in sorted({"per_image", "micro_two_class", self.reduction})
-        }
-        self.log_dict(scores, sync_dist=True)
+        for reduction in sorted({"per_image", "micro_two_class", self.reduction}):
+            iou = summarise(records, reduction, "iou", draws=1).mean
+            self.log_metrics({f"validation_{reduction}_iou": iou})
 
     @property
     def monitor(self) -> str:
@@ -317,20 +305,13 @@ class SegmenterModule(StageModule):
 
     def configure_optimizers(self) -> Any:
         c = self.config
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
         for name, p in self.model.named_parameters():
             if p.requires_grad:
-                decays = p.ndim > 1 or c.schedule == "cosine"
-                groups.setdefault((self.lr_scale(name), decays), []).append(p)
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": group, "lr": scale * c.learning_rate, "weight_decay": c.weight_decay * decays}
-                for (scale, decays), group in groups.items()
-            ],
-            c.learning_rate,
-            betas=BETAS,
-            fused=True,
-        )
+                scale, decays = self.lr_scale(name), p.ndim > 1 or c.schedule == "cosine"
+                options = {"params": [], "lr": scale * c.learning_rate, "weight_decay": c.weight_decay * decays}
+                groups.setdefault((scale, decays), options)["params"].append(p)
+        optimizer = torch.optim.AdamW(list(groups.values()), c.learning_rate, BETAS, fused=True)
         if c.schedule == "cosine":  # released: once an epoch, down to a tenth of each group's rate
             schedule = cosine_with_warmup(optimizer, self.trainer.max_epochs, warmup=0, min_ratio=0.1)
             return [optimizer], [{"scheduler": schedule, "interval": "epoch"}]

@@ -1,0 +1,166 @@
+"""Which trainings run, in which order, and that workers that die cost nothing but an epoch."""
+
+import itertools
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from tokencutseg.config import ConfigError
+from tokencutseg.experiments import engine
+from tokencutseg.experiments.ablations import run_ablation
+from tokencutseg.experiments.engine import train_missing
+from tokencutseg.experiments.runs import Run
+from tokencutseg.experiments.study import Study
+
+TEST, OTHER = ("site_a", "test"), ("site_b", "test")
+SHORT = {
+    "vqgan.perceptual": "none",
+    "data.synthetic_train": 16,
+    "data.synthetic_validation": 4,
+    "data.synthetic_unlabelled": 8,
+    "ablation.codebook_sizes": [4, 8],
+    "ablation.images_per_epoch": 8,
+    "segmentation.epochs": 40,  # long enough to be killed in the middle
+    "masked_gpt.epochs": 2,
+    "vqgan.epochs": 2,
+}
+
+
+def open_study(folder, **options):
+    return Study.open("tiny", results=folder, overrides=SHORT, **options)
+
+
+@pytest.fixture
+def study(tmp_path):
+    return open_study(tmp_path)
+
+
+@pytest.fixture
+def order(study, monkeypatch):
+    """The stages that were trained, in order; nothing is."""
+    found = []
+
+    def run(training):
+        found.append(training.baseline or training.stage)
+        folder = study.store.folder / study.spec(training).id
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text("{}")
+        return Run(folder)
+
+    monkeypatch.setattr(study, "run", run)
+    return found
+
+
+def test_waves(study, order):
+    larger = study.config.override({"vqgan.codebook_size": 32})
+    wanted = [
+        study.method("unet"),
+        study.method("tokencutseg"),
+        study.method("tokencutseg"),
+        study.method("tokencutseg", config=larger),
+        study.method("released"),
+    ]
+    train_missing(study, wanted)
+    assert order == ["vqgan"] * 3 + ["masked_gpt"] * 2 + ["unet"] + ["segmentation"] * 3
+    train_missing(study, wanted)
+    assert len(order) == 9, "they are done"
+
+
+def test_done_parents(study, order):
+    train_missing(study, [study.training("masked_gpt")])
+    assert order == ["vqgan", "masked_gpt"]
+    study.store.training = False
+    train_missing(study, [study.training("segmentation")])
+    assert order == ["vqgan", "masked_gpt"], "a study that does not train"
+    study.store.training = True
+    train_missing(study, [study.training("segmentation")])
+    assert order[2:] == ["segmentation"]
+
+
+def test_scored_on_all_pairs(study, monkeypatch):
+    scored = []
+    monkeypatch.setattr(study, "records", lambda run, *pair: scored.append(pair))
+    monkeypatch.setattr(engine, "_done", lambda *_: bool(scored))
+    train_missing(study, [study.method("otsu", score_on=pairs) for pairs in ((TEST,), (OTHER, TEST))])
+    assert scored == [TEST, OTHER]
+
+
+def test_study_without_data_has_one_job(study):
+    study.data, study.jobs = None, 2
+    with pytest.raises(ConfigError, match="one job"):
+        train_missing(study, [study.method("otsu"), study.method("unet")])
+
+
+def test_missing_cluster(study, monkeypatch):
+    study.dask = "tcp://127.0.0.1:9"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "distributed", None)
+        with pytest.raises(ConfigError, match=r"pip install 'tokencutseg\[cluster\]'"):
+            train_missing(study, [study.training("vqgan")])
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(engine, "CONNECT_SECONDS", 1)
+    with pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9"):
+        train_missing(study, [study.training("vqgan")])
+
+
+# ---- workers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The table of one process. All processes compute in one thread: the order of sums is then the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield run_ablation(open_study(tmp_path_factory.mktemp("alone")), "codebook_size")
+        torch.set_num_threads(threads)
+
+
+def kill_in_the_middle(results):
+    """SIGKILL the child process that is training a segmenter, when an epoch is done; gives the segmenter's folder."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for folder in Path(results, "runs").glob("segmentation-*"):
+            if (folder / "history.csv").is_file() and not Run(folder).done:
+                threads = Path("/proc/self/task").glob("*/children")  # each with the processes it started
+                for child in itertools.chain.from_iterable(thread.read_text().split() for thread in threads):
+                    if any(str(folder) in str(file) for file in open_files(child)):  # the lock of the run
+                        os.kill(int(child), signal.SIGKILL)
+                        return folder
+        time.sleep(0.02)
+    raise AssertionError("no worker trained a segmenter")
+
+
+def open_files(process):
+    try:
+        return [link.readlink() for link in Path(f"/proc/{process}/fd").iterdir()]
+    except OSError:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the worker by its open files")
+@pytest.mark.parametrize("where", ["local", "dask"])
+def test_killed_worker(tmp_path, expected, where):
+    """The table is that of one process."""
+    study = open_study(tmp_path)
+    with ExitStack() as stack:
+        if where == "local":
+            study.jobs = 2
+        else:
+            distributed = pytest.importorskip("distributed")  # a scheduler and workers on loopback
+            cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+            study.dask = stack.enter_context(cluster).scheduler_address
+        killer = stack.enter_context(ThreadPoolExecutor(1)).submit(kill_in_the_middle, tmp_path)
+        table = run_ablation(study, "codebook_size")
+        assert Run(killer.result()).done
+    pd.testing.assert_frame_equal(table, expected)
