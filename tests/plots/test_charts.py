@@ -68,7 +68,7 @@ def test_line_band_draws_each_series(axis, scored):
 
 def test_curves_leave_out_what_the_history_lacks(axis):
     history = pd.DataFrame({"epoch": [1, 2, 3], "train_b": [3.0, 2.0, 1.0], "train_a": [1.0, 1.5, 1.2]})
-    curves(axis, history, {"train_a": "A", "train_x": "X", "train_b": "B"}, [style.BLUE, style.RED])
+    curves(axis, history, {"train_a": ("A", style.BLUE), "train_x": ("X", style.SKY), "train_b": ("B", style.RED)})
     drawn = [line for line in axis.lines if len(line.get_xdata())]
     for line, column, colour in zip(drawn, ("train_a", "train_b"), (style.BLUE, style.RED), strict=True):
         np.testing.assert_array_equal(line.get_xydata(), history[["epoch", column]])

@@ -29,7 +29,6 @@ from tokencutseg.plots.segmentation import (
     predictions,
     segmentation_curves,
 )
-from tokencutseg.plots.style import save
 from tokencutseg.plots.tokenizer import (
     code_explorer,
     codebook_embedding,
