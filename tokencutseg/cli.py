@@ -232,10 +232,13 @@ def _train(study: Study, arguments: argparse.Namespace) -> None:
     """Make the tables asked for, or do every training that some table rests on."""
     from tokencutseg.experiments.engine import train_missing
     from tokencutseg.experiments.registry import TABLES, trainings
+    from tokencutseg.plots import ablations
 
     study.jobs, study.dask = arguments.jobs or 1, arguments.dask
     for name in arguments.table:
-        study.table(name, TABLES[name](study))
+        table = study.table(name, TABLES[name](study))
+        if draw := getattr(ablations, name, None):  # the figures of ablations are drawn from the tables of their names
+            study.figure(name, draw(table))
         print(f"{name}: {study.folder / 'tables' / f'{name}.csv'}", flush=True)
     if not arguments.table:
         train_missing(study, trainings(study))

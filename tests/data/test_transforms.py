@@ -47,7 +47,7 @@ def test_shapes_types_and_ranges(B, S, with_masks):
         assert out_masks is None
 
 
-@pytest.mark.parametrize("identity", [Augmentation.none(), Augmentation("released", **dict.fromkeys(STEPS, 0.0))])
+@pytest.mark.parametrize("identity", [Augmentation("none"), Augmentation("released", **dict.fromkeys(STEPS, 0.0))])
 def test_zero_probabilities_are_exactly_the_identity(identity):
     images, masks = batch(8)
     out, out_masks = identity(images, masks, seeded())

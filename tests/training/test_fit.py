@@ -203,7 +203,7 @@ class OneProcess:
 
 def test_self_training_loss_is_the_supervised_one_on_the_teachers_masks():
     module = made("segmentation", unlabelled=True)
-    module.trainer, module.augment = OneProcess(), Augmentation.none()
+    module.trainer, module.augment = OneProcess(), Augmentation("none")
     module.eval()  # the graph module has dropout
     with torch.no_grad():
         for p in module.ema_model.parameters():
