@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from plots.conftest import assert_drawn, rows, scored
 
-from tokencutseg import plots
 from tokencutseg.config import configure
+from tokencutseg.plots import ablations as plots
 from tokencutseg.plots.charts import DIFFERENCE, SCORE
 
 SIZES = {"codebook_size": [16, 64], "usage": [1.0, 0.75], "perplexity": [12.0, 40.0], "psnr": [24.0, 26.0]}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from plots.conftest import assert_drawn, rows, scored, shown
 
-from tokencutseg import plots
 from tokencutseg.data.audit import COLUMNS
 from tokencutseg.data.image_set import ImageSet
+from tokencutseg.plots import evaluation as plots
 from tokencutseg.plots.style import METHODS, REDUCTIONS
 
 

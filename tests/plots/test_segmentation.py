@@ -6,8 +6,8 @@ import pytest
 import torch
 from plots.conftest import H, K, N, shown
 
-from tokencutseg import plots
 from tokencutseg.models.deepcut import GridGraph
+from tokencutseg.plots import segmentation as plots
 from tokencutseg.plots.style import REDUCTIONS
 
 SCORES = np.array([0.4, 0.9, 0.1, 0.7, 0.8])
@@ -26,7 +26,7 @@ def parts(images):
 
 def test_pipeline_shows_what_the_model_computes(images, segmentation):
     offsets = [(0, 0), (0, 1), (1, 0)]
-    figure = plots.pipeline(images.images[:2] / 255, segmentation, K, [*offsets, (0, 2)])  # the last leaves the grid
+    figure = plots.pipeline(images.images[:2] / 255, segmentation, K, [*offsets, (0, 2)])  # the last: outside
     image, tokens, features, assignments, masked = shown(figure.axes)[5:]
     np.testing.assert_allclose(image, images.images[1].permute(1, 2, 0) / 255)
     np.testing.assert_array_equal(tokens.ravel(), segmentation.tokens[1])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from plots.conftest import H, K, shown
 
-from tokencutseg import plots
 from tokencutseg.data.image_set import ImageSet
+from tokencutseg.plots import tokenizer as plots
 
 
 def test_dataset_preview_spaces_images_evenly(images):
