@@ -10,7 +10,7 @@ import sys
 import unicodedata
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from tokencutseg.data.pairing import Found
 
 NEAR = "near duplicate"
 Rows = list[tuple[str, str]]
-Loaders = dict[str, dict[str, Callable[[], ImageSet]]]
+Loaders = Mapping[str, Mapping[str, Callable[[], ImageSet]]]
 
 
 class DataSource:
@@ -272,7 +272,7 @@ def _synthetic_source(config: Config, cache: Path | None) -> DataSource:
     data = config.data
     counts = {"train": data.synthetic_train, "validation": data.synthetic_validation, "test": data.synthetic_test}
     half = data.synthetic_unlabelled // 2
-    loaders: Loaders = {}
+    loaders = {}
     for site, unlabelled in (("site_a", data.synthetic_unlabelled - half), ("site_b", half)):
         there = {split: n for split, n in (counts | {"unlabelled": unlabelled}).items() if n > 0}
         loaders[site] = {split: partial(_drawn, site, split, n, data.image_size, cache) for split, n in there.items()}
