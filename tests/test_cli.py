@@ -374,10 +374,3 @@ def test_segment_replaces_its_own_files_and_no_others(model, tmp_path, capsys, o
     assert run("segment", tmp_path / "in" / "a.png", *command[2:]) == 2
     assert f"{mask} is there already and not from an earlier call" in capsys.readouterr().err
     assert mask.read_text() == "an expert drew this"
-
-
-def test_segment_into_a_file(model, tmp_path, capsys):
-    image_with_lesion(tmp_path / "in" / "a.png")
-    (tmp_path / "file").touch()
-    assert run("segment", tmp_path / "in", "--model", model, "--out", tmp_path / "file") == 2
-    assert "choose another folder with --out" in capsys.readouterr().err

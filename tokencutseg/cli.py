@@ -324,6 +324,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
+    from tokencutseg.data.images import DataError, summed_up
     from tokencutseg.data.source import open_source
     from tokencutseg.plots.evaluation import contact_sheet
     from tokencutseg.report.notebooks import check_writable
@@ -334,8 +335,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     problems = source.check()
     print("\n".join(source.describe()))
     if problems:
-        print(f"{len(problems)} problems:", *problems, sep="\n- ", file=sys.stderr)
-        return FAILED
+        raise DataError(summed_up(problems))
     pairs = [(dataset, split) for dataset, splits in source.datasets.items() for split in splits]
     sets = {pair: source.load(*pair) for pair in pairs}
     shared = source.overlaps

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokencutseg.explore import panels, queries, widgets
+from tokencutseg.explore import panels, widgets
 
 
 def parts(widget):
@@ -69,8 +69,8 @@ def test_every_control_changes_what_is_shown(box):
 def test_one_change_draws_once(box, monkeypatch):
     chooser, tabs = box.children
     calls, tabs.selected_index = [], 2
-    real = queries.attention_map
-    monkeypatch.setattr(queries, "attention_map", lambda *args: calls.append(args) or real(*args))
+    real = panels.attention
+    monkeypatch.setattr(panels, "attention", lambda *args: calls.append(args) or real(*args))
     control(chooser, "image").value += 1
     next(part for part in parts(chooser) if isinstance(part, w.GridBox)).children[6].click()
     assert len(calls) == 2
@@ -96,7 +96,7 @@ def test_a_ranked_code_leads_to_its_image_and_is_the_one_replaced(box, model, im
     assert counts[index] == counts.max() and control(tabs, "code").value == code
     assert f"has {int(counts.sum())} of" in html(tabs) and f"{int(counts.max())} cells here" in html(tabs)
     where, other = tokenized.tokens[index] == code, control(tabs, "by code").value
-    expected = queries.decode_with_replacement(model.vqgan, tokenized.tokens[index], where, other)
+    expected = model.vqgan.detokenize(tokenized.tokens[[index]].masked_fill(where, other))[0]
     shown = torch.tensor(list(pictures(tabs.children[0])[2].resize((32, 32), 0).getdata())).T.view(3, 32, 32)
     inside = torch.zeros(8, 8, dtype=torch.bool)
     inside[1:-1, 1:-1] = True  # the frame is drawn on the rim of a cell
