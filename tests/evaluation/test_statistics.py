@@ -289,7 +289,7 @@ def test_holm_example():
         (lambda records: summarise(records.drop(columns="nsd"), "per_image", "nsd"), "scored without"),
         (lambda records: summary_table(records, ["method"]), "no column 'method'"),
         (lambda records: summary_table(records, [], measures=["jaccard"]), "unknown measure 'jaccard'"),
-        (lambda records: paired_difference(records, records.iloc[1:], "per_image", "iou"), "1 ids only in the first"),
+        (lambda records: paired_difference(records, records.iloc[1:], "per_image", "iou"), "1 ids are on one side only"),
         (lambda records: paired_difference(pd.concat([records] * 2), records, "per_image", "iou"), "occurs twice"),
         (lambda records: seeded_difference([records] * 2, [records]), "2 and 1 trainings"),
         (lambda records: seeded_difference([records], [records.assign(id=records["id"] + "x")]), "different images"),

@@ -77,7 +77,7 @@ def masked_prediction(study: Study) -> pd.DataFrame:
     """Accuracy and loss on masked tokens of the test images, by mask ratio and pattern.
 
     Columns pattern, mask_ratio, accuracy, low, high (95 % interval of the accuracy over images), loss, chance (always
-    predicting the most frequent code), n (masked tokens), runs.
+    predicting the most frequent code), n (masked tokens), runs. A prediction is a code, never the mask token.
     """
     run, images = study.transformer(), study.source.load(study.source.primary, "test")
     model, draws, rows = run.model(), study.config.evaluation.bootstrap_draws, []
@@ -93,7 +93,7 @@ def masked_prediction(study: Study) -> pd.DataFrame:
             mask = sample_token_mask(tuple(known[0].shape), config, generator, ratio=ratio)
             tokens, logits = model.predict_masked(batch, mask, known)
             flat = tokens.flatten(1)
-            hits = (logits.argmax(-1) == flat) & mask
+            hits = (logits[..., : model.masked_gpt.codebook_size].argmax(-1) == flat) & mask
             counts.append(torch.stack([hits.sum(1), ((flat == commonest) & mask).sum(1), mask.sum(1)], 1))
             loss += masked_token_loss(logits, flat, mask).item() * int(mask.sum())
         counted = torch.cat(counts).numpy()
@@ -273,13 +273,13 @@ def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
     test images of its own training set.
 
     Columns train, test, method, runs, reduction, measure, n, mean, low, high, published, in_domain (that score),
-    change.
+    diff (mean − in_domain).
     """
     ours = results[(results["method"] == OURS) & (results["n"] > 0)]
     columns = ["train", "test", "method", "runs", "reduction", "measure", "n", "mean", "low", "high", "published"]
     own = ours.loc[ours["train"] == ours["test"], ["train", "reduction", "measure", "mean"]]
     table = ours[columns].merge(own.rename(columns={"mean": "in_domain"}), "left", ["train", "reduction", "measure"])
-    return table.assign(change=table["mean"] - table["in_domain"])
+    return table.assign(diff=table["mean"] - table["in_domain"])
 
 
 def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.DataFrame:
