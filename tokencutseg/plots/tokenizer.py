@@ -162,7 +162,8 @@ def code_explorer(
     for (above, below), n in zip(axes.T[1:], order, strict=False):
         lit = upsample_nearest(assigned[n], back.shape[-1])
         st.show_image(above, images.images[n] / 255 * (0.35 + 0.65 * lit), f"{counts[n]} of {tokens[n].numel()} tokens")
-        st.outline(above, images.masks[n], st.REFERENCE)
+        if images.masks is not None:
+            st.outline(above, images.masks[n], st.REFERENCE)
         st.show_image(below, back[n], "decoded")
         for axis in (above, below):
             st.outline(axis, lit, st.HIGHLIGHT)
