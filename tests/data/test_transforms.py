@@ -96,8 +96,9 @@ def test_turn_and_flip_equals_torch(B, S, seed):
 def test_steps_happen_as_often_as_they_should(step):
     n = 4000
     images = batch(1, 6)[0].expand(n, -1, -1, -1)
-    p = transforms.STRENGTHS["released"][step]
-    out, _ = Augmentation("none", **{step: p})(images, None, seeded())
+    p, masks = transforms.STRENGTHS["released"][step], (images[:, 0] > 0.5).long()
+    out, out_masks = Augmentation("none", **{step: p})(images, masks, seeded())
+    assert torch.equal(out_masks, masks) is (step == "photometric")
     changed = (out != images).flatten(1).any(1).float().mean().item()
     expected = p * 0.75 if step == "quarter_turn" else p  # one turn in four is by 0 degrees
     assert changed == pytest.approx(expected, abs=5 * (p * (1 - p) / n) ** 0.5)
