@@ -120,7 +120,8 @@ def test_no_two_synthetic_splits_share_an_image(synthetic):
 
 def test_synthetic_data_do_not_depend_on_the_seed_of_the_study(synthetic, tmp_path):
     other = open_source("", configure("tiny", seed=5), tmp_path)
-    assert other.fingerprint("site_a") == synthetic.fingerprint("site_a") != other.fingerprint("site_b")
+    for split in ("train", "unlabelled"):
+        assert other.load("site_a", split).fingerprint == synthetic.load("site_a", split).fingerprint
 
 
 # official
@@ -186,8 +187,6 @@ def test_a_missing_split_says_which_folders_it_needs(isic, isic_root):
         isic.load("isic2018", "test")
     with pytest.raises(DataError, match="what is there: isic2016/train"):
         isic.load("isic2019", "test")
-    with pytest.raises(DataError, match="isic2018"):
-        isic.fingerprint("isic2018")
 
 
 def test_data_that_cannot_be_trained_and_scored_on(isic_root, tmp_path):

@@ -191,7 +191,7 @@ def leaking_source(shared, dataset="skin"):
     test.ids[:same] = train.ids[:same]
     sets = {"train": train, "validation": validation, "test": test}
     loaders = {dataset: {name: (lambda part=part: part) for name, part in sets.items()}}
-    return DataSource(dataset, dataset, [(dataset, dataset)], 32, loaders)
+    return DataSource(dataset, dataset, [(dataset, dataset)], loaders)
 
 
 @pytest.fixture
@@ -285,13 +285,8 @@ def test_missing_images_are_the_official_ones(tmp_path):
     own = leaking_source(shared=0)
     parts = {split: dataclasses.replace(own.load("skin", split)) for split in ("train", "validation", "test")}
     parts["train"].expected, parts["test"].expected = len(parts["train"]), 100
-    source = DataSource(
-        "skins",
-        "skin",
-        [("skin", "skin")],
-        32,
-        {"skin": {split: (lambda part=part: part) for split, part in parts.items()}},
-    )
+    loaders = {"skin": {split: (lambda part=part: part) for split, part in parts.items()}}
+    source = DataSource("skins", "skin", [("skin", "skin")], loaders)
     study = Study(Study.open("tiny").config, source, tmp_path)
     assert missing_images(study, ("skin", "train"), ("skin", "validation")) == ""
     assert (
@@ -305,7 +300,7 @@ def test_a_small_training_set_takes_as_many_steps_as_the_largest(study, tmp_path
     sets = {"large": whole.load("skin", "train"), "small": whole.load("skin", "train").subset(range(3))}
     scored = {split: partial(whole.load, "skin", split) for split in ("validation", "test")}
     loaders = {name: {"train": (lambda part=part: part), **scored} for name, part in sets.items()}
-    source = DataSource("skins", "large", [("large", "large"), ("small", "small")], 32, loaders)
+    source = DataSource("skins", "large", [("large", "large"), ("small", "small")], loaders)
     both = Study(study.config.override({"segmentation.images_per_epoch": None}), source, tmp_path)
     settings = {name: both.spec(both.training("segmentation", train_set=name)).config.segmentation for name in sets}
     assert (settings["large"].images_per_epoch, settings["small"].images_per_epoch) == (None, 8)

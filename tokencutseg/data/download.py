@@ -47,7 +47,6 @@ def fetch(name: str, root: str | Path, base_url: str | None = None, progress: bo
     """
     home, wanted = Path(root) / name, archives(name)
     downloads = home / ".downloads"
-    pooch.get_logger().setLevel("WARNING")  # its notes on each file would break the progress bar
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         with FileLock(downloads / "lock"):
@@ -79,29 +78,21 @@ def archives(name: str) -> tuple[Archive, ...]:
 def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
     """Download, verify, unpack, pin, move into place: in this order, so that nothing wrong is pinned or visible."""
     downloads, pins = home / ".downloads", _read_checksums(home)
-    pinned = pins.get(archive.name)
-
-    def download(url: str, output_file: str, _: object) -> None:
-        partial = downloads / f"{archive.name}.part"  # kept when the connection breaks, unlike pooch's own file
-        _download(url, partial, progress)
-        partial.replace(output_file)
-
-    try:
-        file = Path(pooch.retrieve(url, pinned and f"sha256:{pinned}", archive.name, downloads, downloader=download))
-    except DataError:
-        raise
-    except ValueError as error:
-        changed = f"does not have the SHA-256 {pinned} pinned in {home / CHECKSUMS}: it was changed or tampered with"
-        raise DataError(f"{archive.name} from {url} {changed}; find out why before you pin the new one") from error
+    file = downloads / f"{archive.name}.part"  # kept when the connection breaks
+    _download(url, file, progress)
+    digest = pooch.file_hash(str(file))
+    if digest != (pinned := pins.get(archive.name, digest)):
+        file.unlink()
+        said = f"{archive.name} from {url} does not have the SHA-256 {pinned} pinned in {home / CHECKSUMS}"
+        raise DataError(f"{said}: it was changed or tampered with; find out why before you pin the new one")
     with tempfile.TemporaryDirectory(dir=downloads) as temporary:
         try:
             whole = _unpack(file, Path(temporary) / archive.folder, progress)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
             file.unlink()  # so that the next call downloads it again
-            raise DataError(
-                f"{archive.name} from {url} is not an intact zip archive ({error}); fetch it again"
-            ) from error
-        write_json(pins | {archive.name: pooch.file_hash(str(file))}, home / CHECKSUMS)
+            said = f"{archive.name} from {url} is not an intact zip archive ({error})"
+            raise DataError(f"{said}; fetch it again") from error
+        write_json(pins | {archive.name: digest}, home / CHECKSUMS)
         whole.rename(home / archive.folder)
     file.unlink()
 
@@ -169,7 +160,7 @@ def _unpack(file: Path, folder: Path, progress: bool) -> Path:
         if not members:
             raise zipfile.BadZipFile("it is empty")
         _check_space(file.parent, sum(m.file_size for m in members), file.name)
-        for member in tqdm(members, desc=f"unpacking {file.name}", unit="file", disable=not progress):
+        for member in tqdm(members, desc=f"unpacking {folder.name}", unit="file", disable=not progress):
             archive.extract(member, folder)
     [first, *others] = folder.iterdir()
     return first if first.is_dir() and not others else folder
