@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+import timeit
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -33,15 +34,7 @@ def flops(module: nn.Module, *inputs: Tensor) -> int:
 
 def latency(fn: Callable[[], Any], repeats: int = 10) -> float:
     """Median seconds of a call to `fn`, over `repeats` calls after two that warm it up; waits for the GPU, if any."""
-    seconds = []
-    for call in range(repeats + 2):
-        synchronize()
-        start = time.perf_counter()
-        fn()
-        synchronize()
-        if call >= 2:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(timeit.repeat(fn, timer=clock, number=1, repeat=repeats + 2)[2:])
 
 
 def peak_memory(fn: Callable[[], Any]) -> int:
@@ -92,7 +85,8 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def synchronize() -> None:
-    """Wait until the GPU, if there is one, has done what it was given."""
+def clock() -> float:
+    """Seconds, read when the GPU, if there is one, has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter()

@@ -34,9 +34,7 @@ from tokencutseg.models.perceptual import load_lpips
 MASK_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 KINDS = ("same id", "same content", "near duplicate")
 """How two images can be the same (`overlaps`)."""
-
-
-# ---- notebook 01 ----------------------------------------
+DIFFERENCE = ("diff", "diff_low", "diff_high", "p")
 
 
 def reconstruction(study: Study) -> pd.DataFrame:
@@ -67,9 +65,6 @@ def codebook_usage(study: Study) -> pd.DataFrame:
     tokens = tokenize(run.model(), images)
     masks = downsample_mask(images.masks, tuple(tokens.shape[1:]))
     return codebook_table(tokens, masks, study.config.vqgan.codebook_size).assign(runs=run.id)
-
-
-# ---- notebook 02 ----------------------------------------
 
 
 @torch.no_grad()
@@ -124,17 +119,13 @@ def linear_probes(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# ---- notebook 03 ----------------------------------------
-
-
 def wanted_rows(study: Study) -> list[tuple[str, str]]:
     """The (train, test) pairs that the main results are about. Raises DataError for a training set that is in none."""
     wanted, rows = study.config.evaluation.train_sets, study.source.rows
     known = dict.fromkeys(train for train, _ in rows)
     if unknown := [name for name in wanted if name not in known]:
-        raise DataError(
-            f"evaluation.train_sets names {unknown[0]!r}; the {study.source.name} data have {', '.join(known)}"
-        )
+        there = f"the {study.source.name} data have {', '.join(known)}"
+        raise DataError(f"evaluation.train_sets names {unknown[0]!r}; {there}")
     return [(train, test) for train, test in rows if not wanted or train in wanted]
 
 
@@ -143,10 +134,8 @@ def available_rows(study: Study) -> list[tuple[str, str]]:
     has = study.source.has
     rows = [(train, test) for train, test in wanted_rows(study) if has(train, "train") and has(test, "test")]
     if not rows:
-        raise DataError(
-            f"the {study.source.name} data hold no training split with a test split to score it on; add both for "
-            f"{study.source.primary}"
-        )
+        missing = "no training split with a test split to score it on"
+        raise DataError(f"the {study.source.name} data hold {missing}; add both for {study.source.primary}")
     return rows
 
 
@@ -160,17 +149,12 @@ def segmentation_history(study: Study) -> pd.DataFrame:
 
     Columns train, chosen_by (the score whose best epoch was kept), then those of a run's history, runs.
     """
-    parts = []
-    for train in train_sets(study):
-        run = study.segmenter(train)
-        history = run.history.assign(runs=run.id)
-        history.insert(0, "train", train)
-        history.insert(1, "chosen_by", f"validation_{study.config.evaluation.score_reduction}_iou")
-        parts.append(history)
-    return pd.concat(parts, ignore_index=True)
-
-
-# ---- notebook 04 ----------------------------------------
+    runs = {train: study.segmenter(train) for train in train_sets(study)}
+    parts = [run.history.assign(train=train, runs=run.id) for train, run in runs.items()]
+    table = pd.concat(parts, ignore_index=True)
+    table.insert(0, "train", table.pop("train"))
+    table.insert(1, "chosen_by", f"validation_{study.config.evaluation.score_reduction}_iou")
+    return table
 
 
 def main_trainings(study: Study) -> dict[tuple[str, str], Training]:
@@ -215,12 +199,10 @@ def budgets(study: Study) -> pd.DataFrame:
     rows, costs = [], ("training_images", "images_seen", "unlabelled_seen", "steps", "seconds", "device")
     for (train, method), last in main_trainings(study).items():
         for training in (*study.parents(last).values(), last) if last.baseline != "otsu" else ():
-            run = study.run(training)
-            unlabelled = (
-                training.section != "segmentation" and getattr(training.config, training.stage).images == "unlabelled"
-            )
-            row = {"train": train, "method": method, "recipe": _recipe(last), "stage": training.stage}
-            row["data"] = "unlabelled" if unlabelled else train
+            run, pretraining = study.run(training), training.section != "segmentation"
+            row = {"train": train, "method": method, "recipe": _recipe(last), "stage": training.stage, "data": train}
+            if pretraining and getattr(training.config, training.stage).images == "unlabelled":
+                row["data"] = "unlabelled"
             rows.append(row | {name: run.metrics.get(name) for name in costs} | {"runs": run.id})
     return pd.DataFrame(rows).drop_duplicates(["method", "runs"], ignore_index=True)
 
@@ -239,17 +221,14 @@ def main_results(study: Study) -> pd.DataFrame:
     measure. A pair whose images are missing has one row per published number with an empty mean and a note.
     """
     records, draws, seed = main_records(study), study.config.evaluation.bootstrap_draws, study.config.seed
-    scored, parts = dict(iter(records.groupby(["train", "test", "method"], sort=False))), []
+    labels = ["train", "test", "method", "recipe", "initialisation", "runs"]
+    scored, parts = dict(iter(records.groupby(labels[:3], sort=False))), []
     for (train, test, method), own in scored.items():
-        part = summary_table(
-            own, ["train", "test", "method", "recipe", "initialisation", "runs"], draws=draws, seed=seed
-        )
+        part = summary_table(own, labels, draws=draws, seed=seed)
         comparable = (part["recipe"] != "none") & (part["reduction"] == "micro_two_class")
         part["published"] = part["measure"].map(PUBLISHED.get((train, test), {})).where(comparable)
         note = missing_images(study, (train, "train"), (test, "test"))
-        part = part.assign(
-            complete=note == "", note=note, **dict.fromkeys(("diff", "diff_low", "diff_high", "p"), math.nan)
-        )
+        part = part.assign(complete=note == "", note=note, **dict.fromkeys(DIFFERENCE, math.nan))
         if method != OURS:
             shown = list(zip(part["reduction"], part["measure"], strict=True))
             differences = paired_differences(scored[train, test, OURS], own, shown, draws, seed)
