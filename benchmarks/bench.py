@@ -109,7 +109,7 @@ def quantizer(config: Config, device: str) -> Iterator[Comparison]:
     """A training step of the codebook on the latents of four images."""
     K, D, side = config.vqgan.codebook_size, config.vqgan.code_dim, config.grid_size
     z = random(4, D, side, side).to(device)
-    ours = EMAQuantizer(K, D, init="uniform", restart_dead=False).to(device).train()
+    ours = EMAQuantizer(config.vqgan).to(device).train()
     yield Comparison("quantizer, training step", "one-hot matrices", lambda: ours(z), lambda: oracles.quantize(ours, z))
     try:
         from vector_quantize_pytorch import VectorQuantize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.functional import normalize
 
 from tokencutseg.models.decoder import upsample
 from tokencutseg.models.perceptual import load_lpips
@@ -34,25 +35,19 @@ class PerceptualLoss(nn.Module):
     """How different two images look to VGG16. The weights never train.
 
     lpips: learned distance (Zhang et al. 2018). vgg_l1 (released): L1 between the activations of five slices, each
-    clamped at 10, and their sum again. `weights_name` says whether the VGG weights are ImageNet's or random.
+    clamped at 10, and their sum again.
     """
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__()
-        self.kind, self.size = kind, size
-        self.lpips, self.weights_name = load_lpips()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-
-    def train(self, mode: bool = True) -> PerceptualLoss:
-        return super().train(False)
+        self.kind, self.size, self.lpips = kind, size, load_lpips()
 
     def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
         """Scalar distance of two batches of values in [−1, 1] (clamped there), (B, 3, S, S)."""
         a, b = (upsample(v.clamp(-1, 1), (self.size, self.size)) for v in (x, reconstruction))
         if self.kind == "lpips":
             return _mean(self.lpips(a, b))
-        a, b = (self.lpips.net(((v + 1) / 2 - self.mean) / self.std) for v in (a, b))
+        a, b = (self.lpips.net(normalize((v + 1) / 2, IMAGENET_MEAN, IMAGENET_STD)) for v in (a, b))
         distances = (_mean((p.float() - q.float()).abs()) for p, q in zip(a, b, strict=True))
         return sum(distance.clamp(max=10) for distance in distances).clamp(0, 10)
 
