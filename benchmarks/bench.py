@@ -89,7 +89,7 @@ def transformer(config: Config, device: str) -> Iterator[Comparison]:
 
     def loss(features: Tensor, assignments: Tensor, cut: Tensor) -> Tensor:
         p = upsample(to_grid(assignments, grid), (S, S))
-        supervised = sum(segmentation_loss(p, p, target, "probabilities", True, 0.5))
+        supervised = sum(segmentation_loss(p, p, target, config.segmentation).values())
         return supervised + masked_token_loss(gpt.lm_head(features), tokens, mask) + 0.2 * cut
 
     def ours() -> Tensor:

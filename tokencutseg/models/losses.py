@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
+from tokencutseg.config import SegmentationConfig
 from tokencutseg.models.decoder import upsample
 from tokencutseg.models.perceptual import load_lpips
 from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD
@@ -86,14 +87,14 @@ def dice_loss(probabilities: Tensor, target: Tensor, class_weighted: bool) -> Te
 
 
 def segmentation_loss(
-    logits: Tensor, probabilities: Tensor, target: Tensor, loss_input: str, class_weighted: bool, ce_weight: float
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (already weighted) and Dice, for (B, C, S, S) scores and (B, S, S) int64 classes.
+    scores: Tensor, probabilities: Tensor, target: Tensor, config: SegmentationConfig
+) -> dict[str, Tensor]:
+    """The weighted terms `cross_entropy` and `dice`, for scores (B, C, S, S) and classes (B, S, S) int64.
 
-    loss_input "probabilities" (released) feeds softmax outputs to a cross-entropy that applies softmax once more.
+    The scores are logits, or (released) the probabilities, to which cross-entropy applies softmax once more.
     """
-    scores = probabilities if loss_input == "probabilities" else logits
-    return ce_weight * F.cross_entropy(scores, target), dice_loss(probabilities, target, class_weighted)
+    cross_entropy = config.cross_entropy_weight * F.cross_entropy(scores, target)
+    return {"cross_entropy": cross_entropy, "dice": dice_loss(probabilities, target, config.class_weighted_dice)}
 
 
 def masked_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
