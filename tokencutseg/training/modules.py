@@ -170,21 +170,22 @@ class MaskedGPTModule(StageModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         generator = self.generator(batch_index)
         images, _ = self.augment(batch["images"], None, generator)
-        loss, accuracy = self._masked_loss(images, token_mask_for(self.model, images, generator))
+        loss, accuracy = self.masked_loss(images, generator)
         self.log_metrics({"train_loss": loss, "train_accuracy": accuracy})
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        images = batch["images"]
-        mask = token_mask_for(self.model, images, torch.Generator().manual_seed(batch_index))  # same in every epoch
-        loss, accuracy = self._masked_loss(images, mask)
+        images, generator = batch["images"], torch.Generator().manual_seed(batch_index)  # the same in every epoch
+        loss, accuracy = self.masked_loss(images, generator)
         self.log_metrics({"validation_loss": loss, "validation_accuracy": accuracy}, len(images))
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
         if self.config.trains_encoder:  # the loss of blanked images has steep gradients at times
             self.clip(p for p in self.model.parameters() if p.requires_grad)
 
-    def _masked_loss(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def masked_loss(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and accuracy at the masked tokens."""
+        mask = token_mask_for(self.model, images, generator)
         tokens, logits = self.model.predict_masked(images, mask)
         flat = tokens.flatten(1)
         return losses.masked_token_loss(logits, flat, mask), (logits.argmax(-1) == flat)[mask].float().mean()
@@ -192,9 +193,8 @@ class MaskedGPTModule(StageModule):
     def configure_optimizers(self) -> Any:
         c, learning = self.config, [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, c.learning_rate, BETAS, weight_decay=c.weight_decay, fused=True)
-        return [optimizer], [
-            {"scheduler": cosine_with_warmup(optimizer, self.trainer.estimated_stepping_batches), "interval": "step"}
-        ]
+        schedule = cosine_with_warmup(optimizer, self.trainer.estimated_stepping_batches)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
 class SegmenterModule(StageModule):
@@ -235,9 +235,8 @@ class SegmenterModule(StageModule):
         """Zero for the first tenth of the training, while the teacher is poor; then it rises over three tenths."""
         if self.unlabelled is None:
             return 0.0
-        return self.config.self_training_weight * min(
-            1.0, max(0.0, (step / self.trainer.estimated_stepping_batches - 0.1) / 0.3)
-        )
+        done = step / self.trainer.estimated_stepping_batches
+        return self.config.self_training_weight * min(1.0, max(0.0, (done - 0.1) / 0.3))
 
     def self_training_loss(self, labelled: int, generator: torch.Generator) -> Tensor:
         """The loss on half as many unlabelled images as there are `labelled` ones in the batch, warped and recoloured,
