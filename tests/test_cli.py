@@ -196,7 +196,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(notebooks, tmp_path, monkeypa
     options = ["--preset", "tiny", "--notebooks", notebooks, "--dry-run"]
     assert run("run", *options, "--recipe", "released", "--data", "clinic", "--set", "vqgan.codebook_size=8") == 0
     shown = capsys.readouterr().out
-    assert "tiny-clinic-" in shown and "released-set-" in shown and "vqgan.codebook_size = 8" in shown
+    assert "tiny-clinic-" in shown and "released-set-" in shown and '"vqgan.codebook_size": 8' in shown
     assert "clinic/train: 5" in shown and "clinic/test: 3" in shown and "clinic → clinic: scored" in shown
     assert "01_good.ipynb" in shown and "02_bad.ipynb" in shown
     assert run("run", *options) == 0
@@ -374,10 +374,3 @@ def test_segment_replaces_its_own_files_and_no_others(model, tmp_path, capsys, o
     assert run("segment", tmp_path / "in" / "a.png", *command[2:]) == 2
     assert f"{mask} is there already and not from an earlier call" in capsys.readouterr().err
     assert mask.read_text() == "an expert drew this"
-
-
-def test_segment_into_a_file(model, tmp_path, capsys):
-    image_with_lesion(tmp_path / "in" / "a.png")
-    (tmp_path / "file").touch()
-    assert run("segment", tmp_path / "in", "--model", model, "--out", tmp_path / "file") == 2
-    assert "choose another folder with --out" in capsys.readouterr().err

@@ -204,12 +204,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
         if unknown := [name for name in arguments.table if name not in TABLES]:
             raise ConfigError(f"unknown table {', '.join(unknown)}. Known: {', '.join(TABLES)}")
+    # files are read now, so that what is wrong with them is not said by the first notebook
+    problems = study.source.check() if arguments.data and not study.folder.exists() else []
     if arguments.dry_run:
         _describe(study, notebooks, parameters)
+    if problems:
+        raise DataError(summed_up(problems))
+    if arguments.dry_run:
         return OK
     runner.check_writable(results, "--results")
-    if not study.folder.exists() and (problems := study.source.check()):  # said now, and not by the first notebook
-        raise DataError(summed_up(problems))
     if trains_here or not executes:
         _train(study, arguments)
     if not executes:
@@ -229,10 +232,13 @@ def _train(study: Study, arguments: argparse.Namespace) -> None:
     """Make the tables asked for, or do every training that some table rests on."""
     from tokencutseg.experiments.engine import train_missing
     from tokencutseg.experiments.registry import TABLES, trainings
+    from tokencutseg.plots import ablations
 
     study.jobs, study.dask = arguments.jobs or 1, arguments.dask
     for name in arguments.table:
-        study.table(name, TABLES[name](study))
+        table = study.table(name, TABLES[name](study))
+        if draw := getattr(ablations, name, None):  # the figures of ablations are drawn from the tables of their names
+            study.figure(name, draw(table))
         print(f"{name}: {study.folder / 'tables' / f'{name}.csv'}", flush=True)
     if not arguments.table:
         train_missing(study, trainings(study))
@@ -318,6 +324,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
+    from tokencutseg.data.images import DataError, summed_up
     from tokencutseg.data.source import open_source
     from tokencutseg.plots.evaluation import contact_sheet
     from tokencutseg.report.notebooks import check_writable
@@ -328,8 +335,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     problems = source.check()
     print("\n".join(source.describe()))
     if problems:
-        print(f"{len(problems)} problems:", *problems, sep="\n- ", file=sys.stderr)
-        return FAILED
+        raise DataError(summed_up(problems))
     pairs = [(dataset, split) for dataset, splits in source.datasets.items() for split in splits]
     sets = {pair: source.load(*pair) for pair in pairs}
     shared = source.overlaps

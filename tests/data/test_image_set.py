@@ -3,6 +3,7 @@
 import os
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -32,15 +33,9 @@ def make_split(folder, n=5, expected=None, labelled=True, size=(20, 30)):
 def image_set(n=4, size=8, labelled=True, expected=None, name="a", seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
-    masks = torch.randint(0, 2, (n, size, size), generator=generator, dtype=torch.uint8)
+    masks = torch.randint(0, 2, (n, size, size), generator=generator, dtype=torch.uint8) if labelled else None
     return ImageSet(
-        name,
-        "train",
-        [f"{name}{i}" for i in range(n)],
-        images,
-        masks if labelled else None,
-        expected,
-        [(i, i + 1) for i in range(n)],
+        name, "train", [f"{name}{i}" for i in range(n)], images, masks, expected, [(i, 1) for i in range(n)]
     )
 
 
@@ -64,10 +59,7 @@ def test_a_loaded_split_holds_what_its_files_hold(tmp_path):
         assert loaded.ids[i] == sample.id
         np.testing.assert_array_equal(loaded.images[i].permute(1, 2, 0), read_image(sample.image, 16))
         np.testing.assert_array_equal(loaded.masks[i], read_mask(sample.mask, 16))
-
-
-def test_images_without_masks(tmp_path):
-    assert load_split(make_split(tmp_path / "files", labelled=False), 16, tmp_path / "cache").masks is None
+    assert load_split(make_split(tmp_path / "more", labelled=False), 16, tmp_path / "cache").masks is None
 
 
 def test_a_second_load_decodes_nothing_and_is_equal(tmp_path, monkeypatch):
@@ -77,16 +69,9 @@ def test_a_second_load_decodes_nothing_and_is_equal(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PyTorch warns about read-only memory
         second = load_split(split, 16, tmp_path / "cache")
-    assert second.fingerprint == first.fingerprint
-    assert second.native_sizes == first.native_sizes
-
-
-def test_writing_to_a_loaded_set_leaves_the_cache_alone(tmp_path):
-    split = make_split(tmp_path / "files")
-    before = load_split(split, 16, tmp_path / "cache")
-    fingerprint = before.fingerprint
-    before.images.zero_()
-    assert load_split(split, 16, tmp_path / "cache").fingerprint == fingerprint
+    assert second.fingerprint == first.fingerprint and second.native_sizes == first.native_sizes
+    second.images.zero_()  # which leaves the cache alone
+    assert load_split(split, 16, tmp_path / "cache").fingerprint == first.fingerprint
 
 
 def test_a_changed_file_or_size_is_decoded_again(tmp_path):
@@ -121,30 +106,16 @@ def test_a_cache_that_cannot_be_written_falls_back_to_memory(tmp_path):
 
 def test_several_builders_of_one_entry_agree(tmp_path):
     """All of them are inside `build` before any may store, the worst case of a race."""
-    n = 4
-    barrier = threading.Barrier(n)
-    results, errors = [], []
+    barrier = threading.Barrier(4)
 
     def build():
         barrier.wait(timeout=10)
         return {"x": np.arange(1000)}
 
-    def run():
-        try:
-            results.append(cached_arrays("key", build, tmp_path))
-        except Exception as error:  # an exception in a thread would pass unseen
-            errors.append(error)
-
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
         warnings.simplefilter("error")
-        threads = [threading.Thread(target=run) for _ in range(n)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert errors == []
-    for arrays in results:
-        np.testing.assert_array_equal(arrays["x"], np.arange(1000))
+        for arrays in pool.map(lambda _: cached_arrays("key", build, tmp_path), range(4)):
+            np.testing.assert_array_equal(arrays["x"], np.arange(1000))
     assert [path.name for path in tmp_path.iterdir()] == ["key"]  # nothing half-built is left behind
 
 
@@ -163,14 +134,6 @@ def test_a_mask_of_another_size_is_an_error_with_both_sizes(tmp_path):
     with pytest.raises(DataError, match=r"3_mask\.png is 31×20 pixels, but its image \S*3\.png is 30×20"):
         load_split(split, 16, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_damaged_file_stops_the_load(tmp_path):
-    split = make_split(tmp_path / "files")
-    path = split.samples[1].image
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DataError, match=r"1\.png cannot be read"):
-        load_split(split, 16, tmp_path / "cache")
 
 
 def test_the_fingerprint_sees_every_part():

@@ -13,7 +13,7 @@ from scipy.stats import wilcoxon
 
 from tokencutseg.config import RECIPES, ConfigError, configure, known_keys
 from tokencutseg.data.synthetic import generate
-from tokencutseg.evaluation.statistics import holm, paired_difference, seeded_difference
+from tokencutseg.evaluation.statistics import holm, seeded_difference
 from tokencutseg.experiments import ablations, features
 from tokencutseg.experiments.ablations import ABLATIONS, Ablation, Row, changed, reduced_budget, run_ablation, vary
 from tokencutseg.experiments.pipeline import OURS
@@ -35,7 +35,7 @@ SMALL = {
     "segmentation.images_per_epoch": 16,
     "segmentation.batch_size": 16,
     "segmentation.learning_rate": 1e-2,
-    "ablation.images_per_epoch": 16,
+    "ablation.images_per_epoch": 12,
     "ablation.seeds": 2,
     "ablation.plain_unet": True,
     "ablation.label_recipes": ["released"],
@@ -92,7 +92,7 @@ def table(monkeypatch):
         ("best", None, None),
     ],
 )
-def test_differences_are_to_the_declared_reference(table, reference, group, expected):
+def test_reference_rules(table, reference, group, expected):
     found, p = table(reference, group), []
     if expected is None:  # the highest mean above it
         means = [IOU[name].mean() for name in IOU]
@@ -111,20 +111,13 @@ def test_differences_are_to_the_declared_reference(table, reference, group, expe
     np.testing.assert_allclose(found["p_holm"].dropna(), holm(p))
 
 
-def test_intervals_of_one_seed_are_over_images(table):
-    found = table("first", seeds=None)
-    frames = [pd.DataFrame({"id": list("123456789"), "iou": IOU[name][0]}) for name in "ba"]
-    result = paired_difference(*frames, "per_image", "iou", draws=200)
-    assert found.loc[1, ["diff_low", "diff_high", "seeds"]].tolist() == pytest.approx([result.low, result.high, 1])
-
-
 # ---- what rows are made of ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("first", "epochs"), [("vqgan", (2, 3, 5)), ("masked_gpt", (10, 3, 5)), ("segmentation", (10, 12, 5))]
 )
-def test_a_reduced_budget_is_that_of_a_stage_and_those_after_it(first, epochs):
+def test_reduced_budget(first, epochs):
     full = {"vqgan.epochs": 10, "masked_gpt.epochs": 12, "segmentation.epochs": 20}
     config = configure(overrides=full | {"ablation.budget": 0.25, "ablation.images_per_epoch": 37})
     short = reduced_budget(config, first)
@@ -136,7 +129,7 @@ def test_a_reduced_budget_is_that_of_a_stage_and_those_after_it(first, epochs):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_components_change_one_thing_per_row(recipe):
+def test_component_rows_change_one_thing_each(recipe):
     def flat(row):
         values = {f"{stage}.{key}": v for stage in ablations.CHAIN for key, v in row.config.to_dict()[stage].items()}
         return values | {"stage 2": row.pretrained and row.config.masked_gpt.pretraining == "separate"}
@@ -161,7 +154,7 @@ def deviations(preset="tiny", **settings):
             yield base, row
 
 
-def test_deviations_change_every_option_of_the_large_presets_in_both_recipes():
+def test_deviations_change_one_option_each():
     rows = list(deviations("full"))
     assert len(rows) == 2 * len(configure("full").ablation.deviations)
     for base, row in rows:
@@ -175,7 +168,7 @@ def test_deviations_change_every_option_of_the_large_presets_in_both_recipes():
 
 
 @pytest.mark.parametrize("option", [one for one in configure("full").ablation.deviations if one[:3] == "seg"])
-def test_a_fine_tuned_encoder_learns_whatever_option_is_changed(option):
+def test_fine_tuned_encoder_learns(option):
     """The mask's loss reaches each of its layers."""
     images, masks = (torch.from_numpy(array) for array in generate("site_a", 2, 32, seed=0))
     for _, row in deviations(**{"ablation.deviations": [option]}):
@@ -199,7 +192,7 @@ def test_coupled_options_change_together():
 
 
 @pytest.mark.parametrize("kept", itertools.product([True, False], repeat=3))
-def test_steps_lead_from_described_to_revised_whichever_are_kept(kept):
+def test_steps_lead_to_revised(kept):
     depending = dict(zip(("masked_gpt.inputs", "segmentation.upsampling", "segmentation.encoder"), kept, strict=True))
     config = configure("small")
     first, *steps, last = ablations.step_rows(SimpleNamespace(config=config))
@@ -258,7 +251,7 @@ def test_label_efficiency(study, monkeypatch):
     assert list(zip(table["fraction"], table["method"], table["labels"], strict=True)) == [
         (share, method, labels) for share, labels in ((0.25, 4), (1.0, 16)) for method in methods
     ]
-    assert (table["labels_seen"] == table["labels"]).all() and (table["seeds"] == 2).all()
+    assert (table["labels_seen"] == table["labels"].clip(upper=12)).all(), "as many as the training draws"
     np.testing.assert_allclose(table["mean"], (table["seed_low"] + table["seed_high"]) / 2)
     assert table["runs"].str.split().explode().is_unique
     for column in ("n", "mean", "low", "high"):  # no synthetic image is in two sets
@@ -278,14 +271,6 @@ def test_label_efficiency(study, monkeypatch):
 
 
 @pytest.mark.slow
-def test_labels_that_a_short_training_does_not_draw_are_not_counted_as_seen(study, monkeypatch):
-    short = {"ablation.images_per_epoch": 5, "ablation.seeds": 1, "ablation.plain_unet": False}
-    monkeypatch.setattr(study, "config", study.config.override(short | {"ablation.label_recipes": []}))
-    table = run_ablation(study, "label_efficiency")
-    assert list(zip(table["labels"], table["labels_seen"], strict=True)) == [(4, 4)] * 2 + [(16, 5)] * 2
-
-
-@pytest.mark.slow
 def test_baselines(study):
     table = run_ablation(study, "baselines")
     assert list(dict.fromkeys(table["method"])) == [OURS, "otsu", "unet"]
@@ -299,7 +284,7 @@ def test_baselines(study):
         np.testing.assert_allclose(rows["p_holm"], holm(rows["p"]))
     facts = table.drop_duplicates("method").set_index("method")
     assert facts.loc["otsu", ["initialisation", "images_seen", "seconds"]].tolist() == ["none", 0, 0.0]
-    assert facts["images_seen"][OURS] == facts["images_seen"]["unet"] == 16
+    assert facts["images_seen"][OURS] == facts["images_seen"]["unet"] == 12
     before = study.tokenizer().metrics["seconds"] + study.transformer().metrics["seconds"]
     assert facts["pretraining_seconds"].tolist() == [pytest.approx(before), 0, 0]
 
@@ -325,18 +310,13 @@ def test_feature_quality(study, monkeypatch):
     tp, fp, fn, tn = (groups[name].sum().to_numpy() for name in ("tp", "fp", "fn", "tn"))
     np.testing.assert_allclose(table["iou"], tp / (tp + fp + fn))
     np.testing.assert_allclose(table["balanced_accuracy"], (tp / (tp + fn) + tn / (tn + fp)) / 2)
+    joint = Study(study.config.with_recipe("released"), study.source, study.results)
+    seen = features.feature_quality(joint, tokens).set_index("features")["images_seen"]
+    assert (seen[names[:3]] == 0).all() and (seen[names[3:5]] == joint.segmenter().metrics["images_seen"]).all()
     torch.manual_seed(7)  # whatever numbers were drawn before
     monkeypatch.setattr(features, "UNTRAINED", 1)
     differs = (features.feature_quality(study)["iou"] != table["iou"]).tolist()
     assert differs == (table["features"] == "untrained CNN").tolist()
-
-
-@pytest.mark.slow
-def test_features_that_were_trained_with_masks_are_counted_as_such(study):
-    own = Study(study.config.with_recipe("released"), study.source, study.results)
-    seen = features.feature_quality(own).set_index("features")["images_seen"]
-    assert (seen[["colour", "untrained CNN", "tokenizer"]] == 0).all()
-    assert (seen[["transformer block 1", "transformer"]] == own.segmenter().metrics["images_seen"]).all()
 
 
 def test_efficiency(study):

@@ -1,12 +1,12 @@
 """Which trainings run, in which order, and that workers that die cost nothing but an epoch."""
 
+import itertools
 import os
 import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -59,7 +59,7 @@ def order(study, monkeypatch):
     return found
 
 
-def test_trainings_run_in_waves_each_once(study, order):
+def test_waves(study, order):
     larger = study.config.override({"vqgan.codebook_size": 32})
     wanted = [
         study.method("unet"),
@@ -74,7 +74,7 @@ def test_trainings_run_in_waves_each_once(study, order):
     assert len(order) == 9, "they are done"
 
 
-def test_what_builds_on_done_runs_needs_nothing_of_them(study, order):
+def test_done_parents(study, order):
     train_missing(study, [study.training("masked_gpt")])
     assert order == ["vqgan", "masked_gpt"]
     study.store.training = False
@@ -85,7 +85,7 @@ def test_what_builds_on_done_runs_needs_nothing_of_them(study, order):
     assert order[2:] == ["segmentation"]
 
 
-def test_a_training_is_scored_on_all_that_is_asked_for(study, monkeypatch):
+def test_scored_on_all_pairs(study, monkeypatch):
     scored = []
     monkeypatch.setattr(study, "records", lambda run, *pair: scored.append(pair))
     monkeypatch.setattr(engine, "_done", lambda *_: bool(scored))
@@ -93,13 +93,13 @@ def test_a_training_is_scored_on_all_that_is_asked_for(study, monkeypatch):
     assert scored == [TEST, OTHER]
 
 
-def test_a_study_that_cannot_be_opened_anew_trains_in_one_process(study):
+def test_study_without_data_has_one_job(study):
     study.data, study.jobs = None, 2
     with pytest.raises(ConfigError, match="one job"):
-        train_missing(study, [study.training("vqgan")])
+        train_missing(study, [study.method("otsu"), study.method("unet")])
 
 
-def test_a_cluster_that_is_not_there_is_one_sentence(study, monkeypatch):
+def test_missing_cluster(study, monkeypatch):
     study.dask = "tcp://127.0.0.1:9"
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "distributed", None)
@@ -125,82 +125,42 @@ def expected(tmp_path_factory):
         torch.set_num_threads(threads)
 
 
-def kill_in_the_middle(results, processes):
-    """SIGKILL the one of `processes` that is training a segmenter, when an epoch is done."""
+def kill_in_the_middle(results):
+    """SIGKILL the child process that is training a segmenter, when an epoch is done; gives the segmenter's folder."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for folder in Path(results, "runs").glob("segmentation-*"):
             if (folder / "history.csv").is_file() and not Run(folder).done:
-                for process in processes():
-                    if any(str(folder) in str(link) for link in open_files(process)):
-                        os.kill(process, signal.SIGKILL)
+                threads = Path("/proc/self/task").glob("*/children")  # each with the processes it started
+                for child in itertools.chain.from_iterable(thread.read_text().split() for thread in threads):
+                    if any(str(folder) in str(file) for file in open_files(child)):  # the lock of the run
+                        os.kill(int(child), signal.SIGKILL)
                         return folder
         time.sleep(0.02)
     raise AssertionError("no worker trained a segmenter")
 
 
 def open_files(process):
-    """The files that a process has open: the lock of its run is one."""
     try:
         return [link.readlink() for link in Path(f"/proc/{process}/fd").iterdir()]
     except OSError:
         return []
 
 
-def descendants():
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [int(child) for child in children]
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the worker by its open files")
-
-
 @pytest.mark.slow
-@needs_proc
-def test_local_workers_make_the_table_of_one_process_although_one_is_killed(tmp_path, expected):
-    study, killed = open_study(tmp_path), []
-    study.jobs = 2
-    killer = threading.Thread(target=lambda: killed.append(kill_in_the_middle(tmp_path, descendants)))
-    killer.start()
-    table = run_ablation(study, "codebook_size")
-    killer.join()
-    assert Run(killed[0]).done
-    pd.testing.assert_frame_equal(table, expected)
-
-
-@pytest.mark.slow
-@needs_proc
-def test_a_cluster_makes_the_table_of_one_process_although_a_worker_is_killed(tmp_path, expected):
-    pytest.importorskip("distributed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    dask = [sys.executable, "-m", "distributed.cli"]
-    port = address.rpartition(":")[2]
-    commands = [
-        ["dask_scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", "--dashboard-address", ":0"]
-    ]
-    commands += [["dask_worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard"]] * 2
-    logs = (tmp_path / "dask.log").open("w")
-    started = [
-        subprocess.Popen(
-            [*dask[:2], f"{dask[2]}.{name}", *rest], cwd=Path(__file__).parents[2], stdout=logs, stderr=logs
-        )
-        for name, *rest in commands
-    ]
-    study, killed = open_study(tmp_path / "results"), []
-    study.dask = address
-    workers = [process.pid for process in started[1:]]
-    try:
-        killer = threading.Thread(target=lambda: killed.append(kill_in_the_middle(study.results, lambda: workers)))
-        killer.start()
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the worker by its open files")
+@pytest.mark.parametrize("where", ["local", "dask"])
+def test_killed_worker(tmp_path, expected, where):
+    """The table is that of one process."""
+    study = open_study(tmp_path)
+    with ExitStack() as stack:
+        if where == "local":
+            study.jobs = 2
+        else:
+            distributed = pytest.importorskip("distributed")  # a scheduler and workers on loopback
+            cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+            study.dask = stack.enter_context(cluster).scheduler_address
+        killer = stack.enter_context(ThreadPoolExecutor(1)).submit(kill_in_the_middle, tmp_path)
         table = run_ablation(study, "codebook_size")
-        killer.join()
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-        logs.close()
-    assert Run(killed[0]).done
-    assert sorted(process.returncode for process in started[1:])[0] == -signal.SIGKILL
+        assert Run(killer.result()).done
     pd.testing.assert_frame_equal(table, expected)

@@ -41,7 +41,7 @@ def ids(study, config=None):
 
 
 @pytest.mark.parametrize("section", ["data", "vqgan", "masked_gpt", "segmentation", "evaluation", "ablation"])
-def test_a_new_option_with_a_neutral_default_changes_no_id(study, section):
+def test_neutral_new_option_changes_no_id(study, section):
     old = getattr(study.config, section)
     field = ("new", bool, dataclasses.field(default=False, metadata=dict(dataclasses.fields(old)[0].metadata)))
     grown = dataclasses.make_dataclass("Grown", [field], bases=(type(old),), frozen=True)
@@ -71,12 +71,12 @@ def test_a_new_option_with_a_neutral_default_changes_no_id(study, section):
         ("evaluation.bootstrap_draws", 7, []),
     ],
 )
-def test_a_setting_changes_the_ids_of_what_it_decides(study, setting, value, stages):
+def test_settings_in_ids(study, setting, value, stages):
     new, old = ids(study, study.config.override({setting: value})), ids(study)
     assert {stage for stage in STAGES if new[stage] != old[stage]} == set(stages)
 
 
-def test_seeds_data_and_parents_are_part_of_an_id(study):
+def test_seeds_data_and_parents_in_id(study):
     def id(**options):
         return study.spec(study.training("segmentation", **options)).id
 
@@ -87,14 +87,14 @@ def test_seeds_data_and_parents_are_part_of_an_id(study):
     assert own.dependencies["tokenizer"] == ids(study)["vqgan"]
 
 
-def test_another_network_under_the_name_of_a_baseline_is_another_run(study, monkeypatch):
+def test_baseline_declaration_in_id(study, monkeypatch):
     before = ids(study)["unet"]
     monkeypatch.setitem(BASELINES, "unet", dataclasses.replace(BASELINES["unet"], encoder="resnet34"))
     other = Study(study.config, study.source, study.results)
     assert ids(other)["unet"] != before and ids(other)["segmentation"] == ids(study)["segmentation"]
 
 
-def test_the_plan_trains_nothing_again_and_names_no_study(study):
+def test_plan_trains_nothing_again(study):
     run = study.segmenter()
     records = study.records(run, "site_a", "test")
     plan = {"ablation.seeds": 2, "evaluation.rivals": "otsu,unet", "evaluation.train_sets": "site_a"}
@@ -107,7 +107,7 @@ def test_the_plan_trains_nothing_again_and_names_no_study(study):
 # ---- names, folders, files ------------------------------------------------------------------------------------------
 
 
-def test_a_study_is_named_after_what_departs_from_the_defaults():
+def test_study_name():
     def name(preset, *arguments, **settings):
         return study_name(configure(preset, *arguments, overrides=settings), "isic")
 
@@ -117,7 +117,7 @@ def test_a_study_is_named_after_what_departs_from_the_defaults():
     assert name("tiny", **{"vqgan.codebook_size": 16}) == "tiny-isic", "16 is the preset's"
 
 
-def test_relative_paths_lie_in_the_checkout_for_a_notebook_opened_by_hand(tmp_path, monkeypatch):
+def test_relative_paths_in_notebooks(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setattr(study_module, "CHECKOUT", tmp_path)
     for folder, found in (("notebooks", tmp_path), (".", tmp_path), ("/", "/")):
@@ -126,7 +126,7 @@ def test_relative_paths_lie_in_the_checkout_for_a_notebook_opened_by_hand(tmp_pa
     assert resolve("/elsewhere") == type(tmp_path)("/elsewhere")
 
 
-def test_tables_and_figures_are_written_beside_their_configuration(study):
+def test_table_and_figure(study):
     figure, table = plt.figure(), pd.DataFrame({"n": [1]})
     assert study.table("one", table) is table and study.figure("one", figure) is figure
     assert pd.read_csv(study.folder / "tables/one.csv").equals(table)
@@ -171,7 +171,7 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_segmenter_starts_from_the_masked_pretraining(study, starts):
+def test_segmenter_starts_from_pretraining(study, starts):
     pretrained, start = study.transformer().model(), starts()
     assert same(start["encoder"], pretrained.encoder.state_dict())
     assert same(start["masked_gpt"], pretrained.masked_gpt.state_dict())
@@ -180,7 +180,7 @@ def test_a_segmenter_starts_from_the_masked_pretraining(study, starts):
     assert same(starts(**{"masked_gpt.encoder": "frozen"})["encoder"], own)
 
 
-def test_untrained_parts_start_alike_whatever_was_trained_before(starts):
+def test_untrained_parts_start_alike(starts):
     """So rows of a table differ in what they name, and not in how their heads happened to start."""
     rows = [starts(), starts(pretrained=False), starts(**{"masked_gpt.encoder": "frozen"})]
     for part in ("head", "upsampler"):
@@ -188,7 +188,7 @@ def test_untrained_parts_start_alike_whatever_was_trained_before(starts):
     assert not same(rows[0]["masked_gpt"], rows[1]["masked_gpt"])
 
 
-def test_a_saved_pretraining_holds_its_encoder(study, tmp_path):
+def test_saved_pretraining_holds_encoder(study, tmp_path):
     folder = study.transformer().folder
     weights, encoder = load_file(folder / WEIGHTS), load(folder).encoder.state_dict()
     assert all(torch.equal(value, weights[f"encoder.{name}"]) for name, value in encoder.items())
@@ -198,7 +198,7 @@ def test_a_saved_pretraining_holds_its_encoder(study, tmp_path):
         load(tmp_path)
 
 
-def test_small_training_sets_have_the_samples_of_the_largest(study):
+def test_small_sets_have_samples_of_largest(study):
     half = study.config.override({"data.label_fraction": 0.5})
     spec = study.spec(study.training("baseline", half, baseline="unet"))
     assert spec.config.segmentation.images_per_epoch == len(study.source.load("site_a", "train"))
@@ -206,19 +206,14 @@ def test_small_training_sets_have_the_samples_of_the_largest(study):
     assert study.spec(study.training("segmentation", fixed)).config.segmentation.images_per_epoch == 5
 
 
-def test_fractions_of_one_seed_are_nested(study):
-    sets = [set(study.source.train("site_a", fraction, 0).ids) for fraction in (0.25, 0.5, 1.0)]
-    assert [len(ids) for ids in sets] == [6, 12, 24] and sets[0] < sets[1] < sets[2]
-
-
-def test_otsu_is_a_run_without_a_training(study):
+def test_otsu_is_a_run(study):
     run = study.baseline("otsu")
     records = study.records(run, "site_a", "test")
     assert run.metrics["images_seen"] == 0 and set(records["method"]) == {"otsu"} and len(records) == 4
     pd.testing.assert_frame_equal(study.otsu_records("site_a", "test"), records)
 
 
-def test_an_adopted_tokenizer_is_what_all_builds_on(study):
+def test_adopted_tokenizer(study):
     own, config = Study(study.config, study.source, study.results), study.config.override({"vqgan.codebook_size": 8})
     run = own.adopt_tokenizer(VQGAN(config.vqgan), "a checkpoint")
     assert own.tokenizer() == run and own.config.vqgan == config.vqgan

@@ -43,26 +43,19 @@ def model():
     return TokenCutSeg(configure("tiny")).eval()
 
 
-@pytest.fixture(scope="session")
-def scored():
-    """Scores with intervals for any number of rows: a function of the columns that name the rows."""
-
-    def make(differences=True, **columns):
-        table = pd.DataFrame(columns)
-        rng = np.random.default_rng(len(table))
-        mean, diff = rng.uniform(0.4, 0.9, len(table)), rng.normal(0, 0.05, len(table))
-        table = table.assign(mean=mean, low=mean - 0.03, high=mean + 0.02)
-        if differences:
-            table = table.assign(diff=diff, diff_low=diff - 0.02, diff_high=diff + 0.03)
-            table.loc[0, ["diff", "diff_low", "diff_high"]] = np.nan
-        return table
-
-    return make
+def scored(data):
+    """A table of these columns with random scores, differences to the first row, and intervals of both."""
+    table = pd.DataFrame(data)
+    rng = np.random.default_rng(len(table))
+    mean, diff = rng.uniform(0.4, 0.9, len(table)), rng.normal(0, 0.05, len(table))
+    diff[0] = np.nan
+    table = table.assign(diff=diff, diff_low=diff - 0.02, diff_high=diff + 0.03)
+    return table.assign(mean=mean, low=mean - 0.03, high=mean + 0.02)
 
 
 def shown(axes):
-    """The array of each axis's image."""
-    return [np.asarray(axis.images[0].get_array()) for axis in axes]
+    """The array of each image on these axes, in their order."""
+    return [np.asarray(image.get_array()) for axis in axes for image in axis.images]
 
 
 def assert_drawn(axis, table, columns=("mean", "low", "high")):
@@ -74,11 +67,6 @@ def assert_drawn(axis, table, columns=("mean", "low", "high")):
     if len(columns) > 1:
         ends = [line[:, 0] for line in sorted(lines, key=lambda line: line[0, 1])]
         np.testing.assert_allclose(ends, table[list(columns[1:])])
-
-
-def cells(scored, names, keys):
-    """A table of `scored` with these combinations of keys in columns of these names."""
-    return scored(**dict(zip(names, zip(*keys, strict=True), strict=True)))
 
 
 def rows(axis):

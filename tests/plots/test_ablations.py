@@ -5,60 +5,56 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from plots.conftest import assert_drawn, cells, rows
+from plots.conftest import assert_drawn, rows, scored
 
-from tokencutseg import plots
 from tokencutseg.config import configure
+from tokencutseg.plots import ablations as plots
 from tokencutseg.plots.charts import DIFFERENCE, SCORE
 
-
-@pytest.fixture(scope="module")
-def tables(scored):
-    sizes = scored(codebook_size=[16, 64], usage=[1.0, 0.75], perplexity=[12.0, 40.0], psnr=[24.0, 26.0])
-    steps = scored(
-        step=["described", "segmentation.upsampling", "segmentation.graph_radius", "revised"],
-        setting=["", "bilinear", 0.05, ""],
-        instead=["", "guided", 2.6, ""],
-        kept=[True, True, False, True],
-        also=["", "", "segmentation.radius_unit = cells", np.nan],
-    )
-    return {
-        "codebook_size": sizes.assign(psnr_low=[23.5, 25.5], psnr_high=[24.4, 26.6]),
-        "stages": scored(stages=["tokenizer", "+ transformer", "+ graph module"]),
-        "graph_radius": scored(radius=[0.0, 1.0, 2.6], neighbours=[0, 4, 20]),
-        "revised_steps": steps,
-    }
-
-
-@pytest.mark.parametrize("name", ["codebook_size", "stages", "graph_radius", "revised_steps"])
-def test_scores_and_differences_stand_beside_each_other(tables, name):
-    figure = getattr(plots, name)(tables[name])
-    for axis, columns in zip(figure.axes[-2:], (SCORE, DIFFERENCE), strict=True):
-        assert_drawn(axis, tables[name], columns)
-        assert axis.get_xlabel()
-    assert figure.get_suptitle()
-
-
-def test_codebook_size_draws_usage_perplexity_and_reconstruction(tables):
-    usage, perplexity, psnr = plots.codebook_size(tables["codebook_size"]).axes[:3]
-    assert_drawn(usage, 100 * tables["codebook_size"], ["usage"])
-    assert_drawn(perplexity, tables["codebook_size"], ["perplexity"])
-    assert_drawn(psnr, tables["codebook_size"], ["psnr", "psnr_low", "psnr_high"])
-    assert rows(usage) == ["K = 16", "K = 64"]
-
-
-def test_rows_say_what_was_changed(tables):
-    assert rows(plots.revised_steps(tables["revised_steps"]).axes[0]) == [
+SIZES = {"codebook_size": [16, 64], "usage": [1.0, 0.75], "perplexity": [12.0, 40.0], "psnr": [24.0, 26.0]}
+STEPS = [
+    ("described", "", "", True, ""),
+    ("segmentation.upsampling", "bilinear", "guided", True, ""),
+    ("segmentation.graph_radius", 0.05, 2.6, False, "segmentation.radius_unit = cells"),
+    ("revised", "", "", True, np.nan),
+]
+TABLES = {
+    "codebook_size": scored(SIZES).assign(psnr_low=[23.5, 25.5], psnr_high=[24.4, 26.6]),
+    "stages": scored({"stages": ["tokenizer", "+ transformer", "+ graph module"]}),
+    "graph_radius": scored({"radius": [0.0, 1.0, 2.6], "neighbours": [0, 4, 20]}),
+    "revised_steps": scored(pd.DataFrame(STEPS, columns=["step", "setting", "instead", "kept", "also"])),
+}
+ROWS = {
+    "codebook_size": ["K = 16", "K = 64"],
+    "stages": ["tokenizer", "+ transformer", "+ graph module"],
+    "graph_radius": ["radius 0\n(0 neighbours)", "radius 1\n(4 neighbours)", "radius 2.6\n(20 neighbours)"],
+    "revised_steps": [
         "described",
         "segmentation.upsampling\nbilinear → guided",
         "segmentation.graph_radius\n0.05 → 2.6 (+ radius_unit) ✗",
         "revised",
-    ]
-    assert rows(plots.graph_radius(tables["graph_radius"]).axes[0])[2] == "radius 2.6\n(20 neighbours)"
+    ],
+}
 
 
-def test_feature_quality_draws_each_head(scored):
-    table = scored(features=["colour", "colour", "transformer", "transformer"], head=["linear probe", "graph"] * 2)
+@pytest.mark.parametrize("name", TABLES)
+def test_scores_and_differences_stand_beside_each_other(name):
+    figure = getattr(plots, name)(TABLES[name])
+    for axis, columns in zip(figure.axes[-2:], (SCORE, DIFFERENCE), strict=True):
+        assert_drawn(axis, TABLES[name], columns)
+        assert axis.get_xlabel()
+    assert rows(figure.axes[0]) == ROWS[name] and figure.get_suptitle()
+
+
+def test_codebook_size_draws_usage_perplexity_and_reconstruction():
+    table = TABLES["codebook_size"].assign(usage=[100, 75])
+    axes = plots.codebook_size(TABLES["codebook_size"]).axes[:3]
+    for axis, columns in zip(axes, (["usage"], ["perplexity"], ["psnr", "psnr_low", "psnr_high"]), strict=True):
+        assert_drawn(axis, table, columns)
+
+
+def test_feature_quality_draws_each_head():
+    table = scored({"features": ["colour"] * 2 + ["transformer"] * 2, "head": ["linear probe", "graph"] * 2})
     table = table.rename(columns={"mean": "iou", "low": "iou_low", "high": "iou_high"})
     score, difference = plots.feature_quality(table).axes
     assert_drawn(score, table, ["iou", "iou_low", "iou_high"])
@@ -66,8 +62,13 @@ def test_feature_quality_draws_each_head(scored):
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_label_efficiency_draws_each_method_over_the_labels(scored, seeds):
-    table = scored(method=["tokencutseg", "unet"] * 2, fraction=[0.05, 0.05, 1.0, 1.0], labels=[20, 20, 400, 400])
+def test_label_efficiency_draws_each_method_over_the_labels(seeds):
+    columns = {
+        "method": ["tokencutseg", "unet"] * 2,
+        "fraction": [0.05] * 2 + [1.0] * 2,
+        "labels": [20] * 2 + [400] * 2,
+    }
+    table = scored(columns)
     table = table.assign(seeds=seeds, seed_low=table["mean"] - 0.01, seed_high=table["mean"] + 0.01)
     (axis,) = plots.label_efficiency(table).axes
     for line, (_, part) in zip(axis.lines, table.groupby("method", sort=False), strict=True):
@@ -98,10 +99,10 @@ def test_efficiency_bars_start_at_zero():
         assert axis.get_xlim()[0] == 0
 
 
-def test_baselines_draw_every_method_of_the_large_presets(scored):
+def test_baselines_draw_every_method_of_the_large_presets():
     methods = ["tokencutseg", *configure("small").ablation.baselines, "mine"]
     keys = itertools.product(methods, ("micro_lesion", "per_image"), ("iou", "dice"))
-    table = cells(scored, ("method", "reduction", "measure"), keys)
+    table = scored(pd.DataFrame(keys, columns=["method", "reduction", "measure"]))
     table["initialisation"] = table["method"].map({"otsu": "none", "mine": "none"}).fillna("imagenet")
     table.loc[table["method"] == "tokencutseg", list(DIFFERENCE)] = np.nan
     score, difference = plots.baselines(table, "dice").axes

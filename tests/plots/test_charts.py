@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
-from plots.conftest import assert_drawn, rows
+from plots.conftest import assert_drawn, rows, scored
 
 from tokencutseg.plots import style
 from tokencutseg.plots.charts import DIFFERENCE, SCORE, curves, dot_interval, line_band
@@ -17,8 +17,8 @@ def axis():
     return style.make_figure(title="a title")[1][0, 0]
 
 
-def test_dot_interval_draws_rows_from_the_top(axis, scored):
-    table = scored(name=["z", "a", "m"])
+def test_dot_interval_draws_rows_from_the_top(axis):
+    table = scored({"name": ["z", "a", "m"]})
     dot_interval(axis, table, "name", SCORE, "score")
     assert_drawn(axis, table)
     assert axis.collections[-1].get_offsets()[:, 1].tolist() == [0, 1, 2]
@@ -26,8 +26,8 @@ def test_dot_interval_draws_rows_from_the_top(axis, scored):
     assert [text.get_text() for text in axis.texts] == [f"{mean:.3f}" for mean in table["mean"]]
 
 
-def test_differences_have_a_line_at_zero_and_missing_ones_leave_their_row_empty(axis, scored):
-    table = scored(name=["first", "second", "third"])
+def test_differences_have_a_line_at_zero_and_missing_ones_leave_their_row_empty(axis):
+    table = scored({"name": ["first", "second", "third"]})
     dot_interval(axis, table[::-1], "name", DIFFERENCE)
     assert_drawn(axis, table[::-1], DIFFERENCE)
     assert rows(axis) == ["third", "second", "first"]
@@ -35,8 +35,8 @@ def test_differences_have_a_line_at_zero_and_missing_ones_leave_their_row_empty(
     assert [float(text.get_text().replace("−", "-")) for text in axis.texts] == [*table["diff"][:0:-1].round(3)]
 
 
-def test_series_stand_side_by_side_in_their_colours(axis, scored):
-    table = scored(name=["x", "x", "y", "y"], who=["a", "b"] * 2).assign(known=[0.1, np.nan, 0.2, np.nan])
+def test_series_stand_side_by_side_in_their_colours(axis):
+    table = scored({"name": ["x", "x", "y", "y"], "who": ["a", "b"] * 2}).assign(known=[0.1, np.nan, 0.2, np.nan])
     dot_interval(axis, table, "name", series="who", shown=LOOKS, crosses="known")
     points, crosses = axis.collections[1:]
     where = {
@@ -55,8 +55,8 @@ def test_an_interval_need_not_hold_its_value(axis):
     assert_drawn(axis, table)
 
 
-def test_line_band_draws_each_series(axis, scored):
-    table = scored(x=[2, 1, 1, 2], who=["a", "a", "b", "b"])
+def test_line_band_draws_each_series(axis):
+    table = scored({"x": [2, 1, 1, 2], "who": ["a", "a", "b", "b"]})
     line_band(axis, table, "x", SCORE, "who", LOOKS)
     for name, line, band in zip("ab", axis.lines, axis.collections, strict=True):
         own = table[table["who"] == name].sort_values("x")
@@ -68,7 +68,7 @@ def test_line_band_draws_each_series(axis, scored):
 
 def test_curves_leave_out_what_the_history_lacks(axis):
     history = pd.DataFrame({"epoch": [1, 2, 3], "train_b": [3.0, 2.0, 1.0], "train_a": [1.0, 1.5, 1.2]})
-    curves(axis, history, {"train_a": "A", "train_x": "X", "train_b": "B"}, [style.BLUE, style.RED])
+    curves(axis, history, {"train_a": ("A", style.BLUE), "train_x": ("X", style.SKY), "train_b": ("B", style.RED)})
     drawn = [line for line in axis.lines if len(line.get_xdata())]
     for line, column, colour in zip(drawn, ("train_a", "train_b"), (style.BLUE, style.RED), strict=True):
         np.testing.assert_array_equal(line.get_xydata(), history[["epoch", column]])

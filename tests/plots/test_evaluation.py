@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from plots.conftest import assert_drawn, cells, rows, shown
+from plots.conftest import assert_drawn, rows, scored, shown
 
-from tokencutseg import plots
 from tokencutseg.data.audit import COLUMNS
 from tokencutseg.data.image_set import ImageSet
+from tokencutseg.plots import evaluation as plots
 from tokencutseg.plots.style import METHODS, REDUCTIONS
 
 
@@ -33,8 +33,9 @@ def test_per_image_scores_draw_the_share_of_images_at_or_below(records):
             np.testing.assert_allclose(at, [(values <= value).mean() for value in values])
 
 
-def test_cross_dataset_draws_every_mean_interval_and_published_number(scored):
-    table = cells(scored, ("test", "reduction", "measure"), itertools.product("ab", REDUCTIONS, ("iou", "dice")))
+def test_cross_dataset_draws_every_mean_interval_and_published_number():
+    keys = itertools.product("ab", REDUCTIONS, ("iou", "dice"))
+    table = scored(pd.DataFrame(keys, columns=["test", "reduction", "measure"]))
     table = table.assign(train="a", published=np.nan)
     axes = plots.cross_dataset(table).axes
     for axis, measure in zip(axes, ("iou", "dice"), strict=True):
@@ -44,8 +45,8 @@ def test_cross_dataset_draws_every_mean_interval_and_published_number(scored):
     assert set(crosses.get_offsets()[:, 0]) == {0.8} and len(crosses.get_offsets()) == 8
 
 
-def test_score_by_lesion_size_draws_the_bins_and_each_image(records, scored):
-    table = scored(method=["tokencutseg"] * 2 + ["otsu"] * 2, lesion_fraction=[0.1, 0.4] * 2)
+def test_score_by_lesion_size_draws_the_bins_and_each_image(records):
+    table = scored({"method": ["tokencutseg"] * 2 + ["otsu"] * 2, "lesion_fraction": [0.1, 0.4] * 2})
     own = records[records["method"] == "tokencutseg"].assign(lesion_fraction=np.linspace(0.01, 0.9, 40))
     images, *lines = plots.score_by_lesion_size(table, own).axes[0].lines
     np.testing.assert_array_equal(images.get_xydata(), own[["lesion_fraction", "iou"]])
@@ -53,10 +54,10 @@ def test_score_by_lesion_size_draws_the_bins_and_each_image(records, scored):
         np.testing.assert_array_equal(line.get_xydata(), part[["lesion_fraction", "mean"]])
 
 
-def test_score_by_group_draws_every_group_of_the_first_training_set(scored):
+def test_score_by_group_draws_every_group_of_the_first_training_set():
     groups = [("lesion size", "small", "a"), ("lesion size", "large", "a"), ("site", "a", "a"), ("site", "b", "b")]
     keys = [(*group, train, method) for group in groups for train in "ab" for method in ("tokencutseg", "otsu")]
-    table = cells(scored, ("grouping", "group", "test", "train", "method"), keys).assign(n=20)
+    table = scored(pd.DataFrame(keys, columns=["grouping", "group", "test", "train", "method"])).assign(n=20)
     axes = plots.score_by_group(table).axes
     for axis, (grouping, part) in zip(axes, table[table["train"] == "a"].groupby("grouping"), strict=True):
         assert_drawn(axis, part)

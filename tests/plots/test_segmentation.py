@@ -4,11 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.image import AxesImage
 from plots.conftest import H, K, N, shown
 
-from tokencutseg import plots
 from tokencutseg.models.deepcut import GridGraph
+from tokencutseg.plots import segmentation as plots
 from tokencutseg.plots.style import REDUCTIONS
 
 SCORES = np.array([0.4, 0.9, 0.1, 0.7, 0.8])
@@ -25,15 +24,10 @@ def parts(images):
     return images.images / 255, images.masks, images.masks.roll(2, -1), SCORES
 
 
-def pictures(figure):
-    axes = [axis for axis in figure.axes if axis.images and isinstance(axis.images[0], AxesImage)]
-    return [np.asarray(axis.images[0].get_array()) for axis in axes]
-
-
 def test_pipeline_shows_what_the_model_computes(images, segmentation):
     offsets = [(0, 0), (0, 1), (1, 0)]
-    figure = plots.pipeline(images.images[:2] / 255, segmentation, K, offsets)
-    image, tokens, features, assignments, masked = pictures(figure)[5:]
+    figure = plots.pipeline(images.images[:2] / 255, segmentation, K, [*offsets, (0, 2)])  # the last: outside
+    image, tokens, features, assignments, masked = shown(figure.axes)[5:]
     np.testing.assert_allclose(image, images.images[1].permute(1, 2, 0) / 255)
     np.testing.assert_array_equal(tokens.ravel(), segmentation.tokens[1])
     assert features.shape == (H, H, 3)
@@ -58,9 +52,7 @@ def test_graph_stencil_draws_every_offset_and_the_degrees(radius, unit):
 def test_segmentation_curves_are_the_columns_of_the_history(trained):
     columns = ["train_dice", "train_deepcut", "validation_per_image_iou", "validation_micro_two_class_iou"]
     table = pd.DataFrame(np.random.default_rng(0).uniform(size=(3 * len(trained), 4)), columns=columns)
-    table = table.assign(
-        train=np.repeat(trained, 3), epoch=[1, 2, 3] * len(trained), chosen_by="validation_per_image_iou"
-    )
+    table = table.assign(train=np.repeat(trained, 3), epoch=[1, 2, 3] * len(trained), chosen_by=columns[2])
     losses, scores = plots.segmentation_curves(table).axes
     for axis, names in ((losses, columns[:2]), (scores, columns[2:])):
         drawn = {tuple(line.get_ydata()) for line in axis.lines if len(line.get_ydata()) == 3}
@@ -75,7 +67,7 @@ def test_segmentation_curves_are_the_columns_of_the_history(trained):
 
 def test_predictions_show_each_step_of_each_image(parts, segmentation):
     images, masks, _, _ = parts
-    drawn = pictures(plots.predictions(images, masks, segmentation, K, SCORES))
+    drawn = shown(plots.predictions(images, masks, segmentation, K, SCORES).axes)
     for i in range(N):
         image, tokens, coarse, fine, outlined = drawn[5 * i : 5 * i + 5]
         np.testing.assert_allclose(image, images[i].permute(1, 2, 0))
@@ -85,18 +77,13 @@ def test_predictions_show_each_step_of_each_image(parts, segmentation):
         np.testing.assert_allclose(fine, segmentation.probabilities[i, 1])
 
 
-def test_best_median_worst_are_in_order_of_their_scores(parts):
-    figure = plots.best_median_worst(*parts, per_row=1)
-    assert [axis.get_title() for axis in figure.axes] == ["best: IoU 0.90", "median: IoU 0.70", "worst: IoU 0.10"]
-    np.testing.assert_allclose(pictures(figure), parts[0][[1, 3, 2]].permute(0, 2, 3, 1))
-    assert all(len(axis.collections) == 2 for axis in figure.axes), "two outlines each"
-
-
-def test_failures_keep_their_order(parts):
-    order = np.argsort(SCORES)
-    figure = plots.failures(*(part[order] for part in parts))
-    assert [axis.get_title() for axis in figure.axes] == [f"IoU {SCORES[i]:.2f}" for i in order]
-    np.testing.assert_allclose(pictures(figure), parts[0][order].permute(0, 2, 3, 1))
+def test_outlined_images_are_in_order_and_name_their_scores(parts):
+    chosen = plots.best_median_worst(*parts, per_row=1), plots.failures(*parts)
+    titles = ["best: IoU 0.90", "median: IoU 0.70", "worst: IoU 0.10"], [f"IoU {score:.2f}" for score in SCORES]
+    for figure, names, order in zip(chosen, titles, ([1, 3, 2], range(N)), strict=True):
+        assert [axis.get_title() for axis in figure.axes] == names
+        np.testing.assert_allclose(shown(figure.axes), parts[0][list(order)].permute(0, 2, 3, 1))
+        assert all(len(axis.collections) == 2 for axis in figure.axes), "two outlines each"
 
 
 @pytest.mark.parametrize(("rank", "score"), [(1, 0.9), (3, 0.7)])

@@ -6,9 +6,8 @@ import pytest
 import torch
 from plots.conftest import H, K, shown
 
-from tokencutseg import plots
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.evaluation.codebook import codebook_table
+from tokencutseg.plots import tokenizer as plots
 
 
 def test_dataset_preview_spaces_images_evenly(images):
@@ -70,17 +69,13 @@ def test_codebook_embedding_draws_the_codes_in_use(usage):
     np.testing.assert_allclose(np.ptp(points[:, 0]), 26, rtol=0.01)
     np.testing.assert_array_equal(dots.collections[0].get_array(), usage["lesion_share"][:14])
     assert "100%" in dots.get_xlabel()
-
-
-def test_codebook_embedding_needs_three_codes():
-    table = codebook_table(torch.tensor([[0, 1]]), None, K)
     with pytest.raises(ValueError, match="three codes in use, not 2"):
-        plots.codebook_embedding(torch.rand(K, 4), table, torch.rand(K, 3, 2, 2))
+        plots.codebook_embedding(codes, usage.assign(count=usage["count"].where(usage["code"] < 2, 0)), None)
 
 
 def test_code_explorer_highlights_the_tokens_of_its_code(images, tokens, usage):
     back, alone = images.images / 255, torch.rand(3, 32, 32)
-    axes = np.array(plots.code_explorer(13, usage, images, tokens, back, alone, columns=3).axes).reshape(2, 4)
+    axes = np.array(plots.code_explorer(13, usage, images, tokens, back, alone).axes).reshape(2, 6)
     first = int((tokens == 13).flatten(1).sum(1).argmax())
     true = back[first].permute(1, 2, 0)
     np.testing.assert_array_equal(axes[0, 0].images[0].get_array(), alone.permute(1, 2, 0))

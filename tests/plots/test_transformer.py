@@ -6,8 +6,8 @@ import pytest
 import torch
 from plots.conftest import H, K, S, assert_drawn, rows, shown
 
-from tokencutseg import plots
 from tokencutseg.evaluation.inspection import Inpainting
+from tokencutseg.plots import transformer as plots
 from tokencutseg.plots.transformer import PATTERNS
 
 

@@ -32,7 +32,7 @@ def train(folder, devices):
         torch.manual_seed(0)
         stage = "segmentation" if name == "segmentation" else "vqgan"
         module = TokenCutSegModule(config, TokenCutSeg(config)) if stage == "segmentation" else VQGANModule(config)
-        module.augment = Augmentation.none()  # which every process draws for itself
+        module.augment = Augmentation("none")  # which every process draws for itself
         batches = TrainLoader(source.load("site_a", "train"), 8, 20, 0)
         validation = EvalLoader(source.load("site_a", "validation"), 4)
         fit(module, batches, validation, 2, folder / name, Hardware("cpu", devices=devices))

@@ -201,7 +201,7 @@ def test_self_training_reaches_the_weights(tmp_path):
 
 def test_self_training_loss_is_the_supervised_one_on_the_teachers_masks():
     module = made("segmentation", unlabelled=True)
-    module.trainer, module.augment = SimpleNamespace(world_size=1), Augmentation.none()
+    module.trainer, module.augment = SimpleNamespace(world_size=1), Augmentation("none")
     module.eval()  # the graph module has dropout
     with torch.no_grad():
         for p in module.ema_model.parameters():

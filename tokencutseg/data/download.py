@@ -1,9 +1,8 @@
 """Fetch the official archives: resumed when interrupted, checked before unpacked, unpacked whole or not at all.
 
 The organisers publish no checksums, so this is trust on first use: the first complete download of an archive is pinned
-by its SHA-256 in `checksums.json` beside the data, and any later one must be the same. Put ``{"<archive>.zip":
-"<sha256>"}`` there before fetching to check the first one too. Without it only transmission errors are found (the
-announced length and the CRC of every file), not a host that serves something else.
+by its SHA-256 in `checksums.json` beside the data, and any later one must be the same. A ``{"<archive>.zip":
+"<sha256>"}`` that is put there before is checked from the first one on; without it only transmission errors are found.
 """
 
 from __future__ import annotations
@@ -41,24 +40,23 @@ def fetch(name: str, root: str | Path, base_url: str | None = None, progress: bo
     """Download and unpack a dataset to `root`/`name`/<official folder>, as `find_datasets` reads it, and return that.
 
     Folders that are already there are skipped; an interrupted call is continued by the next one. A folder appears
-    complete or not at all, and each archive is deleted once unpacked. `base_url` is a mirror with the official paths
-    below it (`2017/ISIC-2017_Training_Data.zip`), instead of `HOST`.
+    complete or not at all. `base_url` is a mirror of `HOST` with the official paths below it.
 
     Raises DataError for a name that cannot be fetched, a file that the host does not have, a connection that stays
     broken, a full disk, and an archive that is damaged, unsafe or differs from its pinned checksum.
     """
     home, wanted = Path(root) / name, archives(name)
     downloads = home / ".downloads"
-    pooch.get_logger().setLevel("WARNING")  # its notes on each file would break the progress bar
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         with FileLock(downloads / "lock"):
             for archive in wanted:
                 places = [place / folder for place in (Path(root), home) for folder in archive.counts_as_present]
-                if there := next((place for place in places if place.is_dir()), None):
-                    _say(f"{there} is already there: skipped", progress)
-                else:
+                there = next((place for place in places if place.is_dir()), None)
+                if not there:
                     _fetch_one(archive, home, f"{(base_url or HOST).rstrip('/')}/{archive.path}", progress)
+                if progress:
+                    tqdm.write(f"{there} is already there: skipped" if there else f"{archive.folder} is complete")
         shutil.rmtree(downloads, ignore_errors=True)  # another process may be doing the same
     except OSError as error:
         full = error.errno == errno.ENOSPC
@@ -80,34 +78,23 @@ def archives(name: str) -> tuple[Archive, ...]:
 def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
     """Download, verify, unpack, pin, move into place: in this order, so that nothing wrong is pinned or visible."""
     downloads, pins = home / ".downloads", _read_checksums(home)
-    pinned = pins.get(archive.name)
-
-    def download(url: str, output_file: str, _: object) -> None:
-        partial = downloads / f"{archive.name}.part"  # kept when the connection breaks, unlike pooch's own file
-        _download(url, partial, progress)
-        partial.replace(output_file)
-
-    try:
-        file = Path(pooch.retrieve(url, pinned and f"sha256:{pinned}", archive.name, downloads, downloader=download))
-    except DataError:
-        raise
-    except ValueError as error:
-        raise DataError(
-            f"{archive.name} from {url} does not have the SHA-256 {pinned} pinned in {home / CHECKSUMS}: it was "
-            f"changed or tampered with; find out why before you pin the new one"
-        ) from error
+    file = downloads / f"{archive.name}.part"  # kept when the connection breaks
+    _download(url, file, progress)
+    digest = pooch.file_hash(str(file))
+    if digest != (pinned := pins.get(archive.name, digest)):
+        file.unlink()
+        said = f"{archive.name} from {url} does not have the SHA-256 {pinned} pinned in {home / CHECKSUMS}"
+        raise DataError(f"{said}: it was changed or tampered with; find out why before you pin the new one")
     with tempfile.TemporaryDirectory(dir=downloads) as temporary:
-        whole = Path(temporary) / archive.folder
         try:
-            _unpack(file, whole, progress)
-        except (DataError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            whole = _unpack(file, Path(temporary) / archive.folder, progress)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
             file.unlink()  # so that the next call downloads it again
-            unsafe = str(error) if isinstance(error, DataError) else f"it is not an intact zip archive, {error}"
-            raise DataError(f"{archive.name} from {url} was not unpacked: {unsafe}; fetch it again") from error
-        write_json(pins | {archive.name: pooch.file_hash(str(file))}, home / CHECKSUMS)
+            said = f"{archive.name} from {url} is not an intact zip archive ({error})"
+            raise DataError(f"{said}; fetch it again") from error
+        write_json(pins | {archive.name: digest}, home / CHECKSUMS)
         whole.rename(home / archive.folder)
     file.unlink()
-    _say(f"{home / archive.folder} is complete", progress)
 
 
 def _download(url: str, partial: Path, progress: bool) -> None:
@@ -127,8 +114,8 @@ def _download(url: str, partial: Path, progress: bool) -> None:
             raise DataError(f"{url} cannot be had ({error}); {hint}") from error
         failures = failures + 1 if _size(partial) <= furthest else 0
         furthest = max(furthest, _size(partial))
-    hint = "check the network and run the same command again to continue"
-    raise DataError(f"{url} could not be downloaded ({problem}, {furthest / 1e6:.1f} MB so far); {hint}")
+    said = f"{url} could not be downloaded ({problem}, {furthest / 1e6:.1f} MB so far)"
+    raise DataError(f"{said}; check the network and run the same command again to continue")
 
 
 def _transfer(url: str, partial: Path, progress: bool) -> bool:
@@ -158,36 +145,25 @@ def _transfer(url: str, partial: Path, progress: bool) -> bool:
     return total is None or _size(partial) == total
 
 
-def _unpack(file: Path, folder: Path, progress: bool) -> None:
-    """Unpack to `folder`, which must not exist; a single top folder in the archive is replaced by it.
+def _unpack(file: Path, folder: Path, progress: bool) -> Path:
+    """Unpack to `folder`, which must not exist, and return it, or the only folder in it.
 
-    Every member's CRC is verified as it is read. Raises BadZipFile for a damaged archive and DataError for one with a
-    member that would land elsewhere, a link, or an encrypted member.
+    Every member's CRC is verified as it is read. Raises BadZipFile (or what else the library raises) for a damaged or
+    empty archive and for one with a link or a member that would land elsewhere.
     """
     with zipfile.ZipFile(file) as archive:
-        members = [(m, _safe_path(m)) for m in archive.infolist() if not m.is_dir()]
-        members = [(m, path) for m, path in members if path.parts[0] != "__MACOSX"]  # Finder's attributes
+        members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")]
+        for member in members:
+            path, link = PurePosixPath(member.filename), stat.S_ISLNK(member.external_attr >> 16)
+            if link or path.is_absolute() or ".." in path.parts or {"\\", ":"} & set(member.filename):
+                raise zipfile.BadZipFile(f"{member.filename!r} is a link or lies outside the target folder")
         if not members:
-            raise DataError("it is an empty archive")
-        _check_space(file.parent, sum(m.file_size for m, _ in members), file.name)
-        tops = {path.parts[0] for _, path in members}
-        depth = 1 if len(tops) == 1 and all(len(path.parts) > 1 for _, path in members) else 0
-        for member, path in tqdm(members, desc=f"unpacking {folder.name}", unit="file", disable=not progress):
-            target = folder.joinpath(*path.parts[depth:])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(member) as source, target.open("wb") as copy:
-                shutil.copyfileobj(source, copy)
-
-
-def _safe_path(member: zipfile.ZipInfo) -> PurePosixPath:
-    """Where a member goes, relative to the folder. Raises DataError if that is outside it, for links and encryption."""
-    path = PurePosixPath(member.filename)
-    outside = path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename
-    if outside or not path.parts or stat.S_ISLNK(member.external_attr >> 16):
-        raise DataError(f"it holds {member.filename!r}, which is a link or lies outside the target folder")
-    if member.flag_bits & 1:
-        raise DataError("it is encrypted, which the public archive is not")
-    return path
+            raise zipfile.BadZipFile("it is empty")
+        _check_space(file.parent, sum(m.file_size for m in members), file.name)
+        for member in tqdm(members, desc=f"unpacking {folder.name}", unit="file", disable=not progress):
+            archive.extract(member, folder)
+    [first, *others] = folder.iterdir()
+    return first if first.is_dir() and not others else folder
 
 
 def _read_checksums(home: Path) -> dict[str, str]:
@@ -205,8 +181,3 @@ def _check_space(folder: Path, needed: int, what: str) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _say(message: str, progress: bool) -> None:
-    if progress:
-        tqdm.write(message)

@@ -74,16 +74,15 @@ SITES = {
 def generate(site: str, n: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `n` lesions of a site: RGB images uint8 (n, 3, size, size) and masks uint8 {0, 1} (n, size, size).
 
-    Image i is a function of (site, seed, i) and the size alone, and masks at two sizes show the same lesion. A mask is
-    never empty; it counts satellites as lesion and ends where the round field of view ends. `seed` is not negative.
-    Raises DataError for an unknown site, a negative `n` or `seed`, and a size under 8 pixels.
+    Image i is a function of (site, seed, i) and the size alone. A mask is never empty, counts satellites as lesion and
+    ends where the round field of view ends. Raises DataError for an unknown site, a negative `n` or `seed`, and a size
+    under 8 pixels.
     """
     if site not in SITES:
         raise DataError(f"unknown synthetic site {site!r}. Known: {', '.join(SITES)}")
     if n < 0 or seed < 0 or size < 8:
         raise DataError(f"synthetic lesions need n >= 0, seed >= 0 and size >= 8, not n={n}, seed={seed}, size={size}")
-    images = np.empty((n, 3, size, size), np.uint8)
-    masks = np.empty((n, size, size), np.uint8)
+    images, masks = np.empty((n, 3, size, size), np.uint8), np.empty((n, size, size), np.uint8)
     for index in range(n):
         images[index], masks[index] = _render(SITES[site], size, np.random.default_rng([SITES[site].code, seed, index]))
     return images, masks
@@ -97,11 +96,16 @@ def _render(site: Site, size: int, rng: Generator) -> tuple[np.ndarray, np.ndarr
     border, radius = _border(site, x, y, next(streams))
     absorbance = _skin(site, size, next(streams)) + _lesion(site, border, radius, next(streams))
     image = np.array(site.light, np.float32)[:, None, None] * np.exp(-absorbance)
-    image = _ink(site, image, x, y, next(streams))
-    image = _bubbles(site, image, x, y, next(streams))
-    image = _glare(site, image, next(streams))
-    image = _hair(site, image, x, y, next(streams))
-    image = _ruler(site, image, x, y, next(streams))
+    overlays = (
+        (_ink, site.ink),
+        (_bubbles, site.bubbles),
+        (_glare, site.glare),
+        (_hair, site.hairy),
+        (_ruler, site.ruler),
+    )
+    for overlay, chance in overlays:
+        if (stream := next(streams)).random() < chance:
+            image = overlay(site, image, x, y, stream)
     image, field = _vignette(site, image, x, y, next(streams))
     mask = (border < 0) & field
     if not mask.any():  # a lesion smaller than a pixel
@@ -109,7 +113,7 @@ def _render(site: Site, size: int, rng: Generator) -> tuple[np.ndarray, np.ndarr
     return _camera(site, image, next(streams)), mask.astype(np.uint8)
 
 
-# ---------------------------------------------------------------- noise and curves
+# noise and curves
 
 
 @lru_cache(maxsize=128)
@@ -142,10 +146,6 @@ def _noise(rng: Generator, size: int, cells: int, octaves: int = 1) -> np.ndarra
     return field
 
 
-def _between(rng: Generator, bounds: tuple[float, float]) -> float:
-    return float(rng.uniform(*bounds))
-
-
 def _smoothstep(values: np.ndarray, low: float, high: float) -> np.ndarray:
     t = np.clip((values - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
@@ -171,13 +171,13 @@ def _paint(image: np.ndarray, colour: ArrayLike, cover: np.ndarray) -> np.ndarra
     return image + (np.asarray(colour, np.float32)[:, None, None] - image) * cover
 
 
-# ---------------------------------------------------------------- skin and lesion
+# skin and lesion
 
 
 def _skin(site: Site, size: int, rng: Generator) -> np.ndarray:
     """Absorbance (3, size, size) of the skin around the lesion: tone, flush, mottling and fine furrows."""
-    melanin = _between(rng, site.melanin) + 0.6 * rng.random() ** 8  # a few darker skins
-    blood = _between(rng, site.blood)
+    melanin = rng.uniform(*site.melanin) + 0.6 * rng.random() ** 8  # a few darker skins
+    blood = rng.uniform(*site.blood)
     brown = melanin * (1 + 0.10 * _noise(rng, size, 2, 3))
     red = blood * np.exp(0.28 * _noise(rng, size, 5, 4))
     furrows = np.abs(_noise(rng, size, 28, 2))
@@ -198,8 +198,7 @@ def _border(site: Site, x: np.ndarray, y: np.ndarray, rng: Generator) -> tuple[n
     radius = 2 * np.sqrt(area / np.pi)
     centre = rng.uniform(-1, 1, 2) * min(0.32, max(0.04, 0.75 - radius))
     stretch, tilt = np.exp(rng.uniform(0, 0.28)), rng.uniform(0, np.pi)
-    roughness = rng.uniform(0.04, 0.18)
-    size = len(x)
+    roughness, size = rng.uniform(0.04, 0.18), len(x)
     warp = rng.uniform(0.03, 0.09) * (0.15 + radius)
     px = x - centre[0] + warp * _noise(rng, size, 5, 4)
     py = y - centre[1] + warp * _noise(rng, size, 5, 4)
@@ -234,8 +233,7 @@ def _lesion(site: Site, border: np.ndarray, radius: float, rng: Generator) -> np
     softness = radius * np.exp(rng.uniform(np.log(0.02), np.log(0.11)))
     inside = 1 / (1 + np.exp(np.clip(border / softness, -30, 30)))
     depth = np.clip(-border / radius, 0, 1)
-    low, high = np.log(site.lesion_melanin)
-    strength = np.exp(rng.uniform(low, high))
+    strength = np.exp(rng.uniform(*np.log(site.lesion_melanin)))
 
     brown = np.exp(rng.uniform(0.1, 0.45) * _noise(rng, size, 5, 4) + rng.uniform(-0.5, 0.7) * (depth - 0.3))
     texture = rng.choice(3, p=[0.45, 0.25, 0.30])  # reticular, globular, homogeneous
@@ -249,26 +247,20 @@ def _lesion(site: Site, border: np.ndarray, radius: float, rng: Generator) -> np
     veil = _smoothstep(_noise(rng, size, 3, 2), 0.3, 1.4) * rng.uniform(0.2, 0.7) * (rng.random() < 0.2) * strength
     flush = rng.uniform(0.0, 0.15) * np.exp(0.4 * _noise(rng, size, 6, 3))
 
-    amelanotic = rng.random() < 0.08
-    if amelanotic:  # pink: blood instead of pigment
+    if rng.random() < 0.08:  # amelanotic, pink: blood instead of pigment
         strength, flush = 0.3 * strength, flush + rng.uniform(0.5, 0.9)
     brown = strength * np.clip(brown + blotch, 0.25, None) * (1 - regression)
     halo = rng.uniform(0, 0.18) * np.exp(-np.clip(border, 0, None) / (0.15 * radius)) * (1 - inside)
     coat = inside * _smoothstep(depth, 0.05, 0.3) * veil
-    return (
-        (inside * brown) * MELANIN[:, None, None]
-        + (inside * flush + halo) * BLOOD[:, None, None]
-        + coat * DEEP_MELANIN[:, None, None]
-    )
+    pigment = (inside * brown) * MELANIN[:, None, None] + (inside * flush + halo) * BLOOD[:, None, None]
+    return pigment + coat * DEEP_MELANIN[:, None, None]
 
 
-# ---------------------------------------------------------------- what lies on top
+# what lies on top
 
 
 def _ink(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: Generator) -> np.ndarray:
     """Violet surgical marker: one or two broad, patchy strokes near the rim."""
-    if rng.random() >= site.ink:
-        return image
     for _ in range(rng.integers(1, 3)):
         bearing, width = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.10)
         cx, cy = 1.05 * np.cos(bearing), 1.05 * np.sin(bearing)
@@ -281,8 +273,6 @@ def _ink(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: Gener
 
 def _bubbles(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: Generator) -> np.ndarray:
     """Air in the immersion fluid: thin dark rings with a bright crescent on the lamp's side."""
-    if rng.random() >= site.bubbles:
-        return image
     for _ in range(rng.integers(2, 10)):
         cx, cy = rng.uniform(-1, 1, 2)
         radius = 0.025 + 0.12 * rng.random() ** 3
@@ -293,19 +283,14 @@ def _bubbles(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: G
     return image
 
 
-def _glare(site: Site, image: np.ndarray, rng: Generator) -> np.ndarray:
+def _glare(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: Generator) -> np.ndarray:
     """Specular highlights: small white flecks in clusters, where skin ridges mirror the lamp."""
-    if rng.random() >= site.glare:
-        return image
-    size = image.shape[-1]
-    flecks = _smoothstep(_noise(rng, size, 44) + 0.7 * _noise(rng, size, 3), 2.3, 3.4)
+    flecks = _smoothstep(_noise(rng, len(x), 44) + 0.7 * _noise(rng, len(x), 3), 2.3, 3.4)
     return _paint(image, (1, 1, 1), 0.6 * flecks)
 
 
 def _hair(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: Generator) -> np.ndarray:
     """Curved tapering hairs, mostly dark and of one colour per person, with a faint shadow beside each."""
-    if rng.random() >= site.hairy:
-        return image
     colour = np.array((0.16, 0.11, 0.09)) * rng.uniform(0.5, 1.8)
     if rng.random() < 0.12:
         colour = np.array((0.88, 0.80, 0.68))  # fair or white hair
@@ -321,8 +306,6 @@ def _hair(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: Gene
 
 def _ruler(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: Generator) -> np.ndarray:
     """Millimetre ticks engraved along one edge, sometimes on a white strip."""
-    if rng.random() >= site.ruler:
-        return image
     angle = rng.integers(4) * np.pi / 2 + rng.normal(0, 0.06)
     along, inward = x * np.sin(angle) + y * np.cos(angle), 1 - (x * np.cos(angle) - y * np.sin(angle))
     step, start = rng.uniform(0.09, 0.16), rng.uniform(0.02, 0.12)
@@ -338,7 +321,7 @@ def _vignette(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: 
     """(image with light falling off towards the rim and, for some, black corners; the field of view, bool (H, W))."""
     cx, cy = rng.normal(0, 0.06, 2)
     distance = np.hypot(x - cx, y - cy)
-    image = image * (1 - _between(rng, site.vignette) * np.clip(distance / 1.41, 0, 1.2) ** 2.5)
+    image = image * (1 - rng.uniform(*site.vignette) * np.clip(distance / 1.41, 0, 1.2) ** 2.5)
     if rng.random() >= site.field_stop:
         return image, np.ones(x.shape, bool)
     # photographs are wider than high and get squashed into the square: the round stop becomes an ellipse
@@ -348,9 +331,8 @@ def _vignette(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: 
 
 def _camera(site: Site, image: np.ndarray, rng: Generator) -> np.ndarray:
     """Focus, white balance, sensor noise and file format: uint8 (3, H, W)."""
-    size = image.shape[-1]
     image = image * rng.normal(1, 0.025, (3, 1, 1))
-    sigma = _between(rng, site.blur) * size / 100
+    sigma = rng.uniform(*site.blur) * image.shape[-1] / 100
     image = gaussian_filter(image.astype(np.float32), (0, sigma, sigma))
     quality = int(rng.integers(*site.jpeg_quality)) if site.jpeg_quality else None
     image = image + site.noise * rng.standard_normal(image.shape, dtype=np.float32)

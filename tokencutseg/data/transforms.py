@@ -19,16 +19,10 @@ from torch import Tensor
 
 from tokencutseg.config import ConfigError
 
+_FLIPS = {"horizontal_flip": 0.5, "vertical_flip": 0.5}
 STRENGTHS: dict[str, dict[str, float]] = {
-    "released": {
-        "horizontal_flip": 0.5,
-        "vertical_flip": 0.5,
-        "quarter_turn": 0.5,
-        "shift_scale_rotate": 0.5,
-        "warp": 0.3,
-        "photometric": 0.3,
-    },
-    "plain": {"horizontal_flip": 0.5, "vertical_flip": 0.5, "quarter_turn": 1.0, "photometric": 1.0},
+    "released": _FLIPS | {"quarter_turn": 0.5, "shift_scale_rotate": 0.5, "warp": 0.3, "photometric": 0.3},
+    "plain": _FLIPS | {"quarter_turn": 1.0, "photometric": 1.0},
     "none": {},
 }
 """Probability of each step, by name; a step that is not named has probability 0. "plain" only permutes pixels."""
@@ -50,12 +44,9 @@ GAMMA = 0.2
 class Augmentation:
     """Random augmentation of a batch of images together with their masks.
 
-    Args:
-        strength: "released" (the released training code's list), "plain" (its flips, turns and photometric changes) or
-            "none" (the identity).
-        probability: replaces single probabilities of that list, e.g. ``warp=0.0``.
-
-    Raises ConfigError for an unknown strength or step.
+    `strength` is "released" (the released training code's list), "plain" (its flips, turns and photometric changes) or
+    "none" (the identity); `probability` replaces single probabilities of that list, such as ``warp=0.0``. Raises
+    ConfigError for an unknown strength or step.
     """
 
     def __init__(self, strength: str = "released", **probability: float):
@@ -66,34 +57,20 @@ class Augmentation:
             raise ConfigError(f"unknown augmentation step {', '.join(sorted(unknown))}. Known: {', '.join(steps)}")
         self.probability = dict.fromkeys(steps, 0.0) | STRENGTHS[strength] | probability
 
-    @classmethod
-    def none(cls) -> Augmentation:
-        """The identity."""
-        return cls("none")
-
     def __call__(
         self, images: Tensor, masks: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """Augment a batch; the arguments are left as they were.
+        """Augmented copies of images (B, 3, S, S) float32 in [0, 1] and of masks (B, S, S) int64 of {0, 1}, or None.
 
-        Args:
-            images: (B, 3, S, S) float32 in [0, 1], on any device.
-            masks: (B, S, S) int64 of {0, 1}, or None. They move with their images, sampled at the nearest pixel.
-            generator: a CPU generator, the only source of randomness: the same state gives the same batch. What
-                is drawn is drawn on the CPU; what is computed from it is computed where the images are.
-
-        Returns images and masks of the same shapes, types, device and ranges.
-
-        Raises ValueError if the images are not square.
+        Masks move with their images, sampled at the nearest pixel. The CPU generator is the only source of randomness;
+        what is computed from its draws is computed where the images are. Raises ValueError if they are not square.
         """
         if images.ndim != 4 or images.shape[-1] != images.shape[-2]:
             raise ValueError(f"images must be square, (B, 3, S, S), not {tuple(images.shape)}")
         with torch.autocast(images.device.type, enabled=False):  # half precision would move pixels
-            return self._augmented(images, masks, generator)
+            return self._apply(images, masks, generator)
 
-    def _augmented(
-        self, images: Tensor, masks: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
+    def _apply(self, images: Tensor, masks: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         (B, _, _, S), device = images.shape, images.device
 
         def happens(step: str) -> Tensor:  # (B,)
@@ -142,11 +119,8 @@ def turn_and_flip(x: Tensor, horizontal: Tensor, vertical: Tensor, turns: Tensor
     # a flip before the transpose is the other axis's flip after it
     flip_rows = flip_rows ^ torch.where(transposed, horizontal, vertical)
     flip_columns = flip_columns ^ torch.where(transposed, vertical, horizontal)
-    for where, changed in (
-        (transposed, lambda x: x.mT),
-        (flip_rows, lambda x: x.flip(-2)),
-        (flip_columns, lambda x: x.flip(-1)),
-    ):
+    steps = (transposed, lambda x: x.mT), (flip_rows, lambda x: x.flip(-2)), (flip_columns, lambda x: x.flip(-1))
+    for where, changed in steps:
         chosen = where.nonzero().squeeze(1).to(x.device)
         x = x.index_copy(0, chosen, changed(x[chosen]).contiguous())
     return x

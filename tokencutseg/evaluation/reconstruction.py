@@ -25,7 +25,7 @@ def reconstruction_scores(
 
     Returns:
         N rows `l1` (mean absolute error), `psnr` (dB; infinite for equal images), `ssim` (Wang et al. 2004, Gaussian
-        window of 11 px, borders mirrored), and with `lpips_model` also `lpips` and `lpips_weights`, their name.
+        window of 11 px, borders mirrored), and with `lpips_model` also `lpips`.
 
     Raises:
         ValueError: if the shapes differ or a value lies outside [0, 1].
@@ -35,10 +35,8 @@ def reconstruction_scores(
         raise ValueError(f"images {shapes} must both have one shape (N, 3, S, S)")
     for name, values in (("images", images), ("reconstructions", reconstructions)):
         if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(
-                f"{name} must lie in [0, 1], but span {values.min():.3f} to {values.max():.3f}: undo the "
-                f"network's normalisation and clamp first"
-            )
+            span = f"{values.min():.3f} to {values.max():.3f}"
+            raise ValueError(f"{name} must lie in [0, 1], not {span}: undo the network's normalisation and clamp first")
     pairs = list(zip(reconstructions.split(BATCH), images.split(BATCH), strict=True))
     ssim = [structural_similarity_index_measure(*pair, data_range=1.0, reduction="none").reshape(-1) for pair in pairs]
     scores = {
@@ -48,5 +46,4 @@ def reconstruction_scores(
     }
     if lpips_model is not None:
         scores["lpips"] = torch.cat([lpips_model(b, a, normalize=True).flatten() for a, b in pairs])
-    table = pd.DataFrame({name: values.reshape(-1).cpu().numpy() for name, values in scores.items()})
-    return table if lpips_model is None else table.assign(lpips_weights=lpips_model.weights_name)
+    return pd.DataFrame({name: values.reshape(-1).cpu().numpy() for name, values in scores.items()})

@@ -69,18 +69,19 @@ def _done(study: Study, id: str, training: Training) -> bool:
 
 def _train_wave(study: Study, wave: dict[str, Training]) -> None:
     opened: Callable[[], Study] = lambda: study  # noqa: E731
-    if study.dask or study.jobs > 1:
+    jobs = min(study.jobs, len(wave))
+    if study.dask or jobs > 1:
         if study.data is None:
             raise ConfigError("the images of this study are open in this process only: it trains with one job")
         data = str(study.data) if isinstance(study.data, str | Path) else tuple(map(str, study.data))
-        threads = None if study.dask else max(1, available_cores() // study.jobs)
+        threads = None if study.dask else max(1, available_cores() // jobs)
         opened = functools.partial(_open, study.config, data, study.results.resolve(), study.hardware, threads)
     backend: dict[str, Any] = {"backend": "dask", "wait_for_workers_timeout": WORKER_SECONDS} if study.dask else {}
     for _ in range(ATTEMPTS):
         left = [training for id, training in wave.items() if not _done(study, id, training)]
         try:
             with _client(study.dask) if study.dask else nullcontext(), joblib.parallel_config(**backend):
-                parallel = joblib.Parallel(-1 if study.dask else study.jobs, batch_size=1, pre_dispatch="all")
+                parallel = joblib.Parallel(-1 if study.dask else jobs, batch_size=1, pre_dispatch="all")
                 parallel(joblib.delayed(_train)(opened, training) for training in left)
             break
         except Exception as error:

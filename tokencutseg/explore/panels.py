@@ -1,7 +1,5 @@
 """The explorer: one image and one of its tokens on the left, panels about them on the right."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +12,13 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
+from IPython.display import display
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.inference import downsample_mask, upsample_nearest
-from tokencutseg.evaluation.inspection import inpaint
+from tokencutseg.evaluation.inspection import attention, inpaint
 from tokencutseg.evaluation.per_image import score
 from tokencutseg.explore import queries, widgets
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -43,7 +42,7 @@ class View:
         self.vqgan = model if isinstance(model, VQGAN) else model.vqgan
         self.codebook_size = self.vqgan.quantize.codebook_size
         self.set = queries.tokenize_set(self.vqgan, images)
-        self.table = None if images.masks is None else queries.code_region_table(self.set, self.codebook_size)
+        self.table = None if images.masks is None else queries.code_region_table(self.set)
         self.grid = H, W = tuple(self.set.tokens.shape[1:])
         self.index = self.slider(w.IntSlider, 0, 0, len(images) - 1, self.open, description="image")
         self.row = self.slider(w.IntSlider, H // 2, 0, H - 1, self._follow, description="row")
@@ -103,8 +102,9 @@ class View:
 
     def cell(self) -> Tensor:
         """(H, W) bool, True at the chosen token."""
-        position = self.row.value * self.grid[1] + self.column.value
-        return (torch.arange(self.tokens.numel()) == position).view(self.grid)
+        cell = torch.zeros(self.grid, dtype=torch.bool)
+        cell[self.row.value, self.column.value] = True
+        return cell
 
 
 def explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str] = ()) -> None:
@@ -113,8 +113,6 @@ def explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str]
     Does nothing in a headless execution. Raises ValueError for a panel that is unknown or needs more than a tokenizer.
     """
     if not widgets.headless():
-        from IPython.display import display
-
         widgets.keep_arrow_keys()
         display(build_explorer(model, images, panels))
 
@@ -130,8 +128,8 @@ def build_explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequenc
     view = View(model, images)
     built = [PANELS[name][1](view) for name in names]
     shown = [w.VBox([_row(*controls), w.HTML(), w.HTML()]) for controls, _ in built]
-    tabs = w.Tab(shown, titles=[PANELS[name][0] for name in names], selected_index=0)
-    tabs.layout = w.Layout(flex="1 1 420px", min_width="0")
+    titles, layout = [PANELS[name][0] for name in names], w.Layout(flex="1 1 420px", min_width="0")
+    tabs = w.Tab(shown, titles=titles, selected_index=0, layout=layout)
     chooser, draw_chooser = _chooser(view, names != ["cut"])
 
     def draw(_: Any = None) -> None:
@@ -171,9 +169,9 @@ def _chooser(view: View, with_tokens: bool) -> tuple[w.Widget, Callable[[], None
     def draw() -> None:
         cell, codes = view.cell(), view.tokens.flatten().tolist()
         picture.value = _figure("the image, its chosen token framed", view.framed(view.image, cell & with_tokens))
-        for i, button in enumerate(buttons):  # what stays as it was is not sent to the browser
-            button.tooltip = f"row {i // W}, column {i % W}: code {codes[i]}"
-            button.style.button_color = colours[codes[i]]
+        for i, (button, code) in enumerate(zip(buttons, codes, strict=False)):  # only what changes goes to the browser
+            button.tooltip = f"row {i // W}, column {i % W}: code {code}"
+            button.style.button_color = colours[code]
             button.description = "×" if cell.flatten()[i] else ""
 
     for button in buttons:
@@ -182,9 +180,6 @@ def _chooser(view: View, with_tokens: bool) -> tuple[w.Widget, Callable[[], None
     upload.observe(take, "value")
     tokens = [w.HTML("its tokens, one colour per code: choose one"), board, view.row, view.column]
     return w.VBox([view.index, w.HBox([upload, back]), view.name, picture, *tokens[: 4 * with_tokens]]), draw
-
-
-# ---- panels --------------------------------------------------------------------------------------------------------
 
 
 def _codes(view: View) -> Panel:
@@ -220,25 +215,26 @@ def _codes(view: View) -> Panel:
             text += ", ".join(f"{shares[name]:.0%} on {name}" for name in queries.REGIONS)
         text += f"; it is in {int(has.any(1).any(1).sum())} of {len(has)} images, and has {int(here.sum())} cells here."
         where = here if scope.value == "all its tokens" else view.cell()
-        changed = queries.decode_with_replacement(view.vqgan, view.tokens, where, other.value)
-        nearest = queries.code_patches(view.set, code, count=8)[0]
-        sheet = [torch.cat(list(F.pad(nearest, (0, 1, 0, 1), value=255)), -1)] if len(nearest) else []
-        return text, [
+        changed = view.vqgan.detokenize(view.tokens.masked_fill(where, other.value)[None])[0]
+        nearest = [F.pad(patch, (0, 1, 0, 1), value=255) for patch in queries.code_patches(view.set, code)]
+        pictures = [
             _figure("cells of this code", view.framed(view.image, here)),
             _figure("the image's tokens decoded", view.vqgan.detokenize(view.tokens[None])[0]),
             _figure(f"decoded, the framed ones code {other.value}", view.framed(changed, where)),
             _figure("the code decoded alone", queries.decode_code(view.vqgan, code), SIDE // 2),
-            *(_figure("the set's cells nearest to the code, with their neighbours", row, 2 * SIDE) for row in sheet),
         ]
+        if nearest:
+            caption = "the set's cells nearest to the code, with their neighbours"
+            pictures.append(_figure(caption, torch.cat(nearest, -1), 2 * SIDE))
+        return text, pictures
 
     return [*[region, ranking][: 2 * (view.table is not None)], view.code, scope, other], draw
 
 
 def _prediction(view: View) -> Panel:
-    sides = zip(view.grid, ("mask rows", "mask columns"), strict=True)
-    rows, columns = (
-        view.slider(w.IntRangeSlider, (n // 3, 2 * n // 3), 0, n - 1, description=name) for n, name in sides
-    )
+    (H, W), kind = view.grid, w.IntRangeSlider
+    rows = view.slider(kind, (H // 3, 2 * H // 3), 0, H - 1, description="mask rows")
+    columns = view.slider(kind, (W // 3, 2 * W // 3), 0, W - 1, description="mask columns")
 
     def draw() -> tuple[str, list[str]]:
         mask = torch.zeros(view.grid, dtype=torch.bool)
@@ -246,7 +242,10 @@ def _prediction(view: View) -> Panel:
         result, at = inpaint(view.model, view.image[None], mask[None]), (view.row.value, view.column.value)
         right = (result.filled == result.tokens)[0][mask].float().mean()
         frequent = (view.tokens == view.tokens.flatten().mode().values)[mask].float().mean()
-        candidates = ", ".join(f"{code} ({p:.0%})" for code, p in queries.likeliest(result.probabilities[0][at]))
+        top = zip(
+            *(part.tolist() for part in result.probabilities[0][at].topk(min(5, view.codebook_size))), strict=True
+        )
+        candidates = ", ".join(f"{code} ({p:.0%})" for p, code in top)
         most, pixels = float(np.log(view.codebook_size)), upsample_nearest(mask, view.image.shape[-1])
         text = (
             f"{int(mask.sum())} tokens masked, {right:.0%} of them predicted exactly (always the image's most frequent "
@@ -269,8 +268,8 @@ def _attention(view: View) -> Panel:
     head = view.watch(w.Dropdown(options=options, description="head"))
 
     def draw() -> tuple[str, list[str]]:
-        maps = queries.attention_map(view.model, view.image, view.row.value, view.column.value)
-        weights = maps[block.value - 1, head.value].mean(0)
+        maps = attention(view.model, view.image, view.cell().flatten().nonzero()[:, 0])
+        weights = maps[block.value - 1, head.value, 0].mean(0)
         times = weights * weights.numel()
         text = f"The framed token attends to the bright ones, at most {times.max():.1f} times a uniform weight."
         if view.mask is not None:
@@ -320,9 +319,6 @@ PANELS: dict[str, tuple[str, Callable[[View], Panel]]] = {
     "cut": ("Cut and mask", _cut),
 }
 """Name → title and panel."""
-
-
-# ---- parts ---------------------------------------------------------------------------------------------------------
 
 
 def _row(*parts: w.Widget) -> w.Widget:

@@ -1,6 +1,4 @@
-"""Questions to a model: where its codes lie, what they decode to, what changes with them, and what attends to what."""
-
-from __future__ import annotations
+"""Questions to a model: where its codes lie, what they decode to, and what a cut changes."""
 
 import copy
 import dataclasses
@@ -8,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
 from tokencutseg.evaluation.inference import downsample_mask
-from tokencutseg.evaluation.inspection import attention
 from tokencutseg.models.checkpoint import PRETRAINED, saved_config, saved_stage
 from tokencutseg.models.deepcut import DeepCut
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -56,19 +54,17 @@ def tokenize_set(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Tokeni
     return TokenizedSet(images.images, torch.cat(tokens), torch.cat(distances), regions)
 
 
-def code_region_table(tokenized: TokenizedSet, codebook_size: int) -> pd.DataFrame:
+def code_region_table(tokenized: TokenizedSet) -> pd.DataFrame:
     """One row per code in use: code, cells (how many have it), and the share of them on skin, border and lesion.
 
     Raises ValueError for images without masks.
     """
     if tokenized.regions is None:
         raise ValueError("the regions of codes can be counted only on images with masks")
-    index = (tokenized.tokens * len(REGIONS) + tokenized.regions).flatten()
-    counts = torch.bincount(index, minlength=codebook_size * len(REGIONS)).view(codebook_size, len(REGIONS)).numpy()
-    table = pd.DataFrame(counts, columns=REGIONS).rename_axis("code").reset_index()
-    table.insert(1, "cells", counts.sum(1))
-    table[list(REGIONS)] = table[list(REGIONS)].div(table["cells"], axis=0)
-    return table[table["cells"] > 0].reset_index(drop=True)
+    region = np.array(REGIONS)[tokenized.regions.flatten()]
+    counts = pd.crosstab(tokenized.tokens.flatten().numpy(), region).reindex(columns=REGIONS, fill_value=0)
+    cells = counts.sum(axis=1)
+    return counts.div(cells, axis=0).assign(cells=cells).rename_axis("code").reset_index()[["code", "cells", *REGIONS]]
 
 
 def rank_codes(table: pd.DataFrame, region: str) -> pd.DataFrame:
@@ -88,54 +84,28 @@ def ranking_sentence(table: pd.DataFrame, region: str) -> str:
     if not len(ranked):
         return "No code has enough cells for a ranking on these images."
     best, most = ranked.iloc[0], int((ranked[region] > 0.5).sum())
-    return (
-        f"Most on {region}: code {best.code:.0f}, with {best[region]:.0%} of its {best.cells:.0f} cells, "
-        f"{best.ratio:.1f} times the share of all cells. Common codes with more than half of their cells there: {most} "
-        f"of {len(ranked)}."
-    )
+    share = f"{best[region]:.0%} of its {best.cells:.0f} cells, {best.ratio:.1f} times the share of all cells"
+    more = f"Common codes with more than half of their cells there: {most} of {len(ranked)}."
+    return f"Most on {region}: code {best.code:.0f}, with {share}. {more}"
 
 
-def code_patches(tokenized: TokenizedSet, code: int, count: int = 24, around: int = 1) -> tuple[Tensor, Tensor]:
-    """The cells that a code stands for, nearest to it first, with `around` cells on each side.
-
-    Returns uint8 (n, 3, (2·around + 1)·f, …) with n ≤ `count`, and their distances (n,).
-    """
+def code_patches(tokenized: TokenizedSet, code: int, count: int = 8) -> list[Tensor]:
+    """The cells nearest to a code that it stands for, at most `count`, each with its neighbours: uint8 (3, 3f, 3f)."""
     where = (tokenized.tokens == code).nonzero()  # (n, 3): image, row, column
-    distances = tokenized.distances[tuple(where.T)]
-    order = distances.argsort(stable=True)[:count]
+    order = tokenized.distances[tuple(where.T)].argsort(stable=True)[:count]
     f = tokenized.images.shape[-1] // tokenized.tokens.shape[-1]
-    margin = around * f
-    patches = [torch.zeros(0, 3, f + 2 * margin, f + 2 * margin)]
+    patches = []
     for n, y, x in where[order].tolist():
-        padded = F.pad(tokenized.images[n].float()[None], (margin,) * 4, mode="replicate")
-        patches.append(padded[..., y * f : y * f + f + 2 * margin, x * f : x * f + f + 2 * margin])
-    return torch.cat(patches).byte(), distances[order]
+        padded = F.pad(tokenized.images[n].float(), (f, f, f, f), mode="replicate")
+        patches.append(padded[:, y * f : (y + 3) * f, x * f : (x + 3) * f].byte())
+    return patches
 
 
-@torch.no_grad()
-def decode_code(vqgan: VQGAN, code: int, cells: int = 5) -> Tensor:
-    """What a code decodes to among its likes: the middle cell of a square of it, (3, f, f) in [0, 1]."""
-    decoded = vqgan.detokenize(torch.full((1, cells, cells), code))[0]
-    f = decoded.shape[-1] // cells
-    middle = slice(cells // 2 * f, cells // 2 * f + f)
-    return decoded[:, middle, middle]
-
-
-@torch.no_grad()
-def decode_with_replacement(vqgan: VQGAN, tokens: Tensor, where: Tensor, code: int) -> Tensor:
-    """The image (3, S, S) in [0, 1] that tokens (H, W) decode to when those at `where` (H, W) bool become `code`."""
-    return vqgan.detokenize(tokens.masked_fill(where, code)[None])[0]
-
-
-def likeliest(probabilities: Tensor, count: int = 5) -> list[tuple[int, float]]:
-    """The likeliest codes with their probabilities, from those of all codes (K,)."""
-    top = probabilities.topk(min(count, len(probabilities)))
-    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-
-
-def attention_map(model: TokenCutSeg, image: Tensor, row: int, column: int) -> Tensor:
-    """What a query token of an image (3, S, S) attends to: (n_layer, n_head, H, W), each map adding up to 1."""
-    return attention(model, image, torch.tensor([row * model.grid(image)[1] + column]))[:, :, 0]
+def decode_code(vqgan: VQGAN, code: int) -> Tensor:
+    """What a code decodes to among its likes: the middle cell of a square of 5 × 5, (3, f, f) in [0, 1]."""
+    decoded = vqgan.detokenize(torch.full((1, 5, 5), code))[0]
+    f = decoded.shape[-1] // 5
+    return decoded[:, 2 * f : 3 * f, 2 * f : 3 * f]
 
 
 @torch.no_grad()
@@ -180,14 +150,12 @@ def find_model(path: str | Path = "") -> Path:
 def describe(path: Path) -> str:
     """Which model lies at `path`, its validation score where that is known, and what it cannot do."""
     config, stage, metrics = saved_config(path), saved_stage(path), path / "metrics.json"
-    text = f"The model is {'the packaged one' if path == PRETRAINED else path}: {stage}, recipe {config.recipe}, "
-    text += f"preset {config.preset}, {config.data.image_size} pixels."
+    name, pixels = "the packaged one" if path == PRETRAINED else path, config.data.image_size
+    text = f"The model is {name}: {stage}, recipe {config.recipe}, preset {config.preset}, {pixels} pixels."
     if metrics.exists() and (score := json.loads(metrics.read_text()).get("best_score")):
         text += f" Validation score {score:.3f}."
     if stage == "segmentation" and not config.segmentation.frozen_transformer and config.segmentation.mlm_weight == 0:
-        text += (
-            " Fine-tuned for masks, it has mostly lost masked-token prediction: open a masked_gpt run for that panel."
-        )
+        text += " Fine-tuned for masks, it predicts masked tokens badly: open a masked_gpt run for that panel."
     return text
 
 

@@ -1,7 +1,5 @@
 """Widgets around figure functions: a notebook shows the static figure first, then lets a reader move its controls."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,23 +17,16 @@ def explore(figure: Callable[..., Figure], **controls: Any) -> None:
 
     `controls` are what `ipywidgets.interactive` takes; a dictionary is a slider's min, max, step and value.
     """
-    if headless():
-        return
-
-    def show(**values: Any) -> None:
-        display(figure(**values))
-
-    keep_arrow_keys()
-    ipywidgets.interact(show, **{name: _slider(control) for name, control in controls.items()})
+    if not headless():
+        keep_arrow_keys()
+        sliders = {name: _slider(control) for name, control in controls.items()}
+        ipywidgets.interact(lambda **values: figure(**values), **sliders)
 
 
 def keep_arrow_keys() -> None:
     """Let a list or drop-down that has the focus keep the arrow keys, with which JupyterLab goes to the next cell."""
-    display(
-        Javascript("""document.addEventListener("focusin", event => {
-        if (event.target.matches(".jupyter-widgets select")) event.target.dataset.lmSuppressShortcuts = "true";
-    });""")
-    )
+    keep = 'if (event.target.matches(".jupyter-widgets select")) event.target.dataset.lmSuppressShortcuts = "true";'
+    display(Javascript(f'document.addEventListener("focusin", event => {{ {keep} }});'))
 
 
 def headless() -> bool:

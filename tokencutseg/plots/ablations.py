@@ -3,14 +3,10 @@
 The tables are those of `experiments.ablations`; scores are lesion IoU, differences are paired.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -48,11 +44,7 @@ def stages(table: pd.DataFrame) -> Figure:
 
 def revised_steps(table: pd.DataFrame) -> Figure:
     """The score at each step from `described` to `revised`, and its difference to the best so far (✗: not kept)."""
-    table = table.assign(mark=np.where(table["kept"], "", " ✗"))
-    names = [
-        f"{row.step}\n{_values(row, '→')}{_coupled(row.also)}{row.mark}" if "." in row.step else row.step + row.mark
-        for row in table.itertuples()
-    ]
+    names = [row.step + _change(row) + ("" if row.kept else " ✗") for row in table.itertuples()]
     return _score_and_difference(table, names, "best so far", "From the described to the revised method (✗: not kept)")
 
 
@@ -108,10 +100,10 @@ def deviations(table: pd.DataFrame) -> Figure:
     return dot_figure(panels, "rows", title)
 
 
-def _coupled(also: object) -> str:
-    """The names of the options that change along with another."""
-    names = [part.split(" = ")[0].rpartition(".")[2] for part in str(also).split(", ") if "." in part]
-    return f" (+ {', '.join(names)})" if names else ""
+def _change(row: Any) -> str:
+    """The change of an option in a step, with the names of the options that change along with it."""
+    along = [part.split(" = ")[0].rpartition(".")[2] for part in str(row.also).split(", ") if "." in part]
+    return (f"\n{_values(row, '→')}" if "." in row.step else "") + (f" (+ {', '.join(along)})" if along else "")
 
 
 def _values(row: Any, between: str) -> str:
@@ -128,17 +120,15 @@ def efficiency(table: pd.DataFrame) -> Figure:
         "latency_seconds": ("time\n(ms)", 1e3),
         "peak_memory_bytes": ("activations\nat peak (MB)", 1e-6),
     }
-    shown = st.looks(table["method"])
-    palette = {look.label: look.colour for look in shown.values()}
-    table = table.assign(label=table["method"].map(lambda name: shown[name].label))
+    labels, colours, _ = zip(*st.looks(table["method"]).values(), strict=True)
     title = "Cost of one prediction on one image"
     figure, (axes,) = st.make_figure(1, 4, 0.7 + 0.28 * len(table), title=title, sharey=True)
+    axes[0].invert_yaxis()
     for axis, (column, (name, scale)) in zip(axes, units.items(), strict=True):
-        part = table.assign(value=table[column] * scale)
-        sns.barplot(part, x="value", y="label", hue="label", palette=palette, saturation=1, ax=axis)
-        for bars in axis.containers:
-            axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=st.SMALL)
-        axis.set(xlabel=name, ylabel="", xlim=(0, 1.45 * part["value"].max()))
+        bars = axis.barh(labels, table[column] * scale, color=colours)
+        axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=st.SMALL)
+        axis.set(xlabel=name, xlim=(0, 1.45 * scale * table[column].max()))
+        axis.grid(False, axis="y")
         axis.locator_params(axis="x", nbins=4)
     return figure
 
@@ -146,11 +136,8 @@ def efficiency(table: pd.DataFrame) -> Figure:
 def baselines(table: pd.DataFrame, measure: str = "iou") -> Figure:
     """Every method under every reduction, and TokenCutSeg's paired difference to each other method, per image."""
     rows, known = table[table["measure"] == measure], st.looks(table["method"])
-    names = [
-        known[row.method].label + (f"\n({row.initialisation})" if row.initialisation != "none" else "")
-        for row in rows.itertuples()
-    ]
-    rows = rows.assign(rows=names)
+    starts = rows["initialisation"].map(lambda start: "" if start == "none" else f"\n({start})")
+    rows = rows.assign(rows=rows["method"].map(lambda name: known[name].label) + starts)
     shown = {name: look for name, look in st.REDUCTIONS.items() if name in set(rows["reduction"])}
     name = "IoU" if measure == "iou" else measure.capitalize()
     title = f"Methods on the same test images: {name} by reduction, and paired difference"

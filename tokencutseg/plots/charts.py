@@ -1,7 +1,5 @@
 """The three charts that recur: dots with intervals, lines with bands, and training curves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -95,20 +93,20 @@ def line_band(
         axis.fill_between(part[x], part[low], part[high], color=colour, alpha=0.15, linewidth=0)
 
 
-def curves(
-    axis: Axes, history: pd.DataFrame, columns: Mapping[str, str], colours: Sequence[str], style: str | None = None
-) -> None:
-    """Columns of a history (column → label; those that it lacks are left out) over the epoch, coloured in their order.
+def curves(axis: Axes, history: pd.DataFrame, columns: Mapping[str, tuple[str, str]], style: str | None = None) -> None:
+    """Columns of a history over the epoch: column → label and colour; those that the history lacks are left out.
 
     style: a column whose values are told apart by line style.
     """
-    columns = {column: label for column, label in columns.items() if column in history}
-    named = history.rename(columns=columns).melt(["epoch", *filter(None, [style])], list(columns.values()), "term")
-    look = {
-        "palette": list(colours[: len(columns)]),
-        "markers": True,
-        "dashes": style is not None,
-        "markeredgewidth": 0,
-    }
+    shown = {column: look for column, look in columns.items() if column in history}
+    palette = dict(shown.values())
+    named = history.rename(columns={column: label for column, (label, _) in shown.items()})
+    named = named.melt(["epoch", *filter(None, [style])], list(palette), "term")
+    look = {"palette": palette, "markers": True, "dashes": style is not None, "markeredgewidth": 0}
     sns.lineplot(named, x="epoch", y="value", hue="term", style=style or "term", errorbar=None, ax=axis, **look)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def from_zero(axis: Axes) -> None:
+    """The y axis from zero to a tenth above what is drawn."""
+    axis.set_ylim(0, 1.1 * axis.dataLim.ymax)

@@ -1,8 +1,8 @@
-"""Figures of notebook 04: scores image by image, by test set and reduction, by lesion size and by group."""
+"""Figures of notebook 04: scores image by image, by test set and reduction, by lesion size and by group.
 
-from __future__ import annotations
+The tables are those of the same names in `experiments.tables`.
+"""
 
-import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -24,49 +24,40 @@ def per_image_scores(records: pd.DataFrame) -> Figure:
     """
     shown = st.looks(records["method"])
     pairs = list(records.groupby(["train", "test"], sort=False))
-    columns = min(3, len(pairs))
-    shape = math.ceil(len(pairs) / columns), columns, 2.6, st.NARROW if columns == 1 else st.WIDTH
-    figure, axes = st.make_figure(*shape, "Cumulative distribution of lesion IoU over test images", sharey=True)
+    width, title = st.NARROW if len(pairs) == 1 else st.WIDTH, "Cumulative distribution of lesion IoU over test images"
+    figure, axes = st.make_panels(len(pairs), min(3, len(pairs)), 2.6, width, title, sharey=True)
     palette = {name: look.colour for name, look in shown.items()}
-    for axis, ((train, test), rows) in zip(axes.flat, pairs, strict=False):
+    for axis, ((train, test), rows) in zip(axes, pairs, strict=True):
         sns.ecdfplot(rows, x="iou", hue="method", hue_order=shown, palette=palette, legend=False, ax=axis)
         axis.axvline(IOU_THRESHOLD, color="black", linestyle=":", linewidth=1)
         axis.set(xlabel=f"lesion IoU (dotted: {IOU_THRESHOLD})", ylabel="share of images at or below", xlim=(0, 1))
         axis.set_title(f"{train} → {test}, n = {rows['method'].value_counts().max()}")
-    for axis in axes.flat[len(pairs) :]:
-        axis.remove()
     st.legend_of(figure, (look._replace(marker="") for look in shown.values()), "-")
     return figure
 
 
 def cross_dataset(table: pd.DataFrame) -> Figure:
-    """IoU and Dice of every (train, test) pair under every reduction; a cross is the published number.
-
-    table: of `tables.cross_dataset`.
-    """
+    """IoU and Dice of every (train, test) pair under every reduction; a cross is the published number."""
     table = table.assign(pair=table["train"] + " → " + table["test"])
     shown = {name: look for name, look in st.REDUCTIONS.items() if name in set(table["reduction"])}
     if table["published"].notna().any():
         shown["published"] = st.Look("published", "black", "x")
-    panels = {
-        f"{name}, 95% interval": (table[table["measure"] == measure], SCORE)
-        for measure, name in (("iou", "IoU"), ("dice", "Dice"))
-    }
+    names = (("iou", "IoU"), ("dice", "Dice"))
+    panels = {f"{name}, 95% interval": (table[table["measure"] == measure], SCORE) for measure, name in names}
     title = "Score of each training → test pair under each reduction"
     return dot_figure(panels, "pair", title, shown, series="reduction", crosses="published")
 
 
-def score_by_lesion_size(table: pd.DataFrame, records: pd.DataFrame | None = None) -> Figure:
+def score_by_lesion_size(table: pd.DataFrame, records: pd.DataFrame) -> Figure:
     """Mean lesion IoU over the lesion's share of the image, by method.
 
-    table: of `size_bins`. records: of one method, to draw each image as a dot: columns method, iou, lesion_fraction.
+    table: of `size_bins`. records: of one method, each image a dot: columns method, iou, lesion_fraction.
     """
     shown = st.looks(table["method"])
     title = "Lesion IoU over lesion size: means of bins of equally many images"
     figure, ((axis,),) = st.make_figure(height=3.3, title=title)
-    if records is not None:
-        colour = shown[records["method"].iloc[0]].colour
-        axis.plot(records["lesion_fraction"], records["iou"], ".", color=colour, ms=3, alpha=0.35)
+    colour = shown[records["method"].iloc[0]].colour
+    axis.plot(records["lesion_fraction"], records["iou"], ".", color=colour, ms=3, alpha=0.35)
     line_band(axis, table, "lesion_fraction", SCORE, "method", shown)
     axis.set(xscale="log", xlabel="lesion's share of the image (log scale)", ylim=(0, 1.01))
     axis.set_ylabel("lesion IoU, 95% interval of the mean")
@@ -78,35 +69,29 @@ def score_by_lesion_size(table: pd.DataFrame, records: pd.DataFrame | None = Non
 
 
 def score_by_group(table: pd.DataFrame) -> Figure:
-    """Lesion IoU of every group of images, one panel per grouping, for the first training set and its own test set.
-
-    table: of `tables.score_by_group`.
-    """
+    """Lesion IoU of every group of images, one panel per grouping, for the first training set and its own test set."""
     first = table.iloc[0]
     own = (table["grouping"] == "site") | (table["test"] == first["test"])
     table = table[(table["train"] == first["train"]) & own]
-    table = table.assign(rows=table["group"] + "\nn = " + table["n"].astype(str))
-    parts = dict(list(table.groupby("grouping", sort=False)))
-    panels = {f"by {grouping}:\nlesion IoU, 95% interval": (part, SCORE) for grouping, part in parts.items()}
+    groups = table.assign(rows=table["group"] + "\nn = " + table["n"].astype(str)).groupby("grouping", sort=False)
+    panels = {f"by {grouping}:\nlesion IoU, 95% interval": (part, SCORE) for grouping, part in groups}
     title = f"Trained on {first['train']}: lesion IoU by group of test images"
     return dot_figure(panels, "rows", title, st.looks(table["method"]), series="method")
 
 
-def contact_sheet(pairs: pd.DataFrame, sets: Mapping[tuple[str, str], ImageSet], most: int = 60) -> Figure:
+def contact_sheet(pairs: pd.DataFrame, sets: Mapping[tuple[str, str], ImageSet]) -> Figure:
     """Pairs of images that the audit found, side by side, the least alike first (those are the ones to doubt).
 
-    pairs: what `overlaps` gives for `sets`; pairs that share an id are left out, at most `most` are shown.
+    pairs: what `overlaps` gives for `sets`; pairs that share an id are left out, 60 are shown at most.
     """
     pairs = pairs[pairs["kind"] != "same id"].sort_values("distance", ascending=False, kind="stable")
-    shown = pairs.head(most)
+    shown = pairs.head(60)
     title = f"{len(shown)} of {len(pairs)} pairs under different ids, the least alike first"
-    figure, axes = st.make_figure(max(1, math.ceil(len(shown) / 3)), 3, 1.75, title=title)
-    for axis, row in zip(axes.flat, shown.itertuples(), strict=False):
+    figure, axes = st.make_panels(len(shown), 3, 1.75, title=title)
+    for axis, row in zip(axes, shown.itertuples(), strict=True):
         sides = ((row.dataset_1, row.split_1, row.id_1), (row.dataset_2, row.split_2, row.id_2))
         images = [(sets[dataset, split], name) for dataset, split, name in sides]
         both = torch.cat([images.images[images.ids.index(name)] for images, name in images], 2)
         names = "\n".join(f"{dataset}/{split} {name}" for dataset, split, name in sides)
         st.show_image(axis, both, f"{names}\n{row.distance:.0f} bits apart")
-    for axis in axes.flat[len(shown) :]:
-        axis.remove()
     return figure

@@ -1,7 +1,5 @@
 """Figures of notebook 03: the graph, its training, and the masks; and the whole method in one picture."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -26,8 +25,9 @@ def pipeline(images: Tensor, segmentation: Segmentation, codebook_size: int, off
     images: (N, 3, S, S) in [0, 1]. segmentation: the model's output for them. codebook_size: K, the number of codes.
     offsets: (dy, dx) of the graph's edges, to draw those of one token over the assignments.
     """
-    S, (H, W) = images.shape[-1], _grid(segmentation.tokens)
-    title = f"TokenCutSeg: from {S} × {S} pixels over {H} × {W} tokens to a lesion mask"
+    S, H = images.shape[-1], round(segmentation.tokens.shape[1] ** 0.5)  # the grid is square: H = W
+    title = f"TokenCutSeg: from {S} × {S} pixels over {H} × {H} tokens to a lesion mask"
+    inside = [(dy, dx) for dy, dx in offsets if 0 <= H // 2 + dy < H and 0 <= H // 2 + dx < H]
     figure, axes = st.make_figure(len(images), 9, 1.25, title=title, width_ratios=[1, 0.5] * 4 + [1])
     names = ("image", f"tokens of\n{codebook_size} codes", "features,\n3 main axes", "P(lesion)\nper token", "mask")
     steps = ("tokenizer", "trans-\nformer", "graph\ncut", "up-\nsample")
@@ -38,22 +38,16 @@ def pipeline(images: Tensor, segmentation: Segmentation, codebook_size: int, off
             axis.text(0.5, 0.58, step, ha="center", va="bottom", fontsize=st.SMALL)
         image, tokens, features, assignments, mask = row[::2]
         st.show_image(image, images[i])
-        st.show_token_map(tokens, segmentation.tokens[i].view(H, W), codebook_size)
-        st.show_image(features, principal_colours(segmentation.features[i]).view(H, W, 3))
-        st.show_image(assignments, segmentation.assignments[i, :, 1].view(H, W), cmap=st.SEQUENTIAL, vmin=0, vmax=1)
-        for dy, dx in offsets:
-            ends = [W // 2, W // 2 + dx], [H // 2, H // 2 + dy]
+        st.show_token_map(tokens, segmentation.tokens[i].view(H, H), codebook_size)
+        st.show_image(features, principal_colours(segmentation.features[i]).view(H, H, 3))
+        st.show_image(assignments, segmentation.assignments[i, :, 1].view(H, H), cmap=st.SEQUENTIAL, vmin=0, vmax=1)
+        for dy, dx in inside:
+            ends = [H // 2, H // 2 + dx], [H // 2, H // 2 + dy]
             assignments.plot(*ends, color="black", lw=0.8, path_effects=[withStroke(linewidth=2, foreground="white")])
         st.show_image(mask, images[i])
         st.outline(mask, segmentation.mask[i], st.PREDICTED)
-        for axis, name in zip(row[::2], names if i == 0 else (), strict=False):
-            axis.set_title(name, fontsize=st.SMALL, pad=3)
+    st.name_columns(axes[0, ::2], names)
     return figure
-
-
-def _grid(tokens: Tensor) -> tuple[int, int]:
-    """H = W of the tokens (N, T) of square images."""
-    return (int(tokens.shape[1] ** 0.5),) * 2
 
 
 def graph_stencil(offsets: Sequence[tuple[int, int]], degrees: Mapping[str, Tensor]) -> Figure:
@@ -65,10 +59,8 @@ def graph_stencil(offsets: Sequence[tuple[int, int]], degrees: Mapping[str, Tens
     figure, ((stencil, *maps),) = st.make_figure(1, 1 + len(degrees), 2.6, title=title)
     dy, dx = np.array(offsets).T
     other = (dy != 0) | (dx != 0)
-    handles = {
-        "neighbour": stencil.scatter(dx[other], dy[other], s=45, color=st.BLUE),
-        "the token itself": stencil.scatter([0], [0], s=55, color="black", marker="s"),
-    }
+    neighbour = stencil.scatter(dx[other], dy[other], s=45, color=st.BLUE)
+    itself = stencil.scatter([0], [0], s=55, color="black", marker="s")
     reach = max(abs(np.array(offsets)).max(), 1) + 1
     stencil.set(xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal", title="edges of one token")
     stencil.set(xlabel="dx (tokens)", ylabel="dy (tokens)")
@@ -79,7 +71,7 @@ def graph_stencil(offsets: Sequence[tuple[int, int]], degrees: Mapping[str, Tens
         figure.colorbar(shown, ax=axis, shrink=0.7, ticks=MaxNLocator(5), label="degree")
     for axis in (stencil, *maps):
         axis.locator_params(integer=True)
-    st.figure_legend(figure, handles)
+    st.figure_legend(figure, {"neighbour": neighbour, "the token itself": itself})
     return figure
 
 
@@ -90,13 +82,11 @@ def segmentation_curves(history: pd.DataFrame) -> Figure:
     styles the training sets.
     """
     figure, ((losses, scores),) = st.make_figure(1, 2, 3.1, title="Supervised training: loss terms and validation IoU")
-    terms = [name for name in history if name.startswith("train_")]
-    names = {f"validation_{reduction}_iou": look for reduction, look in st.REDUCTIONS.items()}
-    names = {column: look for column, look in names.items() if column in history}
+    terms = zip((name for name in history if name.startswith("train_")), st.TERMS, strict=False)
+    names = {name: (name.removeprefix("train_").replace("_", " "), colour) for name, colour in terms}
     style = "train" if history["train"].nunique() > 1 else None
-    curves(losses, history, {name: name.removeprefix("train_").replace("_", " ") for name in terms}, st.TERMS, style)
-    labels = {column: look.label for column, look in names.items()}
-    curves(scores, history, labels, [look.colour for look in names.values()], style)
+    curves(losses, history, names, style)
+    curves(scores, history, {f"validation_{name}_iou": look[:2] for name, look in st.REDUCTIONS.items()}, style)
     for _, run in history.groupby("train", sort=False):
         score = run["chosen_by"].iloc[0]
         kept = run.loc[run[score].idxmax()]
@@ -117,14 +107,14 @@ def predictions(
     codebook_size: K, the number of codes. scores: (N,) lesion IoU of each image.
     """
     figure, axes = st.make_figure(len(images), 5, 1.5, title="Test images, from tokens to masks")
-    lesion = segmentation.assignments[..., 1].unflatten(1, _grid(segmentation.tokens))
+    H = round(segmentation.tokens.shape[1] ** 0.5)
     probability: dict[str, Any] = {"cmap": st.SEQUENTIAL, "vmin": 0, "vmax": 1}
     for i, row in enumerate(axes):
-        names = ("image", "tokens", "P(lesion), tokens", "P(lesion), pixels") if i == 0 else ("",) * 4
-        st.show_image(row[0], images[i], names[0])
-        st.show_token_map(row[1], segmentation.tokens[i].view(lesion.shape[1:]), codebook_size, names[1])
-        st.show_image(row[2], lesion[i], names[2], **probability)
-        st.show_image(row[3], segmentation.probabilities[i, 1], names[3], **probability)
+        st.show_image(row[0], images[i])
+        st.show_token_map(row[1], segmentation.tokens[i].view(H, H), codebook_size)
+        st.show_image(row[2], segmentation.assignments[i, :, 1].view(H, H), **probability)
+        st.show_image(row[3], segmentation.probabilities[i, 1], **probability)
+    st.name_columns(axes[0, :4], ("image", "tokens", "P(lesion), tokens", "P(lesion), pixels"))
     place = {"location": "bottom", "shrink": 0.8, "aspect": 30, "pad": 0.01}
     figure.colorbar(axes[0, 3].images[0], ax=axes[:, 2:4], label="probability of lesion", **place)
     return _outlines(figure, axes[:, 4], images, masks, segmentation.mask, map("IoU {:.2f}".format, scores))
@@ -144,13 +134,11 @@ def best_median_worst(images: Tensor, masks: Tensor, predicted: Tensor, scores: 
     return _outlines(figure, axes.flat, images[i], masks[i], predicted[i], titles)
 
 
-def failures(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, per_row: int = 4) -> Figure:
+def failures(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray) -> Figure:
     """Images with both outlines in the order given, worst first; arguments as `best_median_worst`."""
     title = f"The {len(images)} test images of lowest lesion IoU"
-    figure, axes = st.make_figure(-(-len(images) // per_row), per_row, 1.85, title=title)
-    for axis in axes.flat[len(images) :]:
-        axis.remove()
-    return _outlines(figure, axes.flat, images, masks, predicted, map("IoU {:.2f}".format, scores))
+    figure, axes = st.make_panels(len(images), 4, 1.85, title=title)
+    return _outlines(figure, axes, images, masks, predicted, map("IoU {:.2f}".format, scores))
 
 
 def by_rank(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, rank: int) -> Figure:
@@ -172,5 +160,6 @@ def _outlines(figure: Figure, axes: Iterable[Axes], *parts: Iterable[Any]) -> Fi
         st.show_image(axis, image, title)
         st.outline(axis, mask, st.REFERENCE)
         st.outline(axis, predicted, st.PREDICTED)
-    st.outline_legend(figure)
+    colours = {"reference mask": st.REFERENCE, "prediction": st.PREDICTED}
+    st.figure_legend(figure, {name: Line2D([], [], color=c, path_effects=st.edge(c)) for name, c in colours.items()})
     return figure

@@ -1,12 +1,9 @@
-"""What all figures share: sizes, theme, colours and names, legends, image panels, and how a figure is saved."""
-
-from __future__ import annotations
+"""What all figures share: sizes, theme, colours and names, legends, and image panels."""
 
 import io
 import itertools
 import textwrap
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -19,8 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from torch import Tensor
-
-from tokencutseg.files import atomic_write
 
 WIDTH, NARROW = 7.2, 5.0
 """Inches across a page, and of one small chart alone; a figure reads at half of it."""
@@ -107,12 +102,14 @@ def make_figure(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write <name>.pdf and <name>.png into `folder`, each atomically; the same figure gives the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix, options in (("pdf", {"metadata": {"CreationDate": None, "ModDate": None}}), ("png", {})):
-        with atomic_write(folder / f"{name}.{suffix}") as file:
-            figure.savefig(file, format=suffix, dpi=150, **options)
+def make_panels(
+    count: int, columns: int, height: float, width: float = WIDTH, title: str = "", **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure of `count` panels in rows of `columns`, as `make_figure`, and their axes in one array."""
+    figure, axes = make_figure(max(1, -(-count // columns)), columns, height, width, title, **options)
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, axes.flat[:count]
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
@@ -171,17 +168,19 @@ def outline(axis: Axes, mask: Tensor | np.ndarray, colour: str) -> None:
     """The border of a mask (S, S) drawn over an image; nothing for an empty or full mask."""
     array = np.asarray(mask).astype(float)
     if array.any() and not array.all():
-        axis.contour(array, [0.5], colors=[colour], linewidths=1.2).set_path_effects(_edge(colour))
+        axis.contour(array, [0.5], colors=[colour], linewidths=1.2).set_path_effects(edge(colour))
 
 
-def outline_legend(figure: Figure) -> None:
-    """What the two outlines are."""
-    colours = {"reference mask": REFERENCE, "prediction": PREDICTED}
-    figure_legend(figure, {name: Line2D([], [], color=c, path_effects=_edge(c)) for name, c in colours.items()})
-
-
-def _edge(colour: str) -> list[withStroke]:
+def edge(colour: str) -> list[withStroke]:
+    """The dark edge of an outline that is white."""
     return [withStroke(linewidth=2.6, foreground="black")] if colour == REFERENCE else []
+
+
+def name_columns(axes: np.ndarray, names: Iterable[str]) -> None:
+    """Names of columns above the titles, if any, of their first images."""
+    titled = any(axis.get_title() for axis in axes)
+    for axis, name in zip(axes, names, strict=True):
+        axis.set_title(f"{name}\n{axis.get_title()}" if titled else name, fontsize=SMALL, pad=3)
 
 
 def label_row(axis: Axes, name: str) -> None:

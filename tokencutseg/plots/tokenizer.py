@@ -1,7 +1,5 @@
 """Figures of notebook 01: the data, the tokenizer's training, and its codebook."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,8 +12,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
+from tokencutseg.evaluation.inference import upsample_nearest
 from tokencutseg.plots import style as st
-from tokencutseg.plots.charts import curves
+from tokencutseg.plots.charts import curves, from_zero
 
 
 def dataset_preview(sets: Sequence[ImageSet], columns: int = 7) -> Figure:
@@ -36,16 +35,18 @@ def vqgan_curves(history: pd.DataFrame, codebook_size: int) -> Figure:
     """Loss terms in training, the error on validation images, and the use of the codebook's K codes, by epoch."""
     title = "Training of the tokenizer: losses, error and codebook use by epoch"
     figure, ((losses, error, codes),) = st.make_figure(1, 3, 2.9, title=title)
-    terms = ("reconstruction", "perceptual", "commitment", "discriminator")
-    curves(losses, history, {f"train_{term}": term for term in terms}, st.TERMS)
+    terms = zip(("reconstruction", "perceptual", "commitment", "discriminator"), st.TERMS, strict=False)
+    curves(losses, history, {f"train_{term}": (term, colour) for term, colour in terms})
     losses.set(title="training: unweighted losses", ylabel="loss (log scale)", yscale="log")
-    curves(error, history, {"validation_l1": "validation error"}, [st.BLUE])
-    error.set(title="validation: error", ylabel="mean |x − x̂|, RGB in [0, 1]", ylim=(0, None))
+    curves(error, history, {"validation_l1": ("validation error", st.BLUE)})
+    error.set(title="validation: error", ylabel="mean |x − x̂|, RGB in [0, 1]")
     error.get_legend().remove()
     use = history.assign(used=history["validation_usage"] * codebook_size)
-    curves(codes, use, {"used": "codes used", "validation_perplexity": "perplexity"}, [st.BLUE, st.SKY])
+    curves(codes, use, {"used": ("codes used", st.BLUE), "validation_perplexity": ("perplexity", st.SKY)})
     codes.axhline(codebook_size, color=st.GREY, ls="--", lw=1, label=f"K = {codebook_size}")
-    codes.set(title="validation: codebook", ylabel="codes", ylim=(0, None))
+    codes.set(title="validation: codebook", ylabel="codes")
+    for axis in (error, codes):
+        from_zero(axis)
     for axis in (losses, codes):
         st.legend_below(axis)
     return figure
@@ -100,15 +101,15 @@ def token_maps(images: Tensor, tokens: Tensor, back: Tensor, masks: Tensor, lesi
     title = f"{S} × {S} pixels as {H} × {W} tokens of a codebook of {K}"
     figure, axes = st.make_figure(len(images), 4, 1.75, title=title)
     for n, row in enumerate(axes):
-        st.show_image(row[0], images[n], "" if n else "image, mask outlined")
-        st.show_token_map(row[1], tokens[n], K, "" if n else "tokens, a colour per code")
-        st.show_image(row[2], back[n], "" if n else "decoded")
-        share = lesion_share[tokens[n].numpy()]
-        st.show_image(row[3], share, "" if n else "lesion share", S, cmap=st.LESION, vmin=0, vmax=1)
+        st.show_image(row[0], images[n])
+        st.show_token_map(row[1], tokens[n], K)
+        st.show_image(row[2], back[n])
+        st.show_image(row[3], lesion_share[tokens[n].numpy()], side=S, cmap=st.LESION, vmin=0, vmax=1)
         for axis in row[[0, 3]]:
             st.outline(axis, masks[n], st.REFERENCE)
-    bar = figure.colorbar(axes[0, 3].images[0], ax=list(axes[:, 3]), label="lesion share of the code", pad=0.02)
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    st.name_columns(axes[0], ("image, mask outlined", "tokens, a colour per code", "decoded", "lesion share"))
+    look = {"label": "lesion share of the code", "format": PercentFormatter(1), "pad": 0.02}
+    figure.colorbar(axes[0, 3].images[0], ax=list(axes[:, 3]), **look)
     return figure
 
 
@@ -136,30 +137,30 @@ def codebook_embedding(codes: Tensor, table: pd.DataFrame, patches: Tensor) -> F
         axis.set(title=name, xlabel=f"component 1 ({explained[0]:.0%} of variance)")
         axis.margins(0.08)
     dots.set_ylabel(f"component 2 ({explained[1]:.0%} of variance)")
-    bar = figure.colorbar(drawn, ax=dots, label="lesion share of the code", location="bottom", aspect=30)
-    bar.ax.xaxis.set_major_formatter(PercentFormatter(1))
+    percent = PercentFormatter(1)
+    figure.colorbar(drawn, ax=dots, label="lesion share of the code", location="bottom", aspect=30, format=percent)
     return figure
 
 
 def code_explorer(
-    code: int, table: pd.DataFrame, images: ImageSet, tokens: Tensor, back: Tensor, alone: Tensor, columns: int = 5
+    code: int, table: pd.DataFrame, images: ImageSet, tokens: Tensor, back: Tensor, alone: Tensor
 ) -> Figure:
-    """One code: what it decodes to alone, and the images where it is assigned most, its tokens highlighted.
+    """One code: what it decodes to alone, and the five images where it is assigned most, its tokens highlighted.
 
     table: of `tables.codebook_usage`. images: a set with masks. tokens: (N, H, W), of its images. back: (N, 3, S, S) in
-    [0, 1], decoded from them. alone: (3, S, S), decoded from this code everywhere. columns: images at most.
+    [0, 1], decoded from them. alone: (3, S, S), decoded from this code everywhere.
     """
     row, assigned = table.set_index("code").loc[code], tokens == code
-    counts, f = assigned.flatten(1).sum(1), back.shape[-1] // tokens.shape[-1]
+    counts = assigned.flatten(1).sum(1)
     title = f"Code {code}: {row['share']:.1%} of all tokens, {row['lesion_share']:.0%} of them lesion"
     title = title if row["count"] else f"Code {code} is assigned to no token of these {len(images)} images"
-    figure, axes = st.make_figure(2, 1 + columns, 1.35, title=title)
+    figure, axes = st.make_figure(2, 6, 1.35, title=title)
     for axis in axes.flat:
         axis.set_axis_off()
     st.show_image(axes[0, 0], alone, "this code alone")
     order = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
     for (above, below), n in zip(axes.T[1:], order, strict=False):
-        lit = assigned[n].repeat_interleave(f, 0).repeat_interleave(f, 1)
+        lit = upsample_nearest(assigned[n], back.shape[-1])
         st.show_image(above, images.images[n] / 255 * (0.35 + 0.65 * lit), f"{counts[n]} of {tokens[n].numel()} tokens")
         if images.masks is not None:
             st.outline(above, images.masks[n], st.REFERENCE)

@@ -1,7 +1,5 @@
 """Figures of notebook 02: masks, masked-token prediction, attention, and linear probes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib as mpl
@@ -12,14 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
+from tokencutseg.evaluation.inference import upsample_nearest
 from tokencutseg.evaluation.inspection import Inpainting
 from tokencutseg.plots import style as st
-from tokencutseg.plots.charts import curves, dot_figure, line_band
+from tokencutseg.plots.charts import curves, dot_figure, from_zero, line_band
 
 PATTERNS = {"iid": st.Look("i.i.d. mask", st.SKY, "s"), "block": st.Look("block mask", st.BLUE, "o")}
 """How a pattern of masked tokens is called and drawn."""
-MAX_LAYERS = 5
-"""Blocks that a figure of attention shows, evenly spaced from the first to the last."""
 
 
 def masking(image: Tensor, masks: Mapping[str, Tensor]) -> Figure:
@@ -32,9 +29,7 @@ def masking(image: Tensor, masks: Mapping[str, Tensor]) -> Figure:
     grey = torch.tensor(mpl.colors.to_rgb(st.MASKED))[:, None, None]
     for row, (pattern, some) in zip(axes, masks.items(), strict=True):
         for axis, mask in zip(row, some, strict=True):
-            f = image.shape[-1] // mask.shape[-1]
-            pixels = mask.repeat_interleave(f, 0).repeat_interleave(f, 1)
-            shown = torch.where(pixels, grey, image)
+            shown = torch.where(upsample_nearest(mask, image.shape[-1]), grey, image)
             st.show_image(axis, shown, f"{mask.float().mean():.0%} masked")
         st.label_row(row[0], PATTERNS[pattern].label)
     return figure
@@ -49,24 +44,24 @@ def masked_gpt_curves(history: pd.DataFrame, prediction: pd.DataFrame, codebook_
     has_accuracy = "train_accuracy" in history
     title = "Masked-token prediction: training, and test accuracy by mask ratio"
     figure, (row,) = st.make_figure(1, 2 + has_accuracy, 2.9, title=title)
-    losses = {"train_masked_tokens": "training (joint)", "train_loss": "training", "validation_loss": "validation"}
-    curves(row[0], history, losses, [st.SKY, st.BLUE])
+    losses = {"train_loss": ("training", st.SKY), "validation_loss": ("validation", st.BLUE)}
+    curves(row[0], history, losses | {"train_masked_tokens": ("training (joint)", st.SKY)})
     row[0].axhline(np.log(codebook_size), color=st.GREY, ls="--", lw=1, label=f"uniform, ln {codebook_size}")
-    row[0].set(title="loss on masked tokens", ylabel="cross-entropy (nats)", ylim=(0, None))
+    row[0].set(title="loss on masked tokens", ylabel="cross-entropy (nats)")
     if has_accuracy:
-        accuracy = {"train_accuracy": "training", "validation_accuracy": "validation"}
-        curves(row[1], history, accuracy, [st.SKY, st.BLUE])
-        row[1].set(title="accuracy on masked tokens", ylabel="top-1 accuracy", ylim=(0, None))
-        row[1].yaxis.set_major_formatter(PercentFormatter(1))
+        accuracy = {"train_accuracy": ("training", st.SKY), "validation_accuracy": ("validation", st.BLUE)}
+        curves(row[1], history, accuracy)
+        row[1].set(title="accuracy on masked tokens", ylabel="top-1 accuracy")
     by_ratio = row[-1]
     line_band(by_ratio, prediction, "mask_ratio", ("accuracy", "low", "high"), "pattern", PATTERNS)
     chance = prediction.drop_duplicates("mask_ratio").sort_values("mask_ratio")
     by_ratio.plot(chance["mask_ratio"], chance["chance"], color=st.GREY, ls="--", lw=1, label="commonest code")
     by_ratio.axvline(mask_ratio, color=st.GREY, ls=":", lw=1, label="training ratio")
-    by_ratio.set(title="test images, 95% interval", xlabel="mask ratio", ylabel="top-1 accuracy", ylim=(0, None))
-    by_ratio.xaxis.set_major_formatter(PercentFormatter(1))
-    by_ratio.yaxis.set_major_formatter(PercentFormatter(1))
+    by_ratio.set(title="test images, 95% interval", xlabel="mask ratio", ylabel="top-1 accuracy")
+    for scale in (by_ratio.xaxis, *(axis.yaxis for axis in row[1:])):
+        scale.set_major_formatter(PercentFormatter(1))
     for axis in row:
+        from_zero(axis)
         st.legend_below(axis)
     return figure
 
@@ -76,7 +71,6 @@ def token_inpainting(result: Inpainting, codebook_size: int) -> Figure:
     masked, correct = result.mask, result.filled == result.tokens
     figure, axes = st.make_figure(len(result.images), 6, 1.3, title="Masked tokens predicted from the visible ones")
     colours = mpl.colormaps[st.SEQUENTIAL].with_extremes(bad="white")
-    names = ("image", "tokens", "visible", "predicted", "decoded", "entropy")
     for n, row in enumerate(axes):
         st.show_image(row[0], result.images[n])
         st.show_token_map(row[1], result.tokens[n], codebook_size)
@@ -86,21 +80,20 @@ def token_inpainting(result: Inpainting, codebook_size: int) -> Figure:
         st.show_image(row[4], result.decoded[n])
         entropy = result.entropy[n].masked_fill(~masked[n], torch.nan)
         st.show_image(row[5], entropy, cmap=colours, vmin=0, vmax=np.log(codebook_size))
-    for axis, name in zip(axes[0], names, strict=True):
-        axis.set_title(f"{name}\n{axis.get_title()}", fontsize=st.SMALL, pad=3)
+    st.name_columns(axes[0], ("image", "tokens", "visible", "predicted", "decoded", "entropy"))
     figure.colorbar(axes[0, 5].images[0], ax=list(axes[:, 5]), label="nats, up to ln K", pad=0.02, shrink=0.9)
     return figure
 
 
 def attention_maps(weights: Tensor, image: Tensor, mask: Tensor, query: Tensor) -> Figure:
-    """What tokens of one image attend to, block by block; one row per query token, marked by a cross.
+    """What tokens of one image attend to in five blocks at most; one row per query token, marked by a cross.
 
     weights: (n_layer, n_head, Q, H, W), of `inspection.attention`; the heads are averaged. image: (3, S, S) in [0, 1].
     mask: (S, S) of {0, 1}. query: (Q,) positions in reading order.
     """
     weights, S = weights.mean(1), image.shape[-1]
     n_layer, _, H, W = weights.shape
-    layers = np.unique(np.linspace(0, n_layer - 1, min(n_layer, MAX_LAYERS)).round().astype(int))
+    layers = np.unique(np.linspace(0, n_layer - 1, min(n_layer, 5)).round().astype(int))
     title = "Attention of query tokens (crosses), relative to uniform attention"
     figure, axes = st.make_figure(len(query), 1 + len(layers), 1.7, title=title)
     for row, position, maps in zip(axes, query.tolist(), weights.transpose(0, 1), strict=True):
@@ -118,10 +111,7 @@ def attention_maps(weights: Tensor, image: Tensor, mask: Tensor, query: Tensor) 
 
 
 def linear_probe(table: pd.DataFrame) -> Figure:
-    """Balanced accuracy of a linear probe on each layer's frozen features.
-
-    table: of `tables.linear_probes`, in the order of the layers.
-    """
+    """Balanced accuracy of a linear probe on each layer's frozen features (`tables.linear_probes`)."""
     label = "balanced accuracy on test tokens, 95% interval over images\n(dashed: raw colour)"
     panels = {label: (table, ("balanced_accuracy", "low", "high"))}
     figure = dot_figure(panels, "features", "Linear probes of frozen features: lesion or skin")

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 
 import papermill
@@ -17,6 +18,8 @@ import papermill
 def _end_with_parent() -> None:
     os.read(sys.stdin.fileno(), 1)  # unbuffered: a lock held by this thread would stop the interpreter from exiting
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(15)  # more than a kernel needs to shut down; one that hangs ends when its parent is gone
+    os._exit(1)
 
 
 def _describe(error: Exception) -> str:
