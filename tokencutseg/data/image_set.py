@@ -215,9 +215,6 @@ def _mapped(entry: Path) -> dict[str, np.ndarray]:
     return {path.stem: np.load(path, mmap_mode="c") for path in sorted(entry.glob("*.npy"))}
 
 
-# decoding -----------------------------------------------------------------------------------------------------------
-
-
 def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
     n, samples, name = len(split.samples), split.samples, f"{split.dataset}/{split.name}"
     labelled = samples[0].mask is not None
