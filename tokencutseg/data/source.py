@@ -20,7 +20,7 @@ import torch
 
 from tokencutseg.config import Config
 from tokencutseg.data import audit, synthetic
-from tokencutseg.data.datasets import DATASETS, POOL_SPLITS, TRAIN_AND_TEST, Split, global_id
+from tokencutseg.data.datasets import DATASETS, POOL_SPLITS, Split, global_id
 from tokencutseg.data.folders import find_datasets
 from tokencutseg.data.image_set import ImageSet, cached_arrays, load_split
 from tokencutseg.data.images import DataError, summed_up
@@ -229,7 +229,7 @@ def folder_source(name: str, image_size: int, splits: list[Split]) -> DataSource
 def _rows(sets: dict[str, dict[str, Split]], trained: list[str]) -> Rows:
     """Each training set on its own test split, the paper's pairs, then every training set on every other test set; of
     two official sets that are both trained on, the paper's pairs alone."""
-    official = [name for name in DATASETS if DATASETS[name].purpose == TRAIN_AND_TEST]
+    official = [name for name in DATASETS if "train" in DATASETS[name].splits]
     rows = [(name, name) for name in trained if name not in DATASETS]
     if any(name in official for name in trained):
         rows += [(name, name) for name in official]
