@@ -90,7 +90,7 @@ def transformer(config: Config, device: str) -> Iterator[Comparison]:
 
     def loss(features: Tensor, assignments: Tensor, cut: Tensor) -> Tensor:
         p = upsample(to_grid(assignments, grid), (S, S))
-        supervised = sum(segmentation_loss(p, p, target, "probabilities", True, 0.5))
+        supervised = sum(segmentation_loss(p, p, target, config.segmentation).values())
         return supervised + masked_token_loss(gpt.lm_head(features), tokens, mask) + 0.2 * cut
 
     def ours() -> Tensor:
@@ -110,7 +110,7 @@ def quantizer(config: Config, device: str) -> Iterator[Comparison]:
     """A training step of the codebook on the latents of four images."""
     K, D, side = config.vqgan.codebook_size, config.vqgan.code_dim, config.grid_size
     z = random(4, D, side, side).to(device)
-    ours = EMAQuantizer(K, D, init="uniform", restart_dead=False).to(device).train()
+    ours = EMAQuantizer(config.vqgan).to(device).train()
     yield Comparison("quantizer, training step", "one-hot matrices", lambda: ours(z), lambda: oracles.quantize(ours, z))
     try:
         from vector_quantize_pytorch import VectorQuantize

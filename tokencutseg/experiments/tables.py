@@ -42,7 +42,7 @@ def reconstruction(study: Study) -> pd.DataFrame:
 
     Columns dataset, measure, n, mean, low, high, weights (what LPIPS's features were trained on), runs.
     """
-    run, (lpips_model, weights) = study.tokenizer(), load_lpips()
+    run, lpips_model = study.tokenizer(), load_lpips()
     vqgan, settings, rows = run.model(), study.config.evaluation, []
     datasets = dict.fromkeys(test for _, test in study.source.rows if study.source.has(test, "test"))
     for dataset in sorted(datasets, key=lambda name: name != study.source.primary):
@@ -54,7 +54,7 @@ def reconstruction(study: Study) -> pd.DataFrame:
             for measure in measures:
                 values = scores[measure].to_numpy()
                 low, high = mean_interval(values, settings.bootstrap_draws, study.config.seed, part.units)
-                own = weights if measure == "lpips" else ""
+                own = lpips_model.weights_name if measure == "lpips" else ""
                 rows.append((dataset, measure, len(values), values.mean(), low, high, own, run.id))
     return pd.DataFrame(rows, columns=["dataset", "measure", "n", "mean", "low", "high", "weights", "runs"])
 
