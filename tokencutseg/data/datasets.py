@@ -78,8 +78,8 @@ def _isic(year: int, images: str, masks: str, **expected: int) -> Dataset:
 _HAM_PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
 _HAM_POOL = (*_HAM_PARTS, "ham10000_unlabelled")
 _PH2 = OfficialSplit(("PH2 Dataset images",), "PH2 Dataset images", 200, "*_Dermoscopic_Image/*", "*_lesion/*")
-# Tschandl et al. 2018, doi 10.1038/sdata.2018.161, with Tschandl's masks. The host's archive is that of the 2018
-# challenge's Task 3: the same 10,015 images in one file, whose download can be resumed.
+# Tschandl et al. 2018, doi 10.1038/sdata.2018.161, with Tschandl's masks, CC BY-NC 4.0. The host's archive is that of
+# the 2018 challenge's Task 3: the same 10,015 images in one file, whose download can be resumed.
 _HAM_TEST = OfficialSplit(("ham10000_test/images",), "ham10000_test/masks", 10_015)
 _HAM_WHOLE = OfficialSplit(_HAM_PARTS, "HAM10000_segmentations_lesion_tschandl", 10_015)
 _HAM_SPLITS = {"test": (_HAM_TEST, _HAM_WHOLE), "unlabelled": (OfficialSplit(_HAM_POOL, None, 10_015),)}
@@ -89,7 +89,7 @@ _SETS = (
     _isic(2017, "ISIC-2017_{}_Data", "ISIC-2017_{}_Part1_GroundTruth", train=2000, validation=150, test=600),
     _isic(2018, "ISIC2018_Task1-2_{}_Input", "ISIC2018_Task1_{}_GroundTruth", train=2594, validation=100, test=1000),
     Dataset("ham10000", _HAM_SPLITS, (_HAM_ARCHIVE,)),
-    # Mendonça et al. 2013, doi 10.1109/EMBC.2013.6610779; to be asked for by hand
+    # Mendonça et al. 2013, doi 10.1109/EMBC.2013.6610779, for research and education; to be asked for by hand
     Dataset("ph2", {"test": (_PH2,)}),
 )
 DATASETS = {dataset.name: dataset for dataset in _SETS}
