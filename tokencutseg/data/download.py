@@ -100,6 +100,7 @@ def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
 def _download(url: str, partial: Path, progress: bool) -> None:
     """Bring the file at `url` to `partial`, continuing what is there where the server can (HTTP range requests)."""
     failures, furthest, problem = 0, 0, ""
+    partial.touch()
     while failures < ATTEMPTS:
         if failures:
             time.sleep(WAIT * 2 ** (failures - 1))
@@ -112,21 +113,21 @@ def _download(url: str, partial: Path, progress: bool) -> None:
         except requests.RequestException as error:  # a code that no second attempt changes, or no URL at all
             hint = "look for it on the set's website and unpack it by hand, or give another base_url"
             raise DataError(f"{url} cannot be had ({error}); {hint}") from error
-        failures = failures + 1 if _size(partial) <= furthest else 0
-        furthest = max(furthest, _size(partial))
+        failures = failures + 1 if partial.stat().st_size <= furthest else 0
+        furthest = max(furthest, partial.stat().st_size)
     said = f"{url} could not be downloaded ({problem}, {furthest / 1e6:.1f} MB so far)"
     raise DataError(f"{said}; check the network and run the same command again to continue")
 
 
 def _transfer(url: str, partial: Path, progress: bool) -> bool:
     """One connection. True when the file is whole, as far as the announced length tells."""
-    have = _size(partial)
+    have = partial.stat().st_size
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as response:
         if response.status_code == 416:  # nothing at or after `have`
             if response.headers.get("Content-Range") == f"bytes */{have}":
                 return True
-            partial.unlink()  # longer than the file: not a part of it
+            partial.write_bytes(b"")  # longer than the file: not a part of it
             return False
         if response.status_code >= 500 or response.status_code in (408, 429):  # the server's trouble, or its pace
             raise requests.ConnectionError(f"HTTP {response.status_code}")
@@ -142,7 +143,7 @@ def _transfer(url: str, partial: Path, progress: bool) -> bool:
             for block in response.iter_content(BLOCK):
                 file.write(block)
                 bar.update(len(block))
-    return total is None or _size(partial) == total
+    return total is None or partial.stat().st_size == total
 
 
 def _unpack(file: Path, folder: Path, progress: bool) -> Path:
@@ -177,7 +178,3 @@ def _read_checksums(home: Path) -> dict[str, str]:
 def _check_space(folder: Path, needed: int, what: str) -> None:
     if needed > (free := shutil.disk_usage(folder).free):
         raise OSError(errno.ENOSPC, f"{what} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", str(folder))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -106,13 +106,13 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | Tensor | np.ndarray) -> ImageSet:
         """The images at `indices`, in that order. A part chosen from a complete split counts as complete."""
         index = torch.as_tensor(np.asarray(indices), dtype=torch.long)
-        whole = {name: getattr(self, name) for name in _PER_IMAGE}
-        per_image: dict[str, Any] = {
-            name: values and [values[i] for i in index.tolist()] for name, values in whole.items()
-        }
+        chosen: dict[str, Any] = {}
+        for name in _PER_IMAGE:
+            values = getattr(self, name)
+            chosen[name] = values and [values[i] for i in index.tolist()]
         masks = None if self.masks is None else self.masks[index]
         expected = len(index) if self.complete and self.expected is not None else self.expected
-        return replace(self, images=self.images[index], masks=masks, expected=expected, **per_image)
+        return replace(self, images=self.images[index], masks=masks, expected=expected, **chosen)
 
     @staticmethod
     def concatenate(sets: Sequence[ImageSet]) -> ImageSet:
@@ -123,9 +123,8 @@ class ImageSet:
         sizes = {tuple(s.images.shape[1:]) for s in sets}
         if len(sizes) != 1:
             raise DataError(f"cannot join image sets of the sizes {sorted(sizes)}; load them all at one size")
-        dataset, split = (
-            "+".join(dict.fromkeys(names)) for names in zip(*((s.dataset, s.split) for s in sets), strict=True)
-        )
+        names = zip(*((s.dataset, s.split) for s in sets), strict=True)
+        dataset, split = ("+".join(dict.fromkeys(several)) for several in names)
         per_image: dict[str, Any] = {}
         for name in _PER_IMAGE:
             parts = [getattr(s, name) for s in sets]
@@ -249,9 +248,7 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
     shown = np.where(quarter[:, None], stored[:, ::-1], stored)
     fits_stored, fits_shown = (drawn == stored).all(1), (drawn == shown).all(1)
     if (fits_stored & ~fits_shown).any() and not (quarter & fits_shown & ~fits_stored).any():
-        notes.append(
-            f"{turned.sum()} images are left as they are stored, not as EXIF turns them: so the masks fit them"
-        )
+        notes.append(f"{turned.sum()} images are left as they are stored, not turned by EXIF: so the masks fit them")
         for index in np.flatnonzero(turned):
             images[index] = read_image(samples[index].image, size, upright=False).transpose(2, 0, 1)
         shown = stored

@@ -215,14 +215,13 @@ def open_source(
     scored = any("train" in sets.get(train, {}) and "test" in sets.get(test, {}) for train, test in rows)
     if not scored and not found.problems:
         there = ", ".join(f"{name}/{split}" for name, splits in sets.items() for split in splits) or "nothing"
-        found.problems.append(
-            f"{', '.join(map(str, roots))} cannot be trained and scored on: there is {there}; add images with masks, "
-            f"for example with `tokencutseg fetch isic2017`"
-        )
+        said = f"{', '.join(map(str, roots))} cannot be trained and scored on: there is {there}"
+        found.problems.append(f"{said}; add images with masks, for example with `tokencutseg fetch isic2017`")
     if strict and found.problems:
         raise DataError(summed_up(found.problems))
     loaders = {
-        name: {s: partial(load_split, split, size, cache) for s, split in parts.items()} for name, parts in sets.items()
+        name: {split: partial(load_split, part, size, cache) for split, part in splits.items()}
+        for name, splits in sets.items()
     }
     names = dict.fromkeys("isic" if name in DATASETS and trained else name for name in sets)
     first = next(iter(trained or sets), "")
