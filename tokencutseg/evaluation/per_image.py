@@ -34,22 +34,16 @@ A choice of this study, wide enough to forgive the stair steps of masks that wer
 def score(
     predictions: Tensor | np.ndarray, targets: Tensor | np.ndarray, ids: list[str], boundary: bool = True, **labels: Any
 ) -> pd.DataFrame:
-    """Score `predictions` against `targets`, image by image.
+    """Score predictions against reference masks, image by image.
 
-    Args:
-        predictions: (N, S, S) of {0, 1}; 1 is lesion.
-        targets: the same for the reference masks.
-        ids: N different image ids.
-        boundary: also compute the boundary measures `nsd` and `hd95` (they cost most of the time).
-        labels: columns that say what these rows are, such as ``train="isic2016"``, one value for all rows or N values.
+    predictions, targets: (N, S, S) of {0, 1}; 1 is lesion. ids: N different image ids. boundary: also compute `nsd` and
+    `hd95`, which cost most of the time. labels: columns that say what these rows are, such as ``train="isic2016"``, one
+    value for all rows or N values.
 
-    Returns:
-        A frame of N rows with the label columns, then `id`, `size` (S), `tp`, `fp`, `fn`, `tn` (pixels), `iou` and
-        `dice` of the lesion, `nsd` (share of both boundaries within `NSD_TOLERANCE` of the other), `hd95` (pixels at
-        size S), `lesion_fraction` (of the target), `empty_prediction` and `empty_mask`.
-
-    Raises:
-        ValueError: if shapes differ, a value is neither 0 nor 1, or an id occurs twice.
+    Returns N rows with the label columns, then `id`, `size` (S), `tp`, `fp`, `fn`, `tn` (pixels), `iou` and `dice` of
+    the lesion, `nsd` (share of both boundaries within `NSD_TOLERANCE` of the other), `hd95` (pixels at size S),
+    `lesion_fraction` (of the target), `empty_prediction` and `empty_mask`. Raises ValueError where shapes differ, a
+    value is neither 0 nor 1, or an id occurs twice.
     """
     prediction, target = _mask(predictions, "predictions"), _mask(targets, "targets")
     if prediction.shape != target.shape or len(ids) != len(target):
@@ -73,12 +67,9 @@ def native_scores(lesion_scores: Tensor, images: ImageSet) -> pd.DataFrame:
 
     Where the files have the size of the original photographs, this is how the ISIC challenges score. Where they were
     stored at another shape, the mask is first stretched to that of the photograph (`native_sizes`), along one axis and
-    by repeating pixels. Several files are read at once, and none is kept.
+    by repeating pixels. Masks in no files (synthetic ones) are scored at their own size.
 
-    Args:
-        lesion_scores: (N, S, S) float, p(lesion) − p(skin); stretched bilinearly to the size of each file, lesion where
-            positive.
-        images: the set that was predicted. Masks that are in no files (synthetic ones) are scored at their own size.
+    lesion_scores: (N, S, S) float, p(lesion) − p(skin); stretched bilinearly to the file's size, lesion where positive.
 
     Returns N rows with `height`, `width` (at which it was scored, in pixels), and `tp`, `fp`, `fn`, `tn`, `iou`,
     `dice`, `nsd`, `hd95`, each with `_native` behind it, decided for empty masks as `score` does. Raises DataError for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import torch
+from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from tokencutseg.models.perceptual import PerceptualDistance
@@ -14,25 +15,17 @@ BATCH = 16
 
 @torch.no_grad()
 def reconstruction_scores(
-    images: torch.Tensor, reconstructions: torch.Tensor, lpips_model: PerceptualDistance | None = None
+    images: Tensor, reconstructions: Tensor, lpips_model: PerceptualDistance | None = None
 ) -> pd.DataFrame:
-    """Compare images with their reconstructions.
+    """Compare images with their reconstructions, each (N, 3, S, S) float RGB in [0, 1].
 
-    Args:
-        images: (N, 3, S, S) float RGB in [0, 1].
-        reconstructions: the same.
-        lpips_model: from `tokencutseg.models.perceptual.load_lpips`, on the images' device.
-
-    Returns:
-        N rows `l1` (mean absolute error), `psnr` (dB; infinite for equal images), `ssim` (Wang et al. 2004, Gaussian
-        window of 11 px, borders mirrored), and with `lpips_model` also `lpips`.
-
-    Raises:
-        ValueError: if the shapes differ or a value lies outside [0, 1].
+    Returns N rows `l1` (mean absolute error), `psnr` (dB; infinite for equal images), `ssim` (Wang et al. 2004, window
+    of 11 px, Gaussian, borders mirrored), and with `lpips_model` (of `load_lpips`, on the images' device) also `lpips`.
+    Raises ValueError where the shapes differ or a value lies outside [0, 1].
     """
     if images.shape != reconstructions.shape or images.ndim != 4:
-        shapes = f"{tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)}"
-        raise ValueError(f"images {shapes} must both have one shape (N, 3, S, S)")
+        shapes = f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)}"
+        raise ValueError(f"{shapes} must both have one shape (N, 3, S, S)")
     for name, values in (("images", images), ("reconstructions", reconstructions)):
         if not (values.min() >= 0 and values.max() <= 1):
             span = f"{values.min():.3f} to {values.max():.3f}"

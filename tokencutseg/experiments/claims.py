@@ -181,15 +181,16 @@ def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
         query = f"{claim.own if own.empty else claim.others} and {claim.rows}"
         return {"reason": f"{claim.table} has no row with {query.replace(' ==', '').replace(chr(34), '')}"}
     better = np.array([_significantly_better(row) for _, row in others.iterrows()])
-    named = [
+    failed = others[~better]
+    named = "; ".join(
         f"{row['measure']} {row['diff']:+.3g} [{row['diff_low']:.3g}, {row['diff_high']:.3g}] to {row[claim.label]}"
-        for _, row in (others if better.all() else others[~better]).iterrows()
-    ]
+        for _, row in (others if failed.empty else failed).iterrows()
+    )
     lacking = [name for name, query in claim.needs.items() if others.query(query).empty]
-    verdict, reason = NOT_SUPPORTED, f"not significantly better: {'; '.join(named)}"
-    if better.all():
-        verdict, reason = UNTESTABLE if lacking else SUPPORTED, reason.removeprefix("not ")
-        reason += f"; without {', '.join(lacking)}" if lacking else ""
+    verdict, reason = NOT_SUPPORTED, f"not significantly better: {named}"
+    if failed.empty:
+        without = f"; without {', '.join(lacking)}" if lacking else ""
+        verdict, reason = UNTESTABLE if lacking else SUPPORTED, f"significantly better: {named}{without}"
     return _measured(own.iloc[0], reason) | {"verdict": verdict}
 
 

@@ -269,16 +269,10 @@ def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.Data
     reduction, measure, n, mean, low, high.
     """
     records = main_records(study) if records is None else records
-    images = records.drop_duplicates(["test", "id"]).set_index(["test", "id"])  # every method has the same ones
-    keys = pd.MultiIndex.from_frame(records[["test", "id"]])
-    parts = []
-    for grouping, column, names in (
-        ("lesion size", "lesion_fraction", ["small", "medium", "large"]),
-        ("contrast", "contrast", ["low", "medium", "high"]),
-    ):
-        rank = images.groupby(level="test")[column].rank(pct=True)
-        third = pd.cut(rank, [0, 1 / 3, 2 / 3, 1], labels=names).reindex(keys)
-        chosen = records.assign(grouping=grouping, group=pd.Categorical(third, names, ordered=True))
+    parts, sizes = [], ("lesion size", "lesion_fraction", ["small", "medium", "large"])
+    for grouping, column, names in (sizes, ("contrast", "contrast", ["low", "medium", "high"])):
+        rank = records.groupby(["train", "test", "method"])[column].rank(pct=True)  # all have the same test images
+        chosen = records.assign(grouping=grouping, group=pd.cut(rank, [0, 1 / 3, 2 / 3, 1], labels=names))
         parts.append(chosen.dropna(subset="group").sort_values("group", kind="stable").astype({"group": str}))
     parts.append(records.assign(grouping="site", group=records["test"]))
     by, settings = ["train", "test", "method", "runs", "grouping", "group"], study.config.evaluation
@@ -319,12 +313,12 @@ def leakage(study: Study) -> pd.DataFrame:
 
     def scores(train: str, test: str, shared: pd.Series) -> pd.DataFrame:
         own, by = records[(records["train"] == train) & (records["test"] == test)], ["train", "method", "runs"]
-        both = [
+        whole, without = (
             summary_table(part, by, ["per_image"], ["iou"], settings.evaluation.bootstrap_draws, settings.seed)
             for part in (own, own[~own["id"].isin(shared)])
-        ]
+        )
         columns = [*by, "mean", "low", "high"]
-        table = both[0][columns].merge(both[1][[*columns, "n"]], "left", by, suffixes=("", "_without"))
+        table = whole[columns].merge(without[[*columns, "n"]], "left", by, suffixes=("", "_without"))
         table = table.rename(columns={"mean": "iou", "mean_without": "iou_without", "n": "n_without"})
         return table.fillna({"n_without": 0}).astype({"n_without": int})
 
