@@ -101,15 +101,10 @@ def encoded(kind):
     return buffer.getvalue()
 
 
-DAMAGED = {
-    "cut.jpg": encoded("JPEG")[:2000],
-    "cut.png": encoded("PNG")[:2000],
-    "cut.tif": encoded("TIFF")[:2000],
-    "empty.jpg": b"",
-    "flipped.png": encoded("PNG")[:3000] + b"\x00\xff" * 50 + encoded("PNG")[3100:],
-    "page.jpg": b"<html>404</html>",
-    "gone.jpg": None,
-}
+SOUND = {kind: encoded(kind) for kind in ("JPEG", "PNG", "TIFF")}
+DAMAGED = {f"cut.{kind.lower()}": content[:2000] for kind, content in SOUND.items()}
+DAMAGED |= {"empty.jpg": b"", "page.jpg": b"<html>404</html>", "gone.jpg": None}
+DAMAGED["flipped.png"] = SOUND["PNG"][:3000] + b"\x00\xff" * 50 + SOUND["PNG"][3100:]
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask])
@@ -144,57 +139,56 @@ def test_too_many_pixels_are_the_reason_given(tmp_path, monkeypatch):
         read_image(tmp_path / "huge.png")
 
 
-def save_mask(path, values):
-    Image.fromarray(np.asarray(values)).save(path)
-    return read_mask(path)
-
-
 def blurred(height=40, width=60):
     """A grey mask: dark and bright with a soft border, all 256 values."""
     x = np.mgrid[:height, :width][1]
     return np.clip((x - 20) * 16 + np.arange(height)[:, None] % 16, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_mask_of_zeros_and_ones_is_taken_as_labels(tmp_path, dtype):
-    values = rgb()[..., 0] > 200
-    np.testing.assert_array_equal(save_mask(tmp_path / "mask.png", values.astype(dtype)), values)
+SPOT, SOFT = rgb()[..., 0] > 200, blurred()
+SPOT8, RED, NOTHING = SPOT.astype(np.uint8), SPOT[..., None] * np.array([255, 0, 0], np.uint8), np.zeros((9, 7), bool)
+MASKS = {
+    "labels": (SPOT8, SPOT),
+    "labels of 16 bits": (SPOT.astype(np.uint16), SPOT),
+    "grey": (SOFT, SOFT > 127),
+    "grey in 16 bits": (SOFT.astype(np.uint16), SOFT > 127),
+    "grey of 16 bits": (SOFT.astype(np.uint16) * 257, SOFT > 127),
+    "transparency on black": (np.dstack([0 * RED, SPOT8 * 255]), SPOT),
+    "transparency on white": (np.dstack([0 * RED + 255, SPOT8 * 255]), SPOT),
+    "one mask twice": (np.dstack([SPOT8 * 255] * 4), SPOT),
+    "red": (RED, SPOT),  # whose luminance is only 76
+    "one bit, empty": (NOTHING, NOTHING),
+    "one bit, full": (~NOTHING, ~NOTHING),
+    "empty": (NOTHING.astype(np.uint8), NOTHING),
+    "full": (~NOTHING * np.uint8(255), ~NOTHING),
+}
 
 
-def test_a_grey_mask_is_cut_at_half_of_its_range(tmp_path):
-    values = blurred()
-    for name, stored in (("8", values), ("wide", values.astype(np.uint16)), ("16", values.astype(np.uint16) * 257)):
-        mask = save_mask(tmp_path / f"{name}.png", stored)
-        assert mask.dtype == bool
-        np.testing.assert_array_equal(mask, values > 127)
+@pytest.mark.parametrize("name", MASKS)
+def test_every_kind_of_mask(tmp_path, name):
+    stored, expected = MASKS[name]
+    Image.fromarray(stored).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png")
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, expected)
 
 
-def test_a_jpeg_mask_is_cut_at_half_of_its_range(tmp_path):
+def test_masks_of_a_palette_and_as_jpeg(tmp_path):
+    Image.fromarray(RED).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png"), SPOT)
     y, x = np.mgrid[:90, :120]
     lesion = (y - 45) ** 2 + (x - 60) ** 2 < 900
     Image.fromarray(lesion.astype(np.uint8) * 255).save(tmp_path / "mask.jpg", quality=60)
     assert (read_mask(tmp_path / "mask.jpg") != lesion).mean() < 0.01
 
 
-def test_a_mask_in_the_transparency(tmp_path):
-    lesion = rgb()[..., 0] > 128
-    for name, colour in (("black", 0), ("white", 255)):
-        pixels = np.full((*lesion.shape, 4), colour, np.uint8)
-        pixels[..., 3] = lesion * 255
-        np.testing.assert_array_equal(save_mask(tmp_path / f"{name}.png", pixels), lesion)
-    both = np.zeros((*lesion.shape, 4), np.uint8)
-    both[lesion] = 255  # white and opaque on black and transparent: one mask twice
-    np.testing.assert_array_equal(save_mask(tmp_path / "both.png", both), lesion)
-    both[..., 3] = rgb(seed=1)[..., 0]
+def test_two_masks_in_one_file_are_refused(tmp_path):
+    Image.fromarray(np.dstack([SPOT8 * 255] * 3 + [rgb(seed=1)[..., 0]])).save(tmp_path / "two.png")
     with pytest.raises(DataError, match="transparency"):
-        save_mask(tmp_path / "two.png", both)
-
-
-def test_equally_bright_colours_are_refused(tmp_path):
-    lesion = rgb()[..., 0] > 128
-    pixels = np.where(lesion[..., None], (255, 0, 0), (0, 0, 255)).astype(np.uint8)
+        read_mask(tmp_path / "two.png")
+    Image.fromarray(np.where(SPOT[..., None], RED, np.array([0, 0, 255], np.uint8))).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="equally bright"):
-        save_mask(tmp_path / "mask.png", pixels)
+        read_mask(tmp_path / "a.png")
 
 
 def counts(*masks):
@@ -234,22 +228,7 @@ def test_masks_that_can_be_read_in_two_ways_are_refused(masks):
         lesion_threshold(counts(*masks), "a")
 
 
-@pytest.mark.parametrize("empty", [True, False])
-def test_one_bit_and_empty_and_full_masks(tmp_path, empty):
-    assert save_mask(tmp_path / "bits.png", np.full((9, 7), not empty)).mean() == (0 if empty else 1)
-    assert save_mask(tmp_path / "grey.png", np.full((9, 7), 0 if empty else 255, np.uint8)).mean() == (not empty)
-
-
-def test_a_mask_painted_in_colour_counts(tmp_path):
-    lesion = rgb()[..., 0] > 128
-    painted = np.zeros((*lesion.shape, 3), np.uint8)
-    painted[lesion, 0] = 255  # red, whose luminance is only 76
-    np.testing.assert_array_equal(save_mask(tmp_path / "red.png", painted), lesion)
-    Image.fromarray(painted).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png"), lesion)
-
-
 def test_a_mask_is_resized_to_the_nearest_pixel(tmp_path):
     values = np.kron(np.random.default_rng(0).integers(0, 2, (8, 8)), np.ones((5, 3))).astype(bool)
-    save_mask(tmp_path / "mask.png", values)
+    Image.fromarray(values).save(tmp_path / "mask.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", 8), values[::5, ::3])

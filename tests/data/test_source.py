@@ -67,18 +67,13 @@ def isic_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def isic(isic_root):
+    return open_source(isic_root, CONFIG)
 
 
 @pytest.fixture(scope="module")
-def isic(isic_root, cache):
-    return open_source(isic_root, CONFIG, cache)
-
-
-@pytest.fixture(scope="module")
-def synthetic(cache):
-    return open_source(None, CONFIG, cache)
+def synthetic():
+    return open_source(None, CONFIG)
 
 
 def pixels(images):
@@ -113,8 +108,8 @@ def test_the_synthetic_pool_is_both_training_splits_and_the_unlabelled_images(sy
     assert len(set.union(*map(pixels, every))) == sum(map(len, every)), "no two splits share an image"
 
 
-def test_synthetic_data_do_not_depend_on_the_seed_of_the_study(synthetic, tmp_path):
-    other = open_source("", configure("tiny", seed=5), tmp_path)
+def test_synthetic_data_do_not_depend_on_the_seed_of_the_study(synthetic):
+    other = open_source("", configure("tiny", seed=5))
     for split in ("train", "unlabelled"):
         assert other.load("site_a", split).fingerprint == synthetic.load("site_a", split).fingerprint
 
@@ -133,12 +128,12 @@ def test_the_isic_source(isic):
 
 
 @pytest.mark.parametrize("there", ["isic2016", "isic2018", "isic2016 isic2018"])
-def test_the_primary_set_is_the_first_that_is_there(isic_root, tmp_path, cache, there):
+def test_the_primary_set_is_the_first_that_is_there(isic_root, tmp_path, there):
     if "isic2016" in there:
         (tmp_path / "isic2016").symlink_to(isic_root / "isic2016")
     if "isic2018" in there:
         save(tmp_path / "ISIC2018_Task1-2_Training_Input", range(9), tmp_path / "ISIC2018_Task1_Training_GroundTruth")
-    assert open_source(tmp_path, CONFIG, cache).primary == there.split()[0]
+    assert open_source(tmp_path, CONFIG).primary == there.split()[0]
 
 
 def test_the_isic_pool_against_sets_of_numbers(isic):
@@ -183,10 +178,10 @@ def test_data_that_cannot_be_trained_and_scored_on(isic_root, tmp_path):
         open_source(tmp_path / "nowhere", CONFIG)
 
 
-def test_an_own_folder_beside_official_sets_is_an_external_test_set(isic_root, tmp_path, cache):
+def test_an_own_folder_beside_official_sets_is_an_external_test_set(isic_root, tmp_path):
     clinic = own_folder(tmp_path / "clinic", range(300, 306))
-    source = open_source([isic_root, clinic], CONFIG, cache)
-    alone = open_source(isic_root, CONFIG, cache)
+    source = open_source([isic_root, clinic], CONFIG)
+    alone = open_source(isic_root, CONFIG)
     assert source.rows == [*alone.rows, ("isic2016", "clinic"), ("isic2017", "clinic")]
     assert (source.primary, source.name) == ("isic2017", "isic-clinic")
     assert len(source.load("clinic", "test")) == 6
@@ -213,22 +208,22 @@ def test_a_study_is_named_by_what_its_data_hold(tmp_path):
     assert open_source(copy, CONFIG).study_name != names[0]
 
 
-def test_all_problems_are_listed_at_once(tmp_path, cache):
+def test_all_problems_are_listed_at_once(tmp_path):
     root = own_folder(tmp_path / "clinic", range(60))
     (root / "masks" / "ISIC_0000003_segmentation.png").unlink()
     for i in (5, 6):
         (root / "images" / f"ISIC_{i:07d}.png").write_bytes(b"x")
     with pytest.raises(DataError, match=r"1 image of .*ISIC_0000003"):
-        open_source(root, CONFIG, cache)
-    problems = " ".join(open_source(root, CONFIG, cache, strict=False).check())
+        open_source(root, CONFIG)
+    problems = " ".join(open_source(root, CONFIG, strict=False).check())
     assert all(f"ISIC_{i:07d}" in problems for i in (3, 5, 6))
 
 
 # a user's own
 
 
-def test_a_folder_of_the_users_own(tmp_path, cache):
-    source = open_source(clinic_with_splits(tmp_path / "clinic"), CONFIG, cache)
+def test_a_folder_of_the_users_own(tmp_path):
+    source = open_source(clinic_with_splits(tmp_path / "clinic"), CONFIG)
     assert (source.name, source.primary, source.rows) == ("clinic", "clinic", [("clinic", "clinic")])
     assert len(source.load("clinic", "validation")) == 3
     assert sorted(source.unlabelled().ids) == [f"ISIC_{i:07d}" for i in (*range(6), *range(20, 25))]
@@ -236,11 +231,11 @@ def test_a_folder_of_the_users_own(tmp_path, cache):
         source.load("other", "train")
 
 
-def test_the_pool_shows_no_patient_of_a_scored_split(tmp_path, cache):
+def test_the_pool_shows_no_patient_of_a_scored_split(tmp_path):
     root = clinic_with_splits(tmp_path / "clinic")
     patients = {0: "P1", 1: "P1", 9: "P2", 20: "P2", 21: "P3", 6: "P3", 22: "P4"}
     (root / "manifest.csv").write_text("id,patient_id\n" + "".join(f"ISIC_{i:07d},{p}\n" for i, p in patients.items()))
-    source = open_source(root, CONFIG, cache)
+    source = open_source(root, CONFIG)
     assert sorted(source.unlabelled().ids) == [f"ISIC_{i:07d}" for i in (*range(6), 22, 23, 24)]
     assert [(out["id"], out["reason"]) for out in source.unlabelled_exclusions] == [
         ("ISIC_0000020", "same patient or lesion as in clinic/test"),
@@ -248,7 +243,7 @@ def test_the_pool_shows_no_patient_of_a_scored_split(tmp_path, cache):
     ]
 
 
-def test_the_pool_shows_no_near_duplicate_of_a_scored_image(tmp_path, cache):
+def test_the_pool_shows_no_near_duplicate_of_a_scored_image(tmp_path):
     """A test image that was turned and recoloured lies among the training ones under another id."""
     rng, root = np.random.default_rng(0), clinic_with_splits(tmp_path / "a")
     for path in root.rglob("ISIC*.png"):  # whose noise is in the way of what is looked at here
@@ -259,7 +254,7 @@ def test_the_pool_shows_no_near_duplicate_of_a_scored_image(tmp_path, cache):
         copy = Image.fromarray(np.asarray(test) // 2 + 60).transpose(Image.Transpose.ROTATE_90)
     copy.save(root / "train" / "images" / "copy.png")
     copy.convert("1").save(root / "train" / "masks" / "copy.png")
-    source = open_source(root, configure("tiny", overrides={"data.image_size": 64}), cache)
+    source = open_source(root, configure("tiny", overrides={"data.image_size": 64}))
     assert sorted(source.unlabelled().ids) == [f"ISIC_{i:07d}" for i in (*range(6), *range(20, 25))]
     left_out = [(left["id"], left["reason"]) for left in source.unlabelled_exclusions]
     assert left_out == [("copy", "near duplicate as in a/test")]

@@ -75,9 +75,6 @@ def overlaps(sets: Sets, max_distance: int = MAX_DISTANCE, progress: bool = Fals
     return pd.DataFrame(rows, columns=COLUMNS).astype({"distance": float})
 
 
-# questions ----------------------------------------------------------------------------------------------------------
-
-
 def both_ways(pairs: pd.DataFrame) -> pd.DataFrame:
     """The symmetric frame of `overlaps`' list: each pair in both directions, once each. Such a frame is returned as it
     is."""
@@ -114,9 +111,6 @@ def learnt_pairs(source: DataSource, pairs: pd.DataFrame, train: str, test: str)
 def seen_in_training(source: DataSource, train: str, test: str) -> set[str]:
     """Ids of the test images of `test` that training on `train` has seen, by id, content or appearance."""
     return set(learnt_pairs(source, source.overlaps, train, test)["id_2"])
-
-
-# appearance ---------------------------------------------------------------------------------------------------------
 
 
 def appearance(images: Tensor, progress: bool = False) -> np.ndarray:

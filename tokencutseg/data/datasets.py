@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-TRAIN_AND_TEST, EXTERNAL_TEST = "train and test", "external test only"
 POOL_SPLITS = ("train", "unlabelled")
 """Splits whose images self-supervised stages use."""
 
@@ -49,10 +48,8 @@ class Dataset:
     """One published set."""
 
     name: str
-    purpose: str
-    """TRAIN_AND_TEST or EXTERNAL_TEST (scored, never trained on); any set may have unlabelled images."""
     splits: Mapping[str, tuple[OfficialSplit, ...]]
-    """Of several folders the first counts whose masks are there."""
+    """Of several folders the first counts whose masks are there; a set without "train" is an external test set."""
     archives: tuple[Archive, ...] = ()
     """Empty where a set has to be asked for."""
     also_tested_on: tuple[str, ...] = ()
@@ -74,7 +71,7 @@ def _isic(year: int, images: str, masks: str, **expected: int) -> Dataset:
     named = {split: (images.format(names[split]), masks.format(names[split])) for split in expected}
     splits = {split: (OfficialSplit((one,), other, expected[split]),) for split, (one, other) in named.items()}
     also = ("isic2017", "isic2018") if year == 2016 else ()
-    dataset = Dataset(f"isic{year}", TRAIN_AND_TEST, splits, (), also, (2017, 2016, 2018).index(year))
+    dataset = Dataset(f"isic{year}", splits, (), also, (2017, 2016, 2018).index(year))
     return replace(dataset, archives=tuple(Archive(f"{year}/{name}.zip", name, (name,)) for name in dataset.folders))
 
 
@@ -91,9 +88,9 @@ _SETS = (
     _isic(2016, "ISBI2016_ISIC_Part1_{}_Data", "ISBI2016_ISIC_Part1_{}_GroundTruth", train=900, test=379),
     _isic(2017, "ISIC-2017_{}_Data", "ISIC-2017_{}_Part1_GroundTruth", train=2000, validation=150, test=600),
     _isic(2018, "ISIC2018_Task1-2_{}_Input", "ISIC2018_Task1_{}_GroundTruth", train=2594, validation=100, test=1000),
-    Dataset("ham10000", EXTERNAL_TEST, _HAM_SPLITS, (_HAM_ARCHIVE,)),
+    Dataset("ham10000", _HAM_SPLITS, (_HAM_ARCHIVE,)),
     # Mendonça et al. 2013, doi 10.1109/EMBC.2013.6610779; to be asked for by hand
-    Dataset("ph2", EXTERNAL_TEST, {"test": (_PH2,)}),
+    Dataset("ph2", {"test": (_PH2,)}),
 )
 DATASETS = {dataset.name: dataset for dataset in _SETS}
 

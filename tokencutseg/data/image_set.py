@@ -143,10 +143,10 @@ def default_cache() -> Path:
     return Path(os.environ.get("TOKENCUTSEG_CACHE") or pooch.os_cache("tokencutseg"))
 
 
-def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
+def load_split(split: Split, size: int) -> ImageSet:
     """The split at `size` × `size` pixels (images bilinear, masks nearest, aspect not kept).
 
-    The first call decodes the files and stores the pixels under `cache` (default `default_cache()`); later calls map
+    The first call decodes the files and stores the pixels under `default_cache()`; later calls map
     that file into memory, until an id, a file's length or its time of change differs. Old entries are not removed.
     Raises DataError that names every unreadable file, every mask that has not its image's size, and masks whose values
     can be read in two ways.
@@ -158,7 +158,7 @@ def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror})") from error
     key = f"{split.dataset}-{split.name}-{size}-{digest.hexdigest()[:16]}"
-    arrays = cached_arrays(key, lambda: _decode(split, size), cache)
+    arrays = cached_arrays(key, lambda: _decode(split, size))
     about = json.loads(str(arrays["about"][0]))
     images, masks = (torch.from_numpy(arrays[name]) if name in arrays else None for name in ("images", "masks"))
     sizes = [s.native_size or (int(h), int(w)) for s, (h, w) in zip(samples, arrays["native_sizes"], strict=True)]
@@ -173,16 +173,14 @@ def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
     return loaded
 
 
-def cached_arrays(
-    key: str, build: Callable[[], dict[str, np.ndarray]], cache: Path | None = None
-) -> dict[str, np.ndarray]:
-    """The arrays that `build` makes, kept as .npy files in `cache`/`key` and memory-mapped copy-on-write.
+def cached_arrays(key: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that `build` makes, kept as .npy files in `default_cache()`/`key` and memory-mapped copy-on-write.
 
     An entry is a folder that is renamed into place when it is whole, so several processes may build the same one: the
     first wins and the others use theirs. Where the cache cannot be written, a warning says so and the arrays stay in
     memory.
     """
-    cache = cache or default_cache()
+    cache = default_cache()
     entry = cache / key
     if entry.is_dir():
         try:
@@ -213,9 +211,6 @@ def cached_arrays(
 def _mapped(entry: Path) -> dict[str, np.ndarray]:
     # mode "c", copy on write: PyTorch warns about read-only arrays, and nothing may change the cache
     return {path.stem: np.load(path, mmap_mode="c") for path in sorted(entry.glob("*.npy"))}
-
-
-# decoding -----------------------------------------------------------------------------------------------------------
 
 
 def _decode(split: Split, size: int) -> dict[str, np.ndarray]:

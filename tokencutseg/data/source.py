@@ -20,7 +20,7 @@ import torch
 
 from tokencutseg.config import Config
 from tokencutseg.data import audit, synthetic
-from tokencutseg.data.datasets import DATASETS, POOL_SPLITS, TRAIN_AND_TEST, Split, global_id
+from tokencutseg.data.datasets import DATASETS, POOL_SPLITS, Split, global_id
 from tokencutseg.data.folders import find_datasets
 from tokencutseg.data.image_set import ImageSet, cached_arrays, load_split
 from tokencutseg.data.images import DataError, summed_up
@@ -43,20 +43,12 @@ class DataSource:
         found: what the folders hold, with notes and problems; empty for other data.
     """
 
-    def __init__(
-        self,
-        name: str,
-        primary: str,
-        rows: Rows,
-        loaders: Loaders,
-        found: Found | None = None,
-        cache: Path | None = None,
-    ) -> None:
+    def __init__(self, name: str, primary: str, rows: Rows, loaders: Loaders, found: Found | None = None) -> None:
         self.name, self.primary, self.rows, self.found = name, primary, rows, found or Found()
         slug = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).strip("_.-")
         digest = _digest([split for parts in self.found.datasets.values() for split in parts.values()])
         self.study_name = "-".join(filter(None, (slug, digest)))
-        self._loaders, self._cache = loaders, cache
+        self._loaders = loaders
         self._loaded: dict[tuple[str, str], ImageSet] = {}
 
     @property
@@ -109,7 +101,7 @@ class DataSource:
             found = audit.overlaps(sets, progress=sys.stderr.isatty())
             return {"pairs": np.array([json.dumps(found.to_numpy(object).tolist())])}
 
-        pairs = json.loads(str(cached_arrays(f"overlaps-{key}", build, self._cache)["pairs"][0]))
+        pairs = json.loads(str(cached_arrays(f"overlaps-{key}", build)["pairs"][0]))
         return pd.DataFrame(pairs, columns=audit.COLUMNS).astype({"distance": float})
 
     def unlabelled(self) -> ImageSet:
@@ -197,9 +189,7 @@ class DataSource:
         return f"{dataset}/{split} is not in the {self.name} data; {get}use what is there: {there}"
 
 
-def open_source(
-    data: str | Path | Sequence[str | Path] | None, config: Config, cache: Path | None = None, strict: bool = True
-) -> DataSource:
+def open_source(data: str | Path | Sequence[str | Path] | None, config: Config, strict: bool = True) -> DataSource:
     """The data of a study: synthetic lesions for "" or None, else what lies in the folder or folders `data`.
 
     Raises DataError that names every problem of the folders (`find_datasets`), or that nothing can be trained and
@@ -207,7 +197,7 @@ def open_source(
     """
     roots = [root for root in ([data] if data is None or isinstance(data, str | Path) else data) if root]
     if not roots:
-        return _synthetic_source(config, cache)
+        return _synthetic_source(config)
     found = find_datasets(*roots)
     sets, size = found.datasets, config.data.image_size
     trained = [name for name, splits in sets.items() if "train" in splits]
@@ -220,26 +210,26 @@ def open_source(
     if strict and found.problems:
         raise DataError(summed_up(found.problems))
     loaders = {
-        name: {split: partial(load_split, part, size, cache) for split, part in splits.items()}
+        name: {split: partial(load_split, part, size) for split, part in splits.items()}
         for name, splits in sets.items()
     }
     names = dict.fromkeys("isic" if name in DATASETS and trained else name for name in sets)
     first = next(iter(trained or sets), "")
     if first in DATASETS:
         first = min((name for name in trained or sets if name in DATASETS), key=lambda name: DATASETS[name].preference)
-    return DataSource("-".join(names), first, rows, loaders, found, cache)
+    return DataSource("-".join(names), first, rows, loaders, found)
 
 
-def folder_source(name: str, image_size: int, splits: list[Split], cache: Path | None = None) -> DataSource:
+def folder_source(name: str, image_size: int, splits: list[Split]) -> DataSource:
     """A source of one dataset whose splits lie in folders of any name, as `pair_folders` reads them."""
-    loaders = {name: {split.name: partial(load_split, split, image_size, cache) for split in splits}}
-    return DataSource(name, name, [(name, name)], loaders, cache=cache)
+    loaders = {name: {split.name: partial(load_split, split, image_size) for split in splits}}
+    return DataSource(name, name, [(name, name)], loaders)
 
 
 def _rows(sets: dict[str, dict[str, Split]], trained: list[str]) -> Rows:
     """Each training set on its own test split, the paper's pairs, then every training set on every other test set; of
     two official sets that are both trained on, the paper's pairs alone."""
-    official = [name for name in DATASETS if DATASETS[name].purpose == TRAIN_AND_TEST]
+    official = [name for name in DATASETS if "train" in DATASETS[name].splits]
     rows = [(name, name) for name in trained if name not in DATASETS]
     if any(name in official for name in trained):
         rows += [(name, name) for name in official]
@@ -267,19 +257,19 @@ def _digest(splits: list[Split]) -> str:
     return digest.hexdigest()[:8] if held else ""
 
 
-def _synthetic_source(config: Config, cache: Path | None) -> DataSource:
+def _synthetic_source(config: Config) -> DataSource:
     data = config.data
     counts = {"train": data.synthetic_train, "validation": data.synthetic_validation, "test": data.synthetic_test}
     half = data.synthetic_unlabelled // 2
     loaders = {}
     for site, unlabelled in (("site_a", data.synthetic_unlabelled - half), ("site_b", half)):
         there = {split: n for split, n in (counts | {"unlabelled": unlabelled}).items() if n > 0}
-        loaders[site] = {split: partial(_drawn, site, split, n, data.image_size, cache) for split, n in there.items()}
+        loaders[site] = {split: partial(_drawn, site, split, n, data.image_size) for split, n in there.items()}
     rows = [("site_a", "site_a"), ("site_b", "site_b"), ("site_a", "site_b")]
-    return DataSource("synthetic", "site_a", rows, loaders, cache=cache)
+    return DataSource("synthetic", "site_a", rows, loaders)
 
 
-def _drawn(site: str, split: str, n: int, size: int, cache: Path | None) -> ImageSet:
+def _drawn(site: str, split: str, n: int, size: int) -> ImageSet:
     # the same for every seed of a study, as real images are
     seed = int.from_bytes(hashlib.sha256(f"2024 {site} {split}".encode()).digest()[:4], "big")
     # the generator's own text is part of the key: images drawn by older code are not taken for new ones
@@ -288,7 +278,7 @@ def _drawn(site: str, split: str, n: int, size: int, cache: Path | None) -> Imag
     def build() -> dict[str, np.ndarray]:
         return dict(zip(("images", "masks"), synthetic.generate(site, n, size, seed), strict=True))
 
-    arrays = cached_arrays(f"{site}-{split}-{n}-{size}-{code}", build, cache)
+    arrays = cached_arrays(f"{site}-{split}-{n}-{size}-{code}", build)
     masks = None if split == "unlabelled" else torch.from_numpy(arrays["masks"])
     ids = [f"{site}_{split}_{i:05d}" for i in range(n)]
     return ImageSet(site, split, ids, torch.from_numpy(arrays["images"]), masks, None, [(size, size)] * n)
