@@ -10,18 +10,7 @@ from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex, Multi
 
 from tokencutseg.evaluation import statistics
 from tokencutseg.evaluation.per_image import score
-from tokencutseg.evaluation.statistics import (
-    MEASURES,
-    REDUCTIONS,
-    holm,
-    largest_dice,
-    paired_difference,
-    paired_differences,
-    seeded_difference,
-    size_bins,
-    summarise,
-    summary_table,
-)
+from tokencutseg.evaluation.statistics import MEASURES, REDUCTIONS, paired_difference, seeded_difference, summarise
 
 
 def random_records(n=30, seed=0, size=8, **labels):
@@ -176,27 +165,27 @@ def test_bootstrap_coverage_of_micro_scores_and_of_paired_differences():
 def test_summary_table_holds_each_group_reduction_and_measure():
     groups = [("unet", "b"), ("unet", "a"), ("otsu", "a")]
     parts = [random_records(seed=i, method=method, test=test)[0] for i, (method, test) in enumerate(groups)]
-    table = summary_table(pd.concat(parts), ["method", "test"], draws=30, seed=5)
+    table = statistics.summary_table(pd.concat(parts), ["method", "test"], draws=30, seed=5)
     assert table.columns.tolist() == ["method", "test", "reduction", "measure", "n", "mean", "low", "high"]
     assert list(dict.fromkeys(zip(table["method"], table["test"], strict=True))) == groups
     assert len(table) == 3 * len(PAIRS)
     row = table.query("method == 'otsu' and reduction == 'micro_lesion' and measure == 'dice'").iloc[0]
     expected = summarise(parts[2], "micro_lesion", "dice", draws=30, seed=5)
     assert (row["mean"], row.low, row.high, row.n) == (expected.mean, expected.low, expected.high, expected.n)
-    assert set(summary_table(parts[0], [], measures=["iou"], draws=5).reduction) == set(REDUCTIONS)
+    assert set(statistics.summary_table(parts[0], [], measures=["iou"], draws=5).reduction) == set(REDUCTIONS)
     without = parts[0].drop(columns=[measure for measure in MEASURES if measure not in ("iou", "dice")])
-    assert set(summary_table(without, [], draws=5).measure) == {"iou", "dice"}
+    assert set(statistics.summary_table(without, [], draws=5).measure) == {"iou", "dice"}
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 30))
 def test_dice_bound_holds_under_each_reduction(seed, n):
     records, _, _ = random_records(n, seed)
-    assert records.dice.to_numpy() == pytest.approx(largest_dice(records.iou.to_numpy()))
-    assert largest_dice(np.array([0, 0.5, 1])) == pytest.approx([0, 2 / 3, 1])
+    assert records.dice.to_numpy() == pytest.approx(statistics.largest_dice(records.iou.to_numpy()))
+    assert statistics.largest_dice(np.array([0, 0.5, 1])) == pytest.approx([0, 2 / 3, 1])
     for reduction in REDUCTIONS:
         iou, dice = (summarise(records, reduction, measure, draws=1).mean for measure in ("iou", "dice"))
-        assert dice <= largest_dice(iou) + 1e-12
+        assert dice <= statistics.largest_dice(iou) + 1e-12
 
 
 @pytest.mark.parametrize(("reduction", "measure"), PAIRS)
@@ -213,7 +202,7 @@ def test_paired_difference(reduction, measure):
     assert (result.difference, *ends(result)) == pytest.approx((estimate, *np.percentile(by_hand, [2.5, 97.5])))
     assert result.n == 40
     others = list(dict.fromkeys([(reduction, measure), ("per_image", "iou"), ("micro_two_class", "dice")]))
-    among = paired_differences(a, b, others, draws=64, seed=2)[0]
+    among = statistics.paired_differences(a, b, others, draws=64, seed=2)[0]
     assert list(among.columns().values()) == list(result.columns().values()) or np.isnan(result.p), "what else is asked"
 
 
@@ -231,14 +220,14 @@ def test_holm_equals_its_definition(pvalues):
     """Adjusted p of the i-th smallest: the largest (m − j)·p_j over the j up to it (j from 0), at most 1."""
     m, ordered = len(pvalues), sorted(pvalues)
     by_value = {p: min(1, max((m - j) * ordered[j] for j in range(m) if ordered[j] <= p)) for p in pvalues}
-    assert holm(pvalues) == pytest.approx([by_value[p] for p in pvalues])
+    assert statistics.holm(pvalues) == pytest.approx([by_value[p] for p in pvalues])
 
 
 def test_holm_example():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        holm([0.5, 1.5])
+        statistics.holm([0.5, 1.5])
 
 
 @pytest.mark.parametrize(
@@ -249,8 +238,8 @@ def test_holm_example():
         (lambda records: summarise(records, "micro_lesion", "nsd"), "belongs to one image"),
         (lambda records: summarise(records.iloc[:0], "per_image", "iou"), "no records"),
         (lambda records: summarise(records.drop(columns="nsd"), "per_image", "nsd"), "scored without"),
-        (lambda records: summary_table(records, ["method"]), "no column 'method'"),
-        (lambda records: summary_table(records, [], measures=["jaccard"]), "unknown measure 'jaccard'"),
+        (lambda records: statistics.summary_table(records, ["method"]), "no column 'method'"),
+        (lambda records: statistics.summary_table(records, [], measures=["jaccard"]), "unknown measure 'jaccard'"),
         (
             lambda records: paired_difference(records, records.iloc[1:], "per_image", "iou"),
             "1 ids are on one side only",
@@ -299,7 +288,7 @@ def test_size_bins_are_means_of_equal_groups():
     names = np.repeat(["tokencutseg", "otsu"], 20)
     sizes = np.concatenate([generator.permutation(20) / 40 for _ in range(2)])
     records = pd.DataFrame({"method": names, "lesion_fraction": sizes, "iou": generator.random(40)})
-    table = size_bins(records, bins=4, draws=200)
+    table = statistics.size_bins(records, bins=4, draws=200)
     for method, rows in table.groupby("method"):
         ordered = records[records["method"] == method].sort_values("lesion_fraction")
         size, iou = (ordered[name].to_numpy().reshape(4, 5) for name in ("lesion_fraction", "iou"))

@@ -68,14 +68,6 @@ def test_other_grids():
     torch.testing.assert_close(gpt(same), gpt(same, grid=(6, 6)))
 
 
-def test_hidden_states_end_in_the_features():
-    gpt = transformer()
-    tokens, vectors = torch.randint(10, (1, 36)), torch.randn(1, 36, 4)
-    states = gpt.hidden_states(tokens, vectors)
-    assert len(states) == len(gpt.blocks) + 2
-    torch.testing.assert_close(states[-1], gpt(tokens, vectors))
-
-
 def test_released_sizes():
     gpt = MaskedTransformer(configure("full", "released"))
     counted = sum(p.numel() for name, p in gpt.named_parameters() if not name.startswith("lm_head"))

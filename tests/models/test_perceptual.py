@@ -42,7 +42,7 @@ def test_random_features_without_a_network(no_network, capsys):
 def test_distance_is_frozen_and_differentiable_in_the_images(no_network):
     with pytest.warns(UserWarning, match="random features"):
         distance = load_lpips()
-    torch.nn.Sequential(distance).train()
+    torch.nn.Sequential(distance).train()  # as a stage's module does
     assert not any(part.training for part in distance.modules())
     assert not any(parameter.requires_grad for parameter in distance.parameters())
     generator = torch.Generator().manual_seed(0)

@@ -78,15 +78,6 @@ def test_losses(out, expected):
     assert ours["dice"].item() == pytest.approx(float(expected["dice_loss"]), rel=1e-5)
 
 
-def test_tokenizer_without_its_training_parts(tmp_path, model, images):
-    state = {f"vqgan.{key}": value for key, value in model.vqgan.state_dict().items()}
-    state["vqgan.loss.perceptual_loss.blocks.0.0.weight"] = torch.zeros(1)
-    state["vqgan.discriminator.main.0.weight"] = torch.zeros(1)
-    torch.save({"state_dict": state}, tmp_path / "vqgan.ckpt")
-    tokenizer = load_tokenizer(tmp_path / "vqgan.ckpt")
-    assert torch.equal(tokenizer.tokenize(images), model.vqgan.tokenize(images))
-
-
 def test_misfits_are_listed(tmp_path, model):
     checkpoint = torch.load(FIXTURES / "tiny_seg.ckpt", weights_only=True)
     checkpoint["state_dict"].pop("lm_head.bias")

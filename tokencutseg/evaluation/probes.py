@@ -20,6 +20,7 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.inference import downsample_mask
 from tokencutseg.evaluation.per_image import COUNTS, confusion, overlap
 from tokencutseg.evaluation.statistics import interval, summarise
+from tokencutseg.models.baselines import padding
 from tokencutseg.models.deepcut import DeepCut
 from tokencutseg.models.losses import dice_loss
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -67,8 +68,6 @@ def layer_features(
 @torch.no_grad()
 def decoder_features(baseline: nn.Module, images: ImageSet, grid: tuple[int, int], batch_size: int = 32) -> Tensor:
     """The input of a baseline network's last layer, averaged over each token's pixels: (N, T, E)."""
-    from tokencutseg.models.baselines import padding
-
     found: list[Tensor] = []
     head = baseline.network.segmentation_head
     hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))

@@ -74,9 +74,9 @@ def declaration(name: str) -> dict[str, Any]:
     try:
         return {"source": inspect.getsource(declared)}
     except (OSError, TypeError) as error:
+        where = "define it as a class or function in a file or a notebook cell"
         raise ConfigError(
-            f"the source of baseline {name!r}, which names its trainings, cannot be read; define it as a class or "
-            f"function in a file or a notebook cell"
+            f"the source of baseline {name!r} cannot be read, but is in its runs' ids; {where}"
         ) from error
 
 

@@ -21,19 +21,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Quantized(NamedTuple):
-    """Of the quantizer: `vectors` (B, D, H, W), `tokens` (B, H, W) int64, `commitment_loss` scalar."""
+    """The output of the quantizer."""
 
-    vectors: Tensor
-    tokens: Tensor
-    commitment_loss: Tensor
+    vectors: Tensor  # (B, D, H, W)
+    tokens: Tensor  # (B, H, W) int64
+    commitment_loss: Tensor  # scalar
 
 
 class Encoding(NamedTuple):
-    """An encoded image: `latents` (B, D, H, W) before quantization, and the encoder's feature pyramid, one map
-    (B, h·2^i, S/2^i, S/2^i) for each down-sampling stage i, finest first."""
+    """An encoded image."""
 
-    latents: Tensor
-    features: list[Tensor]
+    latents: Tensor  # (B, D, H, W), before quantization
+    features: list[Tensor]  # (B, h·2^i, S/2^i, S/2^i) of each down-sampling stage i, finest first
 
 
 class ResidualBlock(nn.Module):
