@@ -14,6 +14,7 @@ import argparse
 import statistics
 import sys
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from tokencutseg.config import Config, configure
 from tokencutseg.data import synthetic
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.transforms import Augmentation
-from tokencutseg.evaluation.cost import peak_memory, synchronize
+from tokencutseg.evaluation.cost import clock, peak_memory
 from tokencutseg.evaluation.per_image import score
 from tokencutseg.models.decoder import upsample
 from tokencutseg.models.deepcut import to_grid
@@ -89,7 +90,7 @@ def transformer(config: Config, device: str) -> Iterator[Comparison]:
 
     def loss(features: Tensor, assignments: Tensor, cut: Tensor) -> Tensor:
         p = upsample(to_grid(assignments, grid), (S, S))
-        supervised = sum(segmentation_loss(p, p, target, "probabilities", True, 0.5))
+        supervised = sum(segmentation_loss(p, p, target, config.segmentation).values())
         return supervised + masked_token_loss(gpt.lm_head(features), tokens, mask) + 0.2 * cut
 
     def ours() -> Tensor:
@@ -109,7 +110,7 @@ def quantizer(config: Config, device: str) -> Iterator[Comparison]:
     """A training step of the codebook on the latents of four images."""
     K, D, side = config.vqgan.codebook_size, config.vqgan.code_dim, config.grid_size
     z = random(4, D, side, side).to(device)
-    ours = EMAQuantizer(K, D, init="uniform", restart_dead=False).to(device).train()
+    ours = EMAQuantizer(config.vqgan).to(device).train()
     yield Comparison("quantizer, training step", "one-hot matrices", lambda: ours(z), lambda: oracles.quantize(ours, z))
     try:
         from vector_quantize_pytorch import VectorQuantize
@@ -154,11 +155,7 @@ def measure(comparison: Comparison, device: str, budget: float) -> dict[str, Any
     started = time.perf_counter()
     while len(seconds[0]) < (3 if budget else 1) or (len(seconds[0]) < 25 and time.perf_counter() - started < budget):
         for own, call in zip(seconds, calls, strict=True):
-            synchronize()
-            before = time.perf_counter()
-            call()
-            synchronize()
-            own.append(time.perf_counter() - before)
+            own.append(timeit.timeit(call, timer=clock, number=1))
     (ours, plain), (low, high) = map(statistics.median, seconds), (peak_bytes(call, device) for call in calls)
     row = {"part": comparison.part, "against": comparison.against, "seconds": ours, "plain_seconds": plain}
     return row | {"faster": plain / ours, "bytes": low, "plain_bytes": high, "smaller": high / low if low else None}
@@ -171,7 +168,6 @@ def peak_bytes(call: Call, device: str) -> int:
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call()
-    synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 

@@ -51,11 +51,8 @@ def number(name: str, form: str | None = None) -> str:
         raise ValueError(f"{name} names {len(rows)} rows of {table}")
     if form in ("ci", "ci*"):
         value, *ends = (float(rows[name].iloc[0]) for name in (column, *INTERVALS[column]))
-        starred, digits = (
-            form == "ci*",
-            3 if min(map(abs, ends)) >= 5e-4 else 4,
-        )  # so that an end near zero keeps its sign
-        form = f"{'+' if column == 'diff' else ''}.{digits}f"
+        digits = 3 if min(map(abs, ends)) >= 5e-4 else 4  # so that an end near zero keeps its sign
+        starred, form = form == "ci*", f"{'+' if column == 'diff' else ''}.{digits}f"
         star = "*" if starred and ends[0] * ends[1] > 0 and float(rows["p_holm"].iloc[0]) < 0.05 else ""
         return f"{value:{form}} [{', '.join(format(end, form) for end in ends)}]{star}".replace("-", "−")
     return format(float(rows[column].iloc[0]), form or ".3f").replace("-", "−")
@@ -78,11 +75,11 @@ def interval(value: float, low: float, high: float) -> str:
 
 
 def cell(value: object) -> str:
-    if isinstance(value, float):
-        return (
-            "" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
-        )
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if pd.isna(value):
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
 
 
 def printed(table: pd.DataFrame) -> str:

@@ -97,7 +97,7 @@ def quantize(quantizer: EMAQuantizer, z: Tensor) -> Quantized:
             n = quantizer.cluster_size.sum()
             smoothed = (quantizer.cluster_size + quantizer.EPS) / (n + quantizer.codebook_size * quantizer.EPS) * n
             codes.copy_(quantizer.embedding_avg / smoothed[:, None])
-    loss = quantizer.commitment * F.mse_loss(vectors.detach(), z)
+    loss = quantizer.config.commitment * F.mse_loss(vectors.detach(), z)
     return Quantized(z + (vectors - z).detach(), tokens.view(B, H, W), loss)
 
 

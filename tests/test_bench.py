@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tokencutseg.config import configure
+from tokencutseg.config import VQGANConfig, configure
 from tokencutseg.data import synthetic
 from tokencutseg.evaluation.per_image import score
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -56,7 +56,8 @@ def test_plain_gradients(model):
 
 def test_plain_quantizer():
     torch.manual_seed(0)
-    ours, plain = (EMAQuantizer(12, 8, init="uniform", restart_dead=False) for _ in range(2))
+    config = VQGANConfig(codebook_size=12, code_dim=8, codebook_init="uniform", restart_dead_codes=False)
+    ours, plain = EMAQuantizer(config), EMAQuantizer(config)
     plain.load_state_dict(ours.state_dict())
     for _ in range(3):
         z = torch.randn(2, 8, 5, 5)

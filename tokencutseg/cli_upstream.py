@@ -279,7 +279,7 @@ def _test_seg(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from tokencutseg.models.checkpoint import load, save_half, saved_config, saved_stage
+    from tokencutseg.models.checkpoint import load, save_half, stage_and_config
     from tokencutseg.models.upstream import save_segmenter, save_tokenizer
     from tokencutseg.report.notebooks import check_writable
 
@@ -288,11 +288,11 @@ def _export(arguments: argparse.Namespace) -> int:
         check_writable(arguments.half.absolute(), "--half")
         print(f"{run} -> {arguments.half} ({save_half(run, arguments.half) / 2**20:.1f} MiB)")
         return 0
-    stage = saved_stage(run)
+    stage, config = stage_and_config(run)
     if stage not in ("vqgan", "segmentation"):
         raise ConfigError(f"{run} is a {stage} run; the released code has files of tokenizers and segmenters only")
     check_writable(target, "--released", file=True)
     model = load(run)
-    vgg = save_tokenizer(model, saved_config(run), target) if stage == "vqgan" else save_segmenter(model, target)
+    vgg = save_tokenizer(model, config, target) if stage == "vqgan" else save_segmenter(model, target)
     print(f"{run} -> {target} (its loss network, which only training reads, is {vgg})")
     return 0

@@ -35,22 +35,10 @@ def address(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [
-        sys.executable,
-        "-m",
-        "tokencutseg.cli",
-        "explore",
-        "--no-browser",
-        "--notebooks",
-        folder,
-        "--port",
-        port,
-    ]
+    options = ["--no-browser", "--notebooks", folder, "--port", port]
+    command = [sys.executable, "-m", "tokencutseg.cli", "explore", *options]
     log = folder / "log"
-    with (
-        log.open("w") as written,
-        subprocess.Popen(command, env=environment, stdout=written, stderr=subprocess.STDOUT) as server,
-    ):
+    with log.open("w") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as server:
         try:
             while not (found := re.search(r"http://127\.0\.0\.1:\d+/lab\S+token=\w+", log.read_text())):
                 assert server.poll() is None, f"JupyterLab did not start:\n{log.read_text()}"

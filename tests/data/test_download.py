@@ -25,12 +25,10 @@ class Host:
 
     def __init__(self):
         self.files: dict[str, bytes] = {}
-        self.supports_range = True
+        self.supports_range = self.announces_length = True
         self.close_after: int | None = None  # bytes of a body after which the connection is closed …
         self.times = 10**9  # … as many times as this
-        self.announces_length = True
-        self.failing_status = 503
-        self.failures = 0
+        self.failures = 0  # answers of 503 before the first other one
         self.requests: list[tuple[str, str | None]] = []  # path and Range header
         host = self
 
@@ -46,28 +44,20 @@ class Host:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        asked = handler.headers.get("Range")
+        asked, body = handler.headers.get("Range"), self.files.get(handler.path)
         self.requests.append((handler.path, asked))
-        if self.failures:
-            self.failures -= 1
-            handler.send_error(self.failing_status)
+        self.failures -= 1
+        if self.failures >= 0 or body is None:
+            handler.send_error(503 if self.failures >= 0 else 404)
             return
-        if handler.path not in self.files:
-            handler.send_error(404)
-            return
-        body = self.files[handler.path]
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.supports_range else 0
-        if start and start >= len(body):
-            handler.send_response(416)
-            handler.send_header("Content-Range", f"bytes */{len(body)}")
-            handler.send_header("Content-Length", "0")
-            handler.end_headers()
-            return
-        handler.send_response(206 if start else 200)
+        beyond = start and start >= len(body)
+        handler.send_response(416 if beyond else 206 if start else 200)
         if start:
-            handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            span = "*" if beyond else f"{start}-{len(body) - 1}"
+            handler.send_header("Content-Range", f"bytes {span}/{len(body)}")
         if self.announces_length:
-            handler.send_header("Content-Length", str(len(body) - start))
+            handler.send_header("Content-Length", str(max(0, len(body) - start)))
         handler.end_headers()
         end = len(body)
         if self.close_after is not None and self.times:
@@ -78,10 +68,16 @@ class Host:
 
 @pytest.fixture
 def host():
+    """A host that has all archives of ISIC 2016."""
     host = Host()
+    serve(host, "isic2016")
     yield host
     host.server.shutdown()
     host.server.server_close()
+
+
+def get(host: Host, root):
+    return fetch("isic2016", root, host.url, progress=False)
 
 
 @pytest.fixture(autouse=True)
@@ -108,17 +104,11 @@ def zipped(members: dict[str, bytes]) -> bytes:
 def serve(host: Host, name: str, n: int = 12) -> None:
     """The official archives of a dataset, each with `n` files in its official top folder."""
     for i, archive in enumerate(archives(name)):
-        mask = "GroundTruth" in archive.path
+        mask, top = "GroundTruth" in archive.path, archive.name.removesuffix(".zip")
         # images and masks of a split follow each other and share their ids
-        ids = [f"ISIC_{1000 * (i // 2) + k:07}" for k in range(n)]
-        top = archive.name.removesuffix(".zip")
-        host.files[f"/{archive.path}"] = zipped(
-            {f"{top}/LICENSE.txt": b"CC-0"}
-            | {
-                f"{top}/{id}" + ("_Segmentation.png" if mask else ".jpg"): picture(i * n + k, mask)
-                for k, id in enumerate(ids)
-            }
-        )
+        names = [f"ISIC_{1000 * (i // 2) + k:07}" + ("_Segmentation.png" if mask else ".jpg") for k in range(n)]
+        pictures = {f"{top}/{name}": picture(i * n + k, mask) for k, name in enumerate(names)}
+        host.files[f"/{archive.path}"] = zipped({f"{top}/LICENSE.txt": b"CC-0"} | pictures)
 
 
 def is_clean(root, name="isic2016") -> bool:
@@ -142,20 +132,18 @@ def test_what_is_fetched_is_what_the_folder_reader_reads(host, tmp_path, name):
 
 
 def test_checksums_are_pinned(host, tmp_path):
-    serve(host, "isic2016")
-    fetch("isic2016", tmp_path, host.url, progress=False)
+    get(host, tmp_path)
     pinned = json.loads((tmp_path / "isic2016" / "checksums.json").read_text())
     assert pinned == {path.split("/")[-1]: hashlib.sha256(body).hexdigest() for path, body in host.files.items()}
 
 
 def test_what_is_there_is_skipped_with_a_message(host, tmp_path, capsys):
-    serve(host, "isic2016")
     (tmp_path / "ISBI2016_ISIC_Part1_Training_Data").mkdir()
     fetch("isic2016", tmp_path, host.url)
     assert FIRST not in [path for path, _ in host.requests]
     assert "Part1_Training_Data is already there: skipped" in capsys.readouterr().out
     host.requests.clear()
-    fetch("isic2016", tmp_path, host.url, progress=False)
+    get(host, tmp_path)
     assert host.requests == []
     assert capsys.readouterr().out == ""
 
@@ -167,9 +155,8 @@ def test_ham10000_in_its_dataverse_folders_is_not_fetched_again(host, tmp_path):
 
 
 def test_archive_without_top_folder_gets_one(host, tmp_path):
-    serve(host, "isic2016")
     host.files[FIRST] = zipped({"ISIC_0000000.jpg": picture(0, False), "__MACOSX/._ISIC_0000000.jpg": b"x"})
-    fetch("isic2016", tmp_path, host.url, progress=False)
+    get(host, tmp_path)
     folder = tmp_path / "isic2016" / "ISBI2016_ISIC_Part1_Training_Data"
     assert [path.name for path in folder.iterdir()] == ["ISIC_0000000.jpg"]
 
@@ -178,115 +165,97 @@ def test_archive_without_top_folder_gets_one(host, tmp_path):
 
 
 def test_connection_that_breaks_is_resumed_within_one_call(host, tmp_path):
-    serve(host, "isic2016")
     host.close_after = 1000
-    fetch("isic2016", tmp_path, host.url, progress=False)
+    get(host, tmp_path)
     ranges = [asked for path, asked in host.requests if path == FIRST]
     assert len(ranges) == -(-len(host.files[FIRST]) // 1000)
     assert ranges[:3] == [None, "bytes=1000-", "bytes=2000-"]
 
 
-def test_interrupted_then_resumed_by_the_next_call(host, tmp_path):
-    serve(host, "isic2016")
+PARTS = {"half": 700, "whole": 10**6, "longer": -1}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_an_earlier_call_left_is_continued(host, tmp_path, part):
     (tmp_path / "isic2016" / ".downloads").mkdir(parents=True)
-    part = tmp_path / "isic2016" / ".downloads" / f"{FIRST.split('/')[-1]}.part"
-    part.write_bytes(host.files[FIRST][:700])
-    fetch("isic2016", tmp_path, host.url, progress=False)
-    assert host.requests[0] == (FIRST, "bytes=700-")
+    left = host.files[FIRST][: PARTS[part]] if part != "longer" else host.files[FIRST] + b"of a longer file"
+    (tmp_path / "isic2016" / ".downloads" / f"{FIRST.split('/')[-1]}.part").write_bytes(left)
+    get(host, tmp_path)
+    asked = [asked for path, asked in host.requests if path == FIRST]
+    assert asked == [f"bytes={len(left)}-"] + [None] * (part == "longer")
     assert (tmp_path / "isic2016" / "ISBI2016_ISIC_Part1_Training_Data" / "LICENSE.txt").read_text() == "CC-0"
 
 
-@pytest.mark.parametrize("extra", [b"", b"left over from a longer file"])
-def test_a_part_as_long_as_the_file_or_longer(host, tmp_path, extra):
-    serve(host, "isic2016")
-    (tmp_path / "isic2016" / ".downloads").mkdir(parents=True)
-    part = tmp_path / "isic2016" / ".downloads" / f"{FIRST.split('/')[-1]}.part"
-    part.write_bytes(host.files[FIRST] + extra)
-    fetch("isic2016", tmp_path, host.url, progress=False)
-    assert [asked for path, asked in host.requests if path == FIRST][1:] == ([None] if extra else [])
-
-
 def test_server_without_ranges_starts_again(host, tmp_path):
-    serve(host, "isic2016")
     host.supports_range, host.close_after, host.times = False, 1000, 2
-    fetch("isic2016", tmp_path, host.url, progress=False)
+    get(host, tmp_path)
     pinned = json.loads((tmp_path / "isic2016" / "checksums.json").read_text())
     assert pinned[FIRST.split("/")[-1]] == hashlib.sha256(host.files[FIRST]).hexdigest()
 
 
 def test_server_that_always_closes_early(host, tmp_path):
-    serve(host, "isic2016")
     host.supports_range, host.close_after = False, 1000
     with pytest.raises(DataError, match=r"could not be downloaded \(.*0\.0 MB so far\); .* again to continue"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
+        get(host, tmp_path)
     assert is_clean(tmp_path)
     host.supports_range, host.close_after = True, None
-    fetch("isic2016", tmp_path, host.url, progress=False)
+    get(host, tmp_path)
     assert (FIRST, "bytes=1000-") in host.requests
 
 
 def test_a_busy_server_is_asked_again(host, tmp_path):
-    serve(host, "isic2016")
     host.failures = 2
-    fetch("isic2016", tmp_path, host.url, progress=False)
+    get(host, tmp_path)
     assert [path for path, _ in host.requests[:3]] == [FIRST] * 3
 
 
 def test_truncated_without_announced_length_is_found_by_the_zip_check(host, tmp_path):
-    serve(host, "isic2016")
     host.announces_length, host.close_after, host.times = False, 1000, 1
     with pytest.raises(DataError, match="not an intact zip archive"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
+        get(host, tmp_path)
     assert is_clean(tmp_path)
-    fetch("isic2016", tmp_path, host.url, progress=False)
+    get(host, tmp_path)
 
 
 def test_missing_file_is_not_asked_for_twice(host, tmp_path):
+    host.files.clear()
     with pytest.raises(DataError, match=r"Training_Data\.zip cannot be had \(404"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
+        get(host, tmp_path)
     assert len(host.requests) == 1
 
 
-def test_no_server_at_all(host, tmp_path):
-    host.server.shutdown()
-    host.server.server_close()
-    with pytest.raises(DataError, match=r"could not be downloaded \(ConnectionError"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
-
-
-def test_nonsense_url(tmp_path):
-    with pytest.raises(DataError, match="give another base_url"):
-        fetch("isic2016", tmp_path, "nowhere", progress=False)
+@pytest.mark.parametrize(("url", "said"), [("http://127.0.0.1:9", "ConnectionError"), ("nowhere", "another base_url")])
+def test_no_server_at_all(tmp_path, url, said):
+    with pytest.raises(DataError, match=said):
+        fetch("isic2016", tmp_path, url, progress=False)
 
 
 # archives that are not to be trusted
 
 
 def test_tampered_archive_differs_from_its_pin(host, tmp_path):
-    serve(host, "isic2016")
-    home = fetch("isic2016", tmp_path, host.url, progress=False)
+    home = get(host, tmp_path)
     folder = home / "ISBI2016_ISIC_Part1_Training_Data"
     folder.rename(tmp_path / "away")
     host.files[FIRST] = zipped({"ISIC_0000000.jpg": picture(99, False)})
     with pytest.raises(DataError, match="does not have the SHA-256"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
+        get(host, tmp_path)
     assert not folder.exists()
 
 
-def test_known_checksum_is_checked_at_the_first_download(host, tmp_path):
-    serve(host, "isic2016")
+WRONG_PINS = {
+    json.dumps({FIRST.split("/")[-1]: "0" * 64}): "does not have the SHA-256 0000",
+    "sha256!": "is not of the form",
+}
+
+
+@pytest.mark.parametrize("pins", WRONG_PINS)
+def test_pins_that_are_wrong(host, tmp_path, pins):
     (tmp_path / "isic2016").mkdir()
-    (tmp_path / "isic2016" / "checksums.json").write_text(json.dumps({FIRST.split("/")[-1]: "0" * 64}))
-    with pytest.raises(DataError, match="does not have the SHA-256 0000"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
+    (tmp_path / "isic2016" / "checksums.json").write_text(pins)
+    with pytest.raises(DataError, match=WRONG_PINS[pins]):
+        get(host, tmp_path)
     assert is_clean(tmp_path)
-
-
-def test_checksum_file_that_is_none(host, tmp_path):
-    (tmp_path / "isic2016").mkdir()
-    (tmp_path / "isic2016" / "checksums.json").write_text("sha256!")
-    with pytest.raises(DataError, match="is not of the form"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
 
 
 def flipped(body: bytes, *places: tuple[bytes, int]) -> bytes:
@@ -309,18 +278,18 @@ def linked() -> bytes:
 SLIPS = ("../outside.jpg", "top/../../outside.jpg", "/outside.jpg", "C:/outside.jpg", "..\\outside.jpg")
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        (b"<html>please log in</html>", "not an intact zip archive"),
-        (b"", "not an intact zip archive"),
-        (flipped(zipped({"a.txt": b"CC-0"}), (b"CC-0", 0)), "Bad CRC"),
-        (flipped(zipped({"a.jpg": b"x"}), (b"PK\x03\x04", 6), (b"PK\x01\x02", 8)), "is encrypted"),
-        (zipped({}), "it is empty"),
-        (linked(), "is a link or lies outside"),
-        *((zipped({"ISIC_0000000.jpg": b"x", name: b"evil"}), "is a link or lies outside") for name in SLIPS),
-    ],
-)
+UNTRUSTED = [
+    (b"<html>please log in</html>", "not an intact zip archive"),
+    (b"", "not an intact zip archive"),
+    (flipped(zipped({"a.txt": b"CC-0"}), (b"CC-0", 0)), "Bad CRC"),
+    (flipped(zipped({"a.jpg": b"x"}), (b"PK\x03\x04", 6), (b"PK\x01\x02", 8)), "is encrypted"),
+    (zipped({}), "it is empty"),
+    (linked(), "is a link or lies outside"),
+    *((zipped({"ISIC_0000000.jpg": b"x", name: b"evil"}), "is a link or lies outside") for name in SLIPS),
+]
+
+
+@pytest.mark.parametrize(("body", "said"), UNTRUSTED)
 def test_an_archive_that_is_not_to_be_trusted(host, tmp_path, body, said):
     host.files[FIRST] = body
     with pytest.raises(DataError, match=said):
@@ -334,7 +303,6 @@ def test_an_archive_that_is_not_to_be_trusted(host, tmp_path, body, said):
 
 @pytest.mark.parametrize("free", [500, 6000])
 def test_full_disk_before_download_and_before_unpacking(host, tmp_path, monkeypatch, free):
-    serve(host, "isic2016")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jpg", b"\0" * 10**6)
@@ -343,7 +311,7 @@ def test_full_disk_before_download_and_before_unpacking(host, tmp_path, monkeypa
     usage = type("Usage", (), {"free": free})
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match=r"the disk of .* is full \(.* needs 0\.00 GB and 0\.00 GB are free\)"):
-        fetch("isic2016", tmp_path, host.url, progress=False)
+        get(host, tmp_path)
     assert not (tmp_path / "isic2016" / "ISBI2016_ISIC_Part1_Training_Data").exists()
 
 
@@ -353,9 +321,8 @@ def test_root_that_cannot_be_a_folder(host, tmp_path):
         fetch("isic2016", tmp_path / "file", host.url, progress=False)
 
 
-def test_unknown_dataset_and_one_to_be_asked_for(tmp_path):
-    with pytest.raises(DataError, match=r"no dataset 'isic2019'.*isic2016, isic2017, isic2018, ham10000"):
-        fetch("isic2019", tmp_path)
-    with pytest.raises(DataError, match="on request"):
-        fetch("ph2", tmp_path)
+@pytest.mark.parametrize(("name", "said"), [("isic2019", "isic2016, isic2017, isic2018"), ("ph2", "on request")])
+def test_what_cannot_be_fetched(tmp_path, name, said):
+    with pytest.raises(DataError, match=rf"no dataset '{name}'.*{said}"):
+        fetch(name, tmp_path)
     assert not list(tmp_path.iterdir())

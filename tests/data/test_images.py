@@ -1,4 +1,4 @@
-"""EncoderOutput images and masks of every format, against arrays that the tests write themselves."""
+"""Images and masks of every format, against arrays that the tests write themselves."""
 
 import io
 
@@ -32,49 +32,33 @@ def test_a_lossless_rgb_file_gives_its_pixels_back(tmp_path_factory, pixels):
     assert read_header(path) == (*pixels.shape[:2], 1)
 
 
-def test_grey_is_repeated_over_the_channels(tmp_path):
-    grey = rgb()[..., 0]
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.stack([grey] * 3, -1))
-
-
-def test_a_palette_is_looked_up(tmp_path):
-    palette = rgb(1, 256)[0]
-    indices = rgb()[..., 0]
+def palette_image(indices, palette):
     image = Image.fromarray(indices, mode="P")
     image.putpalette(palette.tobytes())
-    image.save(tmp_path / "palette.png", transparency=bytes(range(256)))
-    np.testing.assert_array_equal(read_image(tmp_path / "palette.png"), palette[indices])
+    return image
 
 
-def test_alpha_is_dropped(tmp_path):
-    pixels = np.dstack([rgb(), rgb(seed=1)[..., :1]])
-    Image.fromarray(pixels).save(tmp_path / "alpha.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), pixels[..., :3])
+def inked(ink):
+    return Image.fromarray(np.dstack([ink, np.zeros_like(ink[..., :1])]), mode="CMYK")
 
 
-def test_cmyk_is_converted_to_rgb(tmp_path):
-    ink = rgb()
-    Image.fromarray(np.dstack([ink, np.zeros_like(ink[..., :1])]), mode="CMYK").save(tmp_path / "cmyk.tif")
-    np.testing.assert_array_equal(read_image(tmp_path / "cmyk.tif"), 255 - ink)  # no black ink: the complement
+GREY, COLOURS, PALETTE = rgb()[..., 0], rgb(), rgb(1, 256)[0]
+MODES = {
+    "grey.png": (Image.fromarray(GREY), {}, np.stack([GREY] * 3, -1)),
+    "palette.png": (palette_image(GREY, PALETTE), {"transparency": bytes(range(256))}, PALETTE[GREY]),
+    "alpha.png": (Image.fromarray(np.dstack([COLOURS, rgb(seed=1)[..., :1]])), {}, COLOURS),
+    "cmyk.tif": (inked(COLOURS), {}, 255 - COLOURS),  # no black ink: the complement
+    "deep.png": (Image.fromarray(GREY.astype(np.uint16) * 257), {}, np.stack([GREY] * 3, -1)),  # 257·255 = 65535
+}
 
 
-def test_sixteen_bits_are_scaled_to_eight(tmp_path):
-    grey = rgb()[..., 0]
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")  # 257·255 = 65535
-    np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), np.stack([grey] * 3, -1))
-
-
-def test_an_opened_image_is_read_as_its_file_is(tmp_path):
-    grey = rgb()[..., 0]
-    for name, image in (
-        ("deep", Image.fromarray(grey.astype(np.uint16) * 257)),
-        ("grey", Image.fromarray(grey)),
-        ("palette", Image.fromarray(rgb()).quantize(16)),
-    ):
-        image.save(tmp_path / f"{name}.png")
-        with Image.open(tmp_path / f"{name}.png") as opened:
-            np.testing.assert_array_equal(image_array(opened), read_image(tmp_path / f"{name}.png"))
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_becomes_rgb(tmp_path, name):
+    image, options, expected = MODES[name]
+    image.save(tmp_path / name, **options)
+    np.testing.assert_array_equal(read_image(tmp_path / name), expected)
+    with Image.open(tmp_path / name) as opened:
+        np.testing.assert_array_equal(image_array(opened), expected)
 
 
 def test_floating_point_pixels_are_refused(tmp_path):
@@ -117,44 +101,35 @@ def encoded(kind):
     return buffer.getvalue()
 
 
+SOUND = {kind: encoded(kind) for kind in ("JPEG", "PNG", "TIFF")}
+DAMAGED = {f"cut.{kind.lower()}": content[:2000] for kind, content in SOUND.items()}
+DAMAGED |= {"empty.jpg": b"", "page.jpg": b"<html>404</html>", "gone.jpg": None}
+DAMAGED["flipped.png"] = SOUND["PNG"][:3000] + b"\x00\xff" * 50 + SOUND["PNG"][3100:]
+
+
 @pytest.mark.parametrize("read", [read_image, read_mask])
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("cut.jpg", encoded("JPEG")[:2000]),
-        ("cut.png", encoded("PNG")[:2000]),
-        ("cut.tif", encoded("TIFF")[:2000]),
-        ("empty.jpg", b""),
-        ("text.jpg", b"<html>404</html>"),
-        ("flipped.png", encoded("PNG")[:3000] + b"\x00\xff" * 50 + encoded("PNG")[3100:]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_damaged_file_is_named(tmp_path, read, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name} (cannot be read|is a web page)") as caught:
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_named(tmp_path, read, name):
+    if DAMAGED[name] is not None:
+        (tmp_path / name).write_bytes(DAMAGED[name])
+    with pytest.raises(DataError, match=rf"{name} (cannot be read|is a web page|does not exist)") as caught:
         read(tmp_path / name)
     assert "delete" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"gone\.jpg does not exist"):
-        read_image(tmp_path / "gone.jpg")
+OTHER_KINDS = {
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 500,
+    "DICOM": b"\0" * 128 + b"DICM" + b"\0" * 100,
+    "PDF": b"%PDF-1.7 ...",
+    "zip": b"PK\3\4 ...",
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "kind"),
-    [
-        ("photo.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 500, "HEIC"),
-        ("scan.png", b"\0" * 128 + b"DICM" + b"\0" * 100, "DICOM"),
-        ("letter.jpg", b"%PDF-1.7 ...", "PDF"),
-        ("all.jpg", b"PK\3\4 ...", "zip"),
-    ],
-)
-def test_a_sound_file_of_another_kind_is_called_what_it_is(tmp_path, name, content, kind):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name} is a {kind}.*save it as JPEG or PNG"):
-        read_image(tmp_path / name)
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_a_sound_file_of_another_kind_is_called_what_it_is(tmp_path, kind):
+    (tmp_path / "photo.jpg").write_bytes(OTHER_KINDS[kind])
+    with pytest.raises(DataError, match=rf"photo.jpg is a {kind}.*save it as JPEG or PNG"):
+        read_image(tmp_path / "photo.jpg")
 
 
 def test_too_many_pixels_are_the_reason_given(tmp_path, monkeypatch):
@@ -164,57 +139,56 @@ def test_too_many_pixels_are_the_reason_given(tmp_path, monkeypatch):
         read_image(tmp_path / "huge.png")
 
 
-def save_mask(path, values):
-    Image.fromarray(np.asarray(values)).save(path)
-    return read_mask(path)
-
-
 def blurred(height=40, width=60):
     """A grey mask: dark and bright with a soft border, all 256 values."""
     x = np.mgrid[:height, :width][1]
     return np.clip((x - 20) * 16 + np.arange(height)[:, None] % 16, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_mask_of_zeros_and_ones_is_taken_as_labels(tmp_path, dtype):
-    values = rgb()[..., 0] > 200
-    np.testing.assert_array_equal(save_mask(tmp_path / "mask.png", values.astype(dtype)), values)
+SPOT, SOFT = rgb()[..., 0] > 200, blurred()
+SPOT8, RED, NOTHING = SPOT.astype(np.uint8), SPOT[..., None] * np.array([255, 0, 0], np.uint8), np.zeros((9, 7), bool)
+MASKS = {
+    "labels": (SPOT8, SPOT),
+    "labels of 16 bits": (SPOT.astype(np.uint16), SPOT),
+    "grey": (SOFT, SOFT > 127),
+    "grey in 16 bits": (SOFT.astype(np.uint16), SOFT > 127),
+    "grey of 16 bits": (SOFT.astype(np.uint16) * 257, SOFT > 127),
+    "transparency on black": (np.dstack([0 * RED, SPOT8 * 255]), SPOT),
+    "transparency on white": (np.dstack([0 * RED + 255, SPOT8 * 255]), SPOT),
+    "one mask twice": (np.dstack([SPOT8 * 255] * 4), SPOT),
+    "red": (RED, SPOT),  # whose luminance is only 76
+    "one bit, empty": (NOTHING, NOTHING),
+    "one bit, full": (~NOTHING, ~NOTHING),
+    "empty": (NOTHING.astype(np.uint8), NOTHING),
+    "full": (~NOTHING * np.uint8(255), ~NOTHING),
+}
 
 
-def test_a_grey_mask_is_cut_at_half_of_its_range(tmp_path):
-    values = blurred()
-    for name, stored in (("8", values), ("wide", values.astype(np.uint16)), ("16", values.astype(np.uint16) * 257)):
-        mask = save_mask(tmp_path / f"{name}.png", stored)
-        assert mask.dtype == bool
-        np.testing.assert_array_equal(mask, values > 127)
+@pytest.mark.parametrize("name", MASKS)
+def test_every_kind_of_mask(tmp_path, name):
+    stored, expected = MASKS[name]
+    Image.fromarray(stored).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png")
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, expected)
 
 
-def test_a_jpeg_mask_is_cut_at_half_of_its_range(tmp_path):
+def test_masks_of_a_palette_and_as_jpeg(tmp_path):
+    Image.fromarray(RED).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png"), SPOT)
     y, x = np.mgrid[:90, :120]
     lesion = (y - 45) ** 2 + (x - 60) ** 2 < 900
     Image.fromarray(lesion.astype(np.uint8) * 255).save(tmp_path / "mask.jpg", quality=60)
     assert (read_mask(tmp_path / "mask.jpg") != lesion).mean() < 0.01
 
 
-def test_a_mask_in_the_transparency(tmp_path):
-    lesion = rgb()[..., 0] > 128
-    for name, colour in (("black", 0), ("white", 255)):
-        pixels = np.full((*lesion.shape, 4), colour, np.uint8)
-        pixels[..., 3] = lesion * 255
-        np.testing.assert_array_equal(save_mask(tmp_path / f"{name}.png", pixels), lesion)
-    both = np.zeros((*lesion.shape, 4), np.uint8)
-    both[lesion] = 255  # white and opaque on black and transparent: one mask twice
-    np.testing.assert_array_equal(save_mask(tmp_path / "both.png", both), lesion)
-    both[..., 3] = rgb(seed=1)[..., 0]
+def test_two_masks_in_one_file_are_refused(tmp_path):
+    Image.fromarray(np.dstack([SPOT8 * 255] * 3 + [rgb(seed=1)[..., 0]])).save(tmp_path / "two.png")
     with pytest.raises(DataError, match="transparency"):
-        save_mask(tmp_path / "two.png", both)
-
-
-def test_equally_bright_colours_are_refused(tmp_path):
-    lesion = rgb()[..., 0] > 128
-    pixels = np.where(lesion[..., None], (255, 0, 0), (0, 0, 255)).astype(np.uint8)
+        read_mask(tmp_path / "two.png")
+    Image.fromarray(np.where(SPOT[..., None], RED, np.array([0, 0, 255], np.uint8))).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="equally bright"):
-        save_mask(tmp_path / "mask.png", pixels)
+        read_mask(tmp_path / "a.png")
 
 
 def counts(*masks):
@@ -224,52 +198,37 @@ def counts(*masks):
 LESION = np.pad(np.ones((20, 20), int), 10)
 
 
-@pytest.mark.parametrize(
-    ("masks", "above"),
-    [
-        ([LESION, 0 * LESION, LESION * 255], 0),
-        ([LESION, LESION * 2], 0),
-        ([LESION * 100], 0),
-        ([LESION + 1, LESION * 0 + 1], 1),
-        ([np.where(LESION, 255, 3), blurred()], 127),
-        ([LESION * 255, LESION * (254 + np.eye(40, dtype=int))], 127),
-    ],
-)
+THRESHOLDS = [
+    ([LESION, 0 * LESION, LESION * 255], 0),
+    ([LESION, LESION * 2], 0),
+    ([LESION * 100], 0),
+    ([LESION + 1, LESION * 0 + 1], 1),
+    ([np.where(LESION, 255, 3), blurred()], 127),
+    ([LESION * 255, LESION * (254 + np.eye(40, dtype=int))], 127),
+]
+
+
+@pytest.mark.parametrize(("masks", "above"), THRESHOLDS)
 def test_the_threshold_of_a_split(masks, above):
     assert lesion_threshold(counts(*masks), "a")[0] == above
 
 
-@pytest.mark.parametrize(
-    "masks",
-    [
-        [np.where(np.pad(np.zeros((18, 18), bool), 11, constant_values=True), LESION * 255, LESION)],  # border 255
-        [LESION + LESION.T * 2 + np.eye(40, dtype=int)],  # three labels
-        [LESION, blurred()],  # labels in one file, grey in the other
-        [LESION * np.where(np.arange(40) < 20, 128, 255)],
-        [rgb()[..., 0] // 2 + 60],  # a photograph
-    ],
-)
+AMBIGUOUS = [
+    [np.where(np.pad(np.zeros((18, 18), bool), 11, constant_values=True), LESION * 255, LESION)],  # border 255
+    [LESION + LESION.T * 2 + np.eye(40, dtype=int)],  # three labels
+    [LESION, blurred()],  # labels in one file, grey in the other
+    [LESION * np.where(np.arange(40) < 20, 128, 255)],
+    [rgb()[..., 0] // 2 + 60],  # a photograph
+]
+
+
+@pytest.mark.parametrize("masks", AMBIGUOUS)
 def test_masks_that_can_be_read_in_two_ways_are_refused(masks):
     with pytest.raises(DataError):
         lesion_threshold(counts(*masks), "a")
 
 
-@pytest.mark.parametrize("empty", [True, False])
-def test_one_bit_and_empty_and_full_masks(tmp_path, empty):
-    assert save_mask(tmp_path / "bits.png", np.full((9, 7), not empty)).mean() == (0 if empty else 1)
-    assert save_mask(tmp_path / "grey.png", np.full((9, 7), 0 if empty else 255, np.uint8)).mean() == (not empty)
-
-
-def test_a_mask_painted_in_colour_counts(tmp_path):
-    lesion = rgb()[..., 0] > 128
-    painted = np.zeros((*lesion.shape, 3), np.uint8)
-    painted[lesion, 0] = 255  # red, whose luminance is only 76
-    np.testing.assert_array_equal(save_mask(tmp_path / "red.png", painted), lesion)
-    Image.fromarray(painted).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png"), lesion)
-
-
 def test_a_mask_is_resized_to_the_nearest_pixel(tmp_path):
     values = np.kron(np.random.default_rng(0).integers(0, 2, (8, 8)), np.ones((5, 3))).astype(bool)
-    save_mask(tmp_path / "mask.png", values)
+    Image.fromarray(values).save(tmp_path / "mask.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", 8), values[::5, ::3])

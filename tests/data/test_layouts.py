@@ -89,9 +89,9 @@ class Layout:
             (root / "manifest.csv").write_text("id,patient_id\n" + rows, encoding="utf-8")
 
 
-def read(root, tmp_path):
+def read(root):
     """{id: (split, lesion, patient)} of what `open_source` gives, and the source."""
-    source = open_source(root, CONFIG, tmp_path / "cache")
+    source = open_source(root, CONFIG)
     found = {}
     for dataset, splits in source.datasets.items():
         for split in splits:
@@ -143,7 +143,7 @@ def test_a_random_set_in_a_random_layout_is_read_back(tmp_path_factory, data):
         data.draw(st.booleans()),
     )  # fmt: skip
     layout.write(tmp_path / "set" / nested, cases)
-    found, _ = read(tmp_path / "set", tmp_path)
+    found, _ = read(tmp_path / "set")
     assert found.keys() == {unicodedata.normalize("NFC", case.id) for case in cases}
     for case in cases:
         split, mask, patient = found[unicodedata.normalize("NFC", case.id)]
@@ -166,7 +166,7 @@ def rewrite_masks(root: Path, change) -> None:
 def test_values_that_differ_between_files(tmp_path):
     clinic(tmp_path / "a")
     rewrite_masks(tmp_path / "a", lambda mask, k: (mask * (1 + k % 2)).astype(np.uint8))
-    found, source = read(tmp_path / "a", tmp_path)
+    found, source = read(tmp_path / "a")
     assert all(mask.mean() > 0.05 for _, mask, _ in found.values())
     assert any("values 0, 1, 2" in line for line in source.describe())
 
@@ -180,14 +180,13 @@ def test_a_bright_border_is_refused_before_anything_is_learnt(tmp_path):
 
     rewrite_masks(tmp_path / "a", bordered)
     with pytest.raises(DataError, match="0, 1, 255: these can be read in several ways"):
-        read(tmp_path / "a", tmp_path)
+        read(tmp_path / "a")
 
 
 def test_exchanged_lesion_and_skin_are_told(tmp_path):
     clinic(tmp_path / "a", values=(255, 0))
-    source = open_source(tmp_path / "a", CONFIG, tmp_path / "cache")
-    assert source.check() == []
-    assert source.load("a", "train").masks.float().mean() > 0.6
+    source = open_source(tmp_path / "a", CONFIG)
+    assert source.check() == [] and source.load("a", "train").masks.float().mean() > 0.6
     assert sum("exchanged" in line for line in source.describe()) == 3
 
 
@@ -204,60 +203,48 @@ def test_exif_orientation_is_judged_by_the_masks_of_the_split(tmp_path, orientat
         image, mask = Image.fromarray(photo(case.lesion)).transpose(turn), Image.fromarray(case.lesion)
         image.save(tmp_path / "a" / "images" / f"{case.id}.png", exif=exif)
         (mask.transpose(turn) if fits == "stored" else mask).save(tmp_path / "a" / "masks" / f"{case.id}.png")
-    found, source = read(tmp_path / "a", tmp_path)
+    found, source = read(tmp_path / "a")
     assert len(found) == 40
     word = "turned upright" if fits == "upright" else "left as they are stored"
     assert sum(word in line for line in source.describe()) == 3
 
 
 def test_all_bad_files_of_a_split_are_named_at_once(tmp_path):
-    for split in ("train", "val", "test"):
-        clinic(tmp_path / "a" / split, 10 if split == "train" else 3)
+    names = {"train": "train", "validation": "val", "test": "test"}
+    cases = [Case(f"{split}{k}", ellipse(k), split) for split in names for k in range(10 if split == "train" else 3)]
+    Layout(splits=names).write(tmp_path / "a", cases)
     train = tmp_path / "a" / "train"
-    for split in ("val", "test"):
-        for kind in ("images", "masks"):
-            for path in (tmp_path / "a" / split / kind).iterdir():
-                path.rename(path.with_name(f"{split}-{path.name}"))
     for k in range(3):
-        path = train / "images" / f"case{k:03d}.png"
+        path = train / "images" / f"train{k}.png"
         path.write_bytes(path.read_bytes()[:90])
     for k in (5, 6):
-        Image.new("1", (20, 30)).save(train / "masks" / f"case{k:03d}.png")
-    [problem] = open_source(tmp_path / "a", CONFIG, tmp_path / "cache").check()
-    assert all(f"case{k:03d}" in problem for k in (0, 1, 2, 5, 6)) and "case003" not in problem
+        Image.new("1", (20, 30)).save(train / "masks" / f"train{k}.png")
+    [problem] = open_source(tmp_path / "a", CONFIG).check()
+    assert all(f"train{k}" in problem for k in (0, 1, 2, 5, 6)) and "train3" not in problem
 
 
 def test_images_of_one_name_in_several_sub_folders(tmp_path):
-    for patient in ("p1", "p2", "p3", "p4"):
-        for kind in ("images", "masks"):
-            (tmp_path / "a" / kind / patient).mkdir(parents=True)
-            for k in (1, 2):
-                lesion = ellipse(10 * int(patient[1]) + k)
-                picture = Image.fromarray(photo(lesion) if kind == "images" else lesion)
-                picture.save(tmp_path / "a" / kind / patient / f"{k}.png")
-    found, _ = read(tmp_path / "a", tmp_path)
+    for place in ("p1", "p2", "p3", "p4"):
+        cases = [Case(f"{k}", ellipse(10 * int(place[1]) + k)) for k in (1, 2)]
+        Layout(f"images/{place}", f"masks/{place}").write(tmp_path / "a", cases)
+    found, _ = read(tmp_path / "a")
     assert set(found) == {f"p{patient}_{k}" for patient in (1, 2, 3, 4) for k in (1, 2)}
 
 
 def test_an_archive_unpacked_into_its_own_name(tmp_path):
-    for folder, suffix in (
-        ("ISIC-2017_Training_Data", ".jpg"),
-        ("ISIC-2017_Training_Part1_GroundTruth", "_segmentation.png"),
-    ):
-        (tmp_path / folder / folder).mkdir(parents=True)
-        (tmp_path / "__MACOSX" / folder).mkdir(parents=True)
-        for k in range(8):
-            name, lesion = f"ISIC_{k:07d}{suffix}", ellipse(k)
-            Image.fromarray(photo(lesion) if suffix == ".jpg" else lesion).save(tmp_path / folder / folder / name)
-            (tmp_path / "__MACOSX" / folder / f"._{name}").write_bytes(b"\0\5\x16\7")
-    found, source = read(tmp_path, tmp_path)
+    images, masks = "ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"
+    cases = [Case(f"ISIC_{k:07d}", ellipse(k)) for k in range(8)]
+    Layout(f"{images}/{images}", f"{masks}/{masks}", mask_name="{}_segmentation").write(tmp_path, cases)
+    (tmp_path / "__MACOSX" / images).mkdir(parents=True)
+    (tmp_path / "__MACOSX" / images / "._ISIC_0000000.png").write_bytes(b"\0\5\x16\7")
+    found, source = read(tmp_path)
     assert len(found) == 8 and set(source.datasets) == {"isic2017"}
 
 
 def test_train_and_val_without_test(tmp_path):
     cases = [Case(f"{split}{k}", ellipse(k), split) for split in ("train", "validation") for k in range(20)]
     Layout(splits={"train": "train", "validation": "val"}).write(tmp_path / "a", cases)
-    found, source = read(tmp_path / "a", tmp_path)
+    found, source = read(tmp_path / "a")
     assert {own for own, (split, *_) in found.items() if split == "test"} == {f"validation{k}" for k in range(20)}
     assert {split for split, *_ in found.values()} == {"train", "validation", "test"}
     assert "stands in" in source.note("a", "test") and source.note("a", "train") == ""

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
 from skimage.transform import SimilarityTransform, warp
 
 from tokencutseg.config import ConfigError
@@ -47,11 +46,11 @@ def test_shapes_types_and_ranges(B, S, with_masks):
         assert out_masks is None
 
 
-@pytest.mark.parametrize("identity", [Augmentation("none"), Augmentation("released", **dict.fromkeys(STEPS, 0.0))])
-def test_zero_probabilities_are_exactly_the_identity(identity):
+def test_zero_probabilities_are_exactly_the_identity():
     images, masks = batch(8)
-    out, out_masks = identity(images, masks, seeded())
-    assert torch.equal(out, images) and torch.equal(out_masks, masks)
+    for identity in (Augmentation("none"), Augmentation("released", **dict.fromkeys(STEPS, 0.0))):
+        out, out_masks = identity(images, masks, seeded())
+        assert torch.equal(out, images) and torch.equal(out_masks, masks)
 
 
 def test_the_generator_is_the_only_source_of_randomness():
@@ -90,17 +89,6 @@ def test_turn_and_flip_equals_torch(B, S, seed):
         assert torch.equal(turn_and_flip(x, horizontal, vertical, turns), torch.stack(expected))
 
 
-@settings(max_examples=30, deadline=None)
-@given(B=st.integers(1, 9), S=st.integers(2, 20), seed=st.integers(0, 999))
-def test_plain_moves_no_pixel_off_the_grid(B, S, seed):
-    images, masks = batch(B, S, seed)
-    out, out_masks = Augmentation("plain", photometric=0.0)(images, masks, seeded(seed))
-    for before, after in ((images, out), (masks, out_masks)):
-        for one, new in zip(before, after, strict=True):
-            symmetries = [torch.rot90(x, k, (-2, -1)) for x in (one, one.flip(-1)) for k in range(4)]
-            assert any(torch.equal(new, x) for x in symmetries)
-
-
 # probabilities
 
 
@@ -108,8 +96,9 @@ def test_plain_moves_no_pixel_off_the_grid(B, S, seed):
 def test_steps_happen_as_often_as_they_should(step):
     n = 4000
     images = batch(1, 6)[0].expand(n, -1, -1, -1)
-    p = transforms.STRENGTHS["released"][step]
-    out, _ = Augmentation("none", **{step: p})(images, None, seeded())
+    p, masks = transforms.STRENGTHS["released"][step], (images[:, 0] > 0.5).long()
+    out, out_masks = Augmentation("none", **{step: p})(images, masks, seeded())
+    assert torch.equal(out_masks, masks) is (step == "photometric")
     changed = (out != images).flatten(1).any(1).float().mean().item()
     expected = p * 0.75 if step == "quarter_turn" else p  # one turn in four is by 0 degrees
     assert changed == pytest.approx(expected, abs=5 * (p * (1 - p) / n) ** 0.5)
@@ -182,13 +171,6 @@ def test_elastic_displacement_is_the_same_share_of_the_side_at_every_size(S):
     assert inner.std().item() == pytest.approx(expected, rel=0.1)
 
 
-def test_smoothing_equals_scipy_gaussian_filter():
-    noise = torch.rand(20, 20, generator=seeded()).double()
-    smooth = transforms._smoothing(20, 2.5).double()
-    expected = gaussian_filter(noise.numpy(), 2.5, mode="reflect")
-    assert np.allclose((smooth @ noise @ smooth.T).numpy(), expected, atol=1e-6)
-
-
 @pytest.mark.parametrize("make", [transforms._grid_distortion, transforms._optical_distortion])
 def test_warps_do_not_fold(make):
     grid = make(50, 60, seeded())
@@ -207,13 +189,6 @@ def test_grid_distortion_keeps_the_border_and_its_limits():
 
 
 # photometry
-
-
-def test_photometric_changes_leave_masks_alone():
-    images, masks = batch(64)
-    out, out_masks = Augmentation("none", photometric=1.0)(images, masks, seeded())
-    assert torch.equal(out_masks, masks)
-    assert (out != images).flatten(1).any(1).all()
 
 
 def test_noise_has_the_variance_asked_for():
@@ -239,14 +214,11 @@ def test_brightness_contrast_is_affine_and_gamma_a_power():
 # bad input
 
 
-def test_unknown_names_are_errors_that_list_the_known():
+def test_bad_input():
     with pytest.raises(ConfigError, match="Known: released, plain, none"):
         Augmentation("strong")
     with pytest.raises(ConfigError, match=r"step blur\. Known: horizontal_flip"):
         Augmentation(blur=0.5)
-
-
-def test_images_must_be_square():
     with pytest.raises(ValueError, match="must be square"):
         Augmentation()(torch.rand(2, 3, 8, 9), None, seeded())
 

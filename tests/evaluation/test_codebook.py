@@ -9,19 +9,12 @@ from hypothesis.extra import numpy as hnp
 from tokencutseg.evaluation.codebook import codebook_summary, codebook_table
 
 K = 7
-GRIDS = st.sampled_from([(3, 10), (2, 4, 5), (1, 1)])
 
 
-@given(
-    GRIDS.flatmap(
-        lambda shape: st.tuples(
-            hnp.arrays(np.int64, shape, elements=st.integers(0, K - 1)),
-            hnp.arrays(np.float64, shape, elements=st.floats(0, 1)),
-        )
-    )
-)
-def test_table_and_summary_equal_dense_one_hot(values):
-    tokens, masks = map(torch.from_numpy, values)
+@given(hnp.array_shapes(min_dims=2, max_dims=3), st.data())
+def test_table_and_summary_equal_dense_one_hot(shape, data):
+    tokens = torch.from_numpy(data.draw(hnp.arrays(np.int64, shape, elements=st.integers(0, K - 1))))
+    masks = torch.from_numpy(data.draw(hnp.arrays(np.float64, shape, elements=st.floats(0, 1))))
     one_hot = F.one_hot(tokens, K).double().flatten(0, -2)  # (tokens, K)
     share = one_hot.mean(dim=0)
     lesion = (one_hot * masks.flatten()[:, None]).sum(dim=0) / one_hot.sum(dim=0)  # 0/0 is NaN, as documented
@@ -32,21 +25,14 @@ def test_table_and_summary_equal_dense_one_hot(values):
     np.testing.assert_allclose(table["lesion_share"], lesion)
 
     entropy = torch.distributions.Categorical(probs=share).entropy().item()
-    expected = {
-        "usage": (share > 0).double().mean().item(),
-        "entropy": entropy,
-        "perplexity": np.exp(entropy),
-        "codebook_size": K,
-        "tokens": tokens.numel(),
-    }
+    expected = {"usage": (share > 0).double().mean().item(), "entropy": entropy, "perplexity": np.exp(entropy)}
+    expected |= {"codebook_size": K, "tokens": tokens.numel()}
     assert codebook_summary(tokens, K) == pytest.approx(expected, abs=1e-5)
 
 
 def test_extremes():
     assert codebook_summary(torch.arange(16).view(2, 8), 16)["perplexity"] == pytest.approx(16)
-    assert codebook_summary(torch.zeros(2, 8, dtype=torch.int64), 16) == pytest.approx(
-        {"usage": 1 / 16, "entropy": 0, "perplexity": 1, "codebook_size": 16, "tokens": 16}
-    )
+    assert codebook_summary(torch.zeros(2, 8, dtype=torch.int64), 16)["perplexity"] == 1
     assert codebook_table(torch.zeros(2, 8, dtype=torch.int64), None, 4)["lesion_share"].isna().all()
 
 

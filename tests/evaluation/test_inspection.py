@@ -16,7 +16,7 @@ def model():
     return TokenCutSeg(configure("tiny")).eval()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def images():
     return torch.rand(2, 3, S, S, generator=torch.Generator().manual_seed(0))
 

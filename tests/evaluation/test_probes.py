@@ -1,5 +1,7 @@
 """Probes on features that say the answer, and their scores against torchmetrics and a plain bootstrap."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,15 +9,7 @@ from torchmetrics.functional.classification import binary_jaccard_index, multicl
 
 from tokencutseg.config import configure
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.evaluation.probes import (
-    layer_features,
-    layer_names,
-    token_labels,
-    token_records,
-    token_scores,
-    train_graph_probe,
-    train_linear_probe,
-)
+from tokencutseg.evaluation import probes
 from tokencutseg.models.tokencutseg import TokenCutSeg
 
 
@@ -28,23 +22,21 @@ def blobs(images, seed=0, side=6):
     return labels.flatten(1)
 
 
-@pytest.mark.parametrize("head", ["linear", "graph"])
-def test_probes_read_features_that_say_the_answer_and_not_those_that_do_not(head):
+graph_probe = partial(probes.train_graph_probe, grid=(6, 6), config=configure("tiny").segmentation)
+
+
+@pytest.mark.parametrize("probe", [probes.train_linear_probe, graph_probe])
+def test_probes_read_features_that_say_the_answer_and_not_those_that_do_not(probe):
     labels, test_labels = blobs(24), blobs(12, seed=1)
     generator = torch.Generator().manual_seed(0)
-    config = configure("tiny").segmentation
 
     def probed(signal):
-        pairs = [
-            signal * y[..., None].float() + torch.randn(*y.shape, 4, generator=generator) for y in (labels, test_labels)
-        ]
-        scores = (
-            train_linear_probe(pairs[0], labels, pairs[1])
-            if head == "linear"
-            else train_graph_probe(pairs[0], labels, pairs[1], (6, 6), config)
+        features, test_features = (
+            signal * y[..., None] + torch.randn(*y.shape, 4, generator=generator) for y in (labels, test_labels)
         )
+        scores = probe(features, labels, test_features)
         assert scores.shape == test_labels.shape
-        return token_scores(token_records(scores, test_labels))
+        return probes.token_scores(probes.token_records(scores, test_labels))
 
     assert probed(6.0)["balanced_accuracy"] > 0.95
     assert probed(0.0)["balanced_accuracy"] == pytest.approx(0.5, abs=0.1)
@@ -53,12 +45,12 @@ def test_probes_read_features_that_say_the_answer_and_not_those_that_do_not(head
 def test_token_scores_equal_torchmetrics():
     labels = blobs(20)
     scores = np.random.default_rng(0).normal(size=labels.shape) + labels.numpy()
-    found, predicted = token_scores(token_records(scores, labels)), torch.from_numpy(scores > 0)
+    found, predicted = probes.token_scores(probes.token_records(scores, labels)), torch.from_numpy(scores > 0)
     assert found["iou"] == pytest.approx(binary_jaccard_index(predicted.int(), labels.int()).item(), abs=1e-6)
     accuracy = multiclass_accuracy(predicted.int().flatten(), labels.int().flatten(), 2, average="macro")
     assert found["balanced_accuracy"] == pytest.approx(accuracy.item(), abs=1e-6)
     assert found["low"] < found["balanced_accuracy"] < found["high"]
-    one = token_scores(token_records(scores, labels, ["a"] * 20))
+    one = probes.token_scores(probes.token_records(scores, labels, ["a"] * 20))
     assert one["low"] == one["high"] == pytest.approx(one["balanced_accuracy"]), "one cluster only: no spread"
 
 
@@ -67,12 +59,12 @@ def test_layer_features_are_those_of_one_pass():
     model = TokenCutSeg(configure("tiny")).eval()
     pixels = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = ImageSet("x", "test", list("abcde"), pixels, None, None, [(32, 32)] * 5)
-    found, x = layer_features(model, images, batch_size=2), pixels.float() / 255
+    found, x = probes.layer_features(model, images, batch_size=2), pixels.float() / 255
     with torch.no_grad():
         tokens, own = model.encode_to_tokens(x)
         latents = model.encode(x).encoding.latents.flatten(2).transpose(1, 2)
         states = model.masked_gpt.hidden_states(tokens.flatten(1), latents)
-    assert list(found) == layer_names(model)
+    assert list(found) == probes.layer_names(model)
     torch.testing.assert_close(found["output"].float(), states[-1], atol=1e-2, rtol=1e-3)
     torch.testing.assert_close(found["tokenizer"].float(), own.latents.flatten(2).mT, atol=1e-2, rtol=1e-3)
     colour = x.unfold(2, 8, 8).unfold(3, 8, 8).mean((4, 5)).flatten(2).mT
@@ -84,4 +76,4 @@ def test_token_labels_go_by_majority():
     masks[0, :4, :3] = 1  # three quarters of the first token
     masks[0, 4:, 4:6] = 1  # half of the last one
     images = ImageSet("x", "test", ["a"], torch.zeros(1, 3, 8, 8, dtype=torch.uint8), masks, None, [(8, 8)])
-    assert token_labels(images, (2, 2)).tolist() == [[True, False, False, False]]
+    assert probes.token_labels(images, (2, 2)).tolist() == [[True, False, False, False]]

@@ -10,18 +10,7 @@ from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex, Multi
 
 from tokencutseg.evaluation import statistics
 from tokencutseg.evaluation.per_image import score
-from tokencutseg.evaluation.statistics import (
-    MEASURES,
-    REDUCTIONS,
-    holm,
-    largest_dice,
-    paired_difference,
-    paired_differences,
-    seeded_difference,
-    size_bins,
-    summarise,
-    summary_table,
-)
+from tokencutseg.evaluation.statistics import MEASURES, REDUCTIONS, paired_difference, seeded_difference, summarise
 
 
 def random_records(n=30, seed=0, size=8, **labels):
@@ -36,10 +25,8 @@ def random_records(n=30, seed=0, size=8, **labels):
 def with_native(prediction, target, **labels):
     """Records whose native columns are those of the masks without their last column, so that they differ."""
     ids = [f"i{k}" for k in range(len(target))]
-    native = score(prediction[:, 1:, 1:], target[:, 1:, 1:], ids).add_suffix("_native")
-    return score(prediction, target, ids, **labels).join(
-        native[["iou_native", "dice_native", "nsd_native", "hd95_native"]]
-    )
+    native = score(prediction[:, 1:, 1:], target[:, 1:, 1:], ids)[["iou", "dice", "nsd", "hd95"]]
+    return score(prediction, target, ids, **labels).join(native.add_suffix("_native"))
 
 
 def resampled_by_hand(records, reduction, measure, taken):
@@ -50,43 +37,43 @@ def resampled_by_hand(records, reduction, measure, taken):
         return sum(scores) / len(scores)
     tp, fp, fn, tn = (sum(int(records[cell][i]) for i in taken) for cell in ("tp", "fp", "fn", "tn"))
     factor = {"iou": 1, "dice": 2}[measure]
-    lesion = factor * tp / (factor * tp + fp + fn)
-    background = factor * tn / (factor * tn + fp + fn)
+    lesion, background = (factor * hits / (factor * hits + fp + fn) for hits in (tp, tn))
     return lesion if reduction == "micro_lesion" else (lesion + background) / 2
+
+
+def ends(found):
+    return found.low, found.high
 
 
 PAIRS = [(reduction, measure) for measure in MEASURES for reduction in MEASURES[measure]]
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    st.integers(1, 9).flatmap(
-        lambda S: st.integers(2, 5).flatmap(lambda n: hnp.arrays(np.uint8, (2, n, S, S), elements=st.integers(0, 1)))
-    )
-)
+def sets(shape):
+    n, side = shape
+    return hnp.arrays(np.uint8, (2, n, side, side), elements=st.integers(0, 1))
+
+
+@settings(max_examples=40)
+@given(st.tuples(st.integers(2, 5), st.integers(1, 9)).flatmap(sets))
 def test_reductions_equal_torchmetrics(pair):
     prediction, target = torch.from_numpy(pair)
     records = score(prediction, target, list(range(len(target))), boundary=False)
-
-    def mean(reduction, measure):
-        return summarise(records, reduction, measure, draws=1).mean
-
-    two_class = {
-        "iou": MulticlassJaccardIndex(num_classes=2, average="macro"),
-        "dice": MulticlassF1Score(num_classes=2, average="macro"),
-    }
-    one_class = {"iou": BinaryJaccardIndex(zero_division=1), "dice": BinaryF1Score(zero_division=1)}
+    micro = {"iou": MulticlassJaccardIndex(2, average="macro"), "dice": MulticlassF1Score(2, average="macro")}
+    lesion = {"iou": BinaryJaccardIndex(zero_division=1), "dice": BinaryF1Score(zero_division=1)}
+    one_by_one = list(zip(prediction, target, strict=True))
+    iou = torch.stack([lesion["iou"](*one) for one in one_by_one])
     for measure in ("iou", "dice"):
-        # torchmetrics sees the set in two batches, as it does in training
-        for part in (slice(0, 1), slice(1, None)):
-            two_class[measure].update(prediction[part], target[part])
-        assert mean("micro_two_class", measure) == pytest.approx(two_class[measure].compute().item(), abs=1e-6)
-        assert mean("micro_lesion", measure) == pytest.approx(one_class[measure](prediction, target).item(), abs=1e-6)
-        per_image = torch.stack([one_class[measure](p, t) for p, t in zip(prediction, target, strict=True)])
-        assert mean("per_image", measure) == pytest.approx(per_image.mean().item(), abs=1e-6)
-        iou = torch.stack([one_class["iou"](p, t) for p, t in zip(prediction, target, strict=True)])
-        expected = per_image.where(iou >= 0.65, torch.zeros(())).mean().item()
-        assert mean("per_image_thr65", measure) == pytest.approx(expected, abs=1e-6)
+        for part in (slice(0, 1), slice(1, None)):  # torchmetrics sees the set in two batches, as it does in training
+            micro[measure].update(prediction[part], target[part])
+        per_image = torch.stack([lesion[measure](*one) for one in one_by_one])
+        expected = {
+            "micro_two_class": micro[measure].compute(),
+            "micro_lesion": lesion[measure](prediction, target),
+            "per_image": per_image.mean(),
+            "per_image_thr65": per_image.where(iou >= 0.65, 0.0).mean(),
+        }
+        for reduction, value in expected.items():
+            assert summarise(records, reduction, measure, draws=1).mean == pytest.approx(value.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize(("reduction", "measure"), PAIRS)
@@ -120,117 +107,85 @@ def test_bootstrap_coverage_over_clusters():
     assert coverage("unnoticed", 200) < 0.8, "drawn one by one, rows that are not independent must fall short"
 
 
-def clustered(seed=0, n=24, clusters=7):
-    """Two methods' scores of the same images, which belong to clusters of different sizes."""
-    generator = np.random.default_rng(seed)
-    labels = [f"patient {i}" for i in generator.integers(clusters, size=n)]
-    return [
-        pd.DataFrame({"id": [f"i{i}" for i in range(n)], "iou": generator.random(n), "cluster": labels})
-        for _ in range(2)
-    ]
-
-
-def drawn_by_hand(column, labels, draws, seed):
-    """Means over images where whole clusters are drawn, in the clusters' sorted order."""
-    names = sorted(set(labels))
-    members = [column[[label == name for label in labels]] for name in names]
-    taken = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
-    return [np.concatenate([members[i] for i in row]).mean() for row in taken]
-
-
 def test_clusters_are_drawn_whole_in_each_interval():
-    a, b = clustered()
-    labels, difference = a["cluster"].tolist(), (a["iou"] - b["iou"]).to_numpy()
-    one = summarise(a, "per_image", "iou", draws=80, seed=4)
-    assert (one.low, one.high) == pytest.approx(
-        tuple(np.percentile(drawn_by_hand(a["iou"].to_numpy(), labels, 80, 4), [2.5, 97.5]))
-    )
-    expected = tuple(np.percentile(drawn_by_hand(difference, labels, 80, 4), [2.5, 97.5]))
-    paired = paired_difference(a, b.sample(frac=1, random_state=0), "per_image", "iou", draws=80, seed=4)
-    assert (paired.low, paired.high) == pytest.approx(expected) and paired.n == 24
-    seeded = seeded_difference([a, a], [b, b.sample(frac=1, random_state=0)], draws=80, seed=4)
-    assert (seeded.low, seeded.high) == pytest.approx(expected) and seeded.difference == pytest.approx(
-        difference.mean()
-    )
-    assert summarise(a.assign(cluster=None), "per_image", "iou", draws=80, seed=4) == summarise(
-        a.drop(columns="cluster"), "per_image", "iou", draws=80, seed=4
-    ), "nothing is known of any"
+    """Means over images where whole clusters are drawn, in the clusters' sorted order."""
+    generator, ids = np.random.default_rng(0), [f"i{i}" for i in range(24)]
+    labels = np.array([f"patient {i}" for i in generator.integers(7, size=24)])
+    a, b = (pd.DataFrame({"id": ids, "iou": generator.random(24), "cluster": labels}) for _ in range(2))
+    members = [np.flatnonzero(labels == name) for name in sorted(set(labels))]
+    taken = np.random.default_rng(4).integers(len(members), size=(80, len(members)))
+
+    def by_hand(column):
+        means = [np.concatenate([column[members[i]] for i in row]).mean() for row in taken]
+        return pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+    difference, shuffled = (a["iou"] - b["iou"]).to_numpy(), b.sample(frac=1, random_state=0)
+    assert ends(summarise(a, "per_image", "iou", draws=80, seed=4)) == by_hand(a["iou"].to_numpy())
+    assert ends(paired_difference(a, shuffled, "per_image", "iou", draws=80, seed=4)) == by_hand(difference)
+    seeded = seeded_difference([a, a], [b, shuffled], draws=80, seed=4)
+    assert ends(seeded) == by_hand(difference) and seeded.difference == pytest.approx(difference.mean())
+
+
+def test_what_is_drawn_together():
+    records = random_records()[0]
+    several = pd.concat([records.assign(iou=records["iou"] + step) for step in (0.0, 0.1, 0.2)])
+
+    def found(rows, **columns):
+        return vars(summarise(rows.assign(**columns), "per_image", "iou", draws=50))
+
+    alone, whole = found(records), found(records, cluster="one")
+    assert whole["low"] == whole["high"] == pytest.approx(alone["mean"]), "one group only: no spread"
+    assert found(records, cluster=np.arange(len(records))) == pytest.approx(alone), "each row its own group"
+    assert found(records, cluster=None) == alone, "nothing is known of any"
+    assert found(several) == found(several, cluster=several["id"]), "the rows of one image"
 
 
 def test_bootstrap_coverage_of_micro_scores_and_of_paired_differences():
     """150 images whose lesions differ in size, segmented by two methods that find other shares of lesion and skin; the
     truth is the score of the expected counts."""
     generator, pixels, shares, hits = np.random.default_rng(3), 4096, ((8, 2, 30), (12, 2, 20)), np.zeros(2)
-
-    def truth(a, b, c):
-        lesion = 0.25 * pixels
+    lesion, truth = pixels / 4, []
+    for a, b, c in shares:
         tp, fp = lesion * a / (a + b), (pixels - lesion) / (1 + c)
-        return (tp / (lesion + fp) + (pixels - lesion - fp) / (pixels - tp)) / 2
-
+        truth.append((tp / (lesion + fp) + (pixels - lesion - fp) / (pixels - tp)) / 2)
     for seed in range(600):
         lesion = generator.integers(0, pixels // 2, size=150, endpoint=True)
         methods = []
         for a, b, c in shares:
             tp = np.rint(lesion * generator.beta(a, b, size=150))
             fp = np.rint((pixels - lesion) * generator.beta(1, c, size=150))
-            methods.append(
-                pd.DataFrame({"id": np.arange(150), "tp": tp, "fp": fp, "fn": lesion - tp, "tn": pixels - lesion - fp})
-            )
+            counts = {"tp": tp, "fp": fp, "fn": lesion - tp, "tn": pixels - lesion - fp}
+            methods.append(pd.DataFrame({"id": np.arange(150), **counts}))
         own = summarise(methods[0], "micro_two_class", "iou", draws=400, seed=seed)
         paired = paired_difference(*methods, "micro_two_class", "iou", draws=400, seed=seed)
-        hits += [
-            own.low <= truth(*shares[0]) <= own.high,
-            paired.low <= truth(*shares[0]) - truth(*shares[1]) <= paired.high,
-        ]
+        hits += [own.low <= truth[0] <= own.high, paired.low <= truth[0] - truth[1] <= paired.high]
     assert hits.min() / 600 >= 0.93 and hits.max() / 600 <= 0.97
 
 
-def test_each_row_its_own_group_changes_nothing():
-    records, _, _ = random_records()
-    alone = summarise(records, "micro_lesion", "iou", draws=50)
-    whole = summarise(records.assign(cluster="one"), "micro_lesion", "iou", draws=50)
-    assert whole.low == whole.high == pytest.approx(alone.mean), "one group only: no spread"
-    assert summarise(records.assign(cluster=np.arange(len(records))), "micro_lesion", "iou", draws=50) == alone
-
-
-def test_rows_of_one_image_are_drawn_together():
-    records = random_records()[0]
-    several = pd.concat([records.assign(iou=records["iou"] + step) for step in (0.0, 0.1, 0.2)])
-    found = summarise(several, "per_image", "iou", draws=50)
-    expected = summarise(several.assign(cluster=several["id"]), "per_image", "iou", draws=50)
-    assert found == expected and found.n == 3 * len(records)
-
-
 def test_summary_table_holds_each_group_reduction_and_measure():
-    parts = [
-        random_records(seed=seed, method=method, test=test)[0]
-        for seed, (method, test) in enumerate([("unet", "b"), ("unet", "a"), ("otsu", "a")])
-    ]
-    table = summary_table(pd.concat(parts), ["method", "test"], draws=30, seed=5)
+    groups = [("unet", "b"), ("unet", "a"), ("otsu", "a")]
+    parts = [random_records(seed=i, method=method, test=test)[0] for i, (method, test) in enumerate(groups)]
+    table = statistics.summary_table(pd.concat(parts), ["method", "test"], draws=30, seed=5)
     assert table.columns.tolist() == ["method", "test", "reduction", "measure", "n", "mean", "low", "high"]
-    assert table[["method", "test"]].drop_duplicates().to_numpy().tolist() == [
-        ["unet", "b"],
-        ["unet", "a"],
-        ["otsu", "a"],
-    ]
+    assert list(dict.fromkeys(zip(table["method"], table["test"], strict=True))) == groups
     assert len(table) == 3 * len(PAIRS)
     row = table.query("method == 'otsu' and reduction == 'micro_lesion' and measure == 'dice'").iloc[0]
     expected = summarise(parts[2], "micro_lesion", "dice", draws=30, seed=5)
     assert (row["mean"], row.low, row.high, row.n) == (expected.mean, expected.low, expected.high, expected.n)
-    assert set(summary_table(parts[0], [], measures=["iou"], draws=5).reduction) == set(REDUCTIONS)
+    assert set(statistics.summary_table(parts[0], [], measures=["iou"], draws=5).reduction) == set(REDUCTIONS)
     without = parts[0].drop(columns=[measure for measure in MEASURES if measure not in ("iou", "dice")])
-    assert set(summary_table(without, [], draws=5).measure) == {"iou", "dice"}
+    assert set(statistics.summary_table(without, [], draws=5).measure) == {"iou", "dice"}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 30))
 def test_dice_bound_holds_under_each_reduction(seed, n):
     records, _, _ = random_records(n, seed)
-    assert records.dice.to_numpy() == pytest.approx(largest_dice(records.iou.to_numpy()))
-    assert largest_dice(np.array([0, 0.5, 1])) == pytest.approx([0, 2 / 3, 1])
+    assert records.dice.to_numpy() == pytest.approx(statistics.largest_dice(records.iou.to_numpy()))
+    assert statistics.largest_dice(np.array([0, 0.5, 1])) == pytest.approx([0, 2 / 3, 1])
     for reduction in REDUCTIONS:
         iou, dice = (summarise(records, reduction, measure, draws=1).mean for measure in ("iou", "dice"))
-        assert dice <= largest_dice(iou) + 1e-12
+        assert dice <= statistics.largest_dice(iou) + 1e-12
 
 
 @pytest.mark.parametrize(("reduction", "measure"), PAIRS)
@@ -240,17 +195,14 @@ def test_paired_difference(reduction, measure):
     b = with_native(worse, target)
     result = paired_difference(a, b.sample(frac=1, random_state=0), reduction, measure, draws=64, seed=2)
     taken = np.random.default_rng(2).integers(40, size=(64, 40))
-    by_hand = [
-        resampled_by_hand(a, reduction, measure, row) - resampled_by_hand(b, reduction, measure, row) for row in taken
-    ]
-    expected = (
-        resampled_by_hand(a, reduction, measure, range(40)) - resampled_by_hand(b, reduction, measure, range(40)),
-        *np.percentile(by_hand, [2.5, 97.5]),
+    estimate, *by_hand = (
+        resampled_by_hand(a, reduction, measure, row) - resampled_by_hand(b, reduction, measure, row)
+        for row in (range(40), *taken)
     )
-    assert (result.difference, result.low, result.high) == pytest.approx(expected)
+    assert (result.difference, *ends(result)) == pytest.approx((estimate, *np.percentile(by_hand, [2.5, 97.5])))
     assert result.n == 40
     others = list(dict.fromkeys([(reduction, measure), ("per_image", "iou"), ("micro_two_class", "dice")]))
-    among = paired_differences(a, b, others, draws=64, seed=2)[0]
+    among = statistics.paired_differences(a, b, others, draws=64, seed=2)[0]
     assert list(among.columns().values()) == list(result.columns().values()) or np.isnan(result.p), "what else is asked"
 
 
@@ -263,20 +215,19 @@ def test_paired_wilcoxon():
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_equals_its_definition(pvalues):
     """Adjusted p of the i-th smallest: the largest (m − j)·p_j over the j up to it (j from 0), at most 1."""
     m, ordered = len(pvalues), sorted(pvalues)
     by_value = {p: min(1, max((m - j) * ordered[j] for j in range(m) if ordered[j] <= p)) for p in pvalues}
-    assert holm(pvalues) == pytest.approx([by_value[p] for p in pvalues])
+    assert statistics.holm(pvalues) == pytest.approx([by_value[p] for p in pvalues])
 
 
 def test_holm_example():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        holm([0.5, 1.5])
+        statistics.holm([0.5, 1.5])
 
 
 @pytest.mark.parametrize(
@@ -287,9 +238,12 @@ def test_holm_example():
         (lambda records: summarise(records, "micro_lesion", "nsd"), "belongs to one image"),
         (lambda records: summarise(records.iloc[:0], "per_image", "iou"), "no records"),
         (lambda records: summarise(records.drop(columns="nsd"), "per_image", "nsd"), "scored without"),
-        (lambda records: summary_table(records, ["method"]), "no column 'method'"),
-        (lambda records: summary_table(records, [], measures=["jaccard"]), "unknown measure 'jaccard'"),
-        (lambda records: paired_difference(records, records.iloc[1:], "per_image", "iou"), "1 ids only in the first"),
+        (lambda records: statistics.summary_table(records, ["method"]), "no column 'method'"),
+        (lambda records: statistics.summary_table(records, [], measures=["jaccard"]), "unknown measure 'jaccard'"),
+        (
+            lambda records: paired_difference(records, records.iloc[1:], "per_image", "iou"),
+            "1 ids are on one side only",
+        ),
         (lambda records: paired_difference(pd.concat([records] * 2), records, "per_image", "iou"), "occurs twice"),
         (lambda records: seeded_difference([records] * 2, [records]), "2 and 1 trainings"),
         (lambda records: seeded_difference([records], [records.assign(id=records["id"] + "x")]), "different images"),
@@ -302,12 +256,8 @@ def test_bad_input_is_named(call, said):
 
 def test_one_seed_is_the_paired_difference():
     a, b = random_records(seed=1)[0], random_records(seed=2)[0]
-    one, paired = (
-        seeded_difference([a], [b.sample(frac=1, random_state=0)], draws=500),
-        paired_difference(a, b, "per_image", "iou", draws=500),
-    )
-    for name in ("difference", "low", "high", "p", "n"):
-        assert getattr(one, name) == pytest.approx(getattr(paired, name)), name
+    one = seeded_difference([a], [b.sample(frac=1, random_state=0)], draws=500)
+    assert vars(one) == pytest.approx(vars(paired_difference(a, b, "per_image", "iou", draws=500)))
 
 
 def test_seeds_that_disagree_widen_the_interval():
@@ -315,10 +265,9 @@ def test_seeds_that_disagree_widen_the_interval():
     alike = [frame.assign(iou=frame["iou"] + 0.1) for frame in reference]
     apart = [frame.assign(iou=frame["iou"] + step) for frame, step in zip(reference, (0.0, 0.1, 0.2), strict=True)]
     same, different = (seeded_difference(group, reference, draws=2000) for group in (alike, apart))
-    assert same.difference == pytest.approx(0.1) and different.difference == pytest.approx(0.1)
-    assert (same.low, same.high) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert (same.difference, *ends(same)) == pytest.approx((0.1, 0.1, 0.1))
     alone = ttest_1samp([0.0, 0.1, 0.2], 0).confidence_interval(0.95)  # all images agree: only the seeds are uncertain
-    assert (different.low, different.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
+    assert (different.difference, *ends(different)) == pytest.approx((0.1, alone.low, alone.high))
 
 
 @pytest.mark.parametrize(("of_seeds", "of_images"), [(0.03, 0.1), (0.002, 0.3)])
@@ -326,12 +275,8 @@ def test_coverage_over_images_and_seeds(of_seeds, of_images):
     """Three seeds and eighty images, where either matters more; on the safe side where both do."""
     generator, hits, ids = np.random.default_rng(2), 0, [f"i{i}" for i in range(80)]
     for seed in range(400):
-        changes = (
-            0.1
-            + of_seeds * generator.standard_normal((3, 1))
-            + of_images * generator.standard_normal(80)
-            + 0.05 * generator.standard_normal((3, 80))
-        )
+        seeds, images, both = map(generator.standard_normal, ((3, 1), 80, (3, 80)))
+        changes = 0.1 + of_seeds * seeds + of_images * images + 0.05 * both
         trainings = [pd.DataFrame({"id": ids, "iou": row}) for row in changes]
         found = seeded_difference(trainings, [pd.DataFrame({"id": ids, "iou": 0.0})] * 3, draws=400, seed=seed)
         hits += found.low <= 0.1 <= found.high
@@ -340,20 +285,13 @@ def test_coverage_over_images_and_seeds(of_seeds, of_images):
 
 def test_size_bins_are_means_of_equal_groups():
     generator = np.random.default_rng(0)
-    records = pd.concat(
-        pd.DataFrame(
-            {
-                "method": method,
-                "id": np.arange(20),
-                "lesion_fraction": generator.permutation(20) / 40,
-                "iou": generator.random(20),
-            }
-        )
-        for method in ("tokencutseg", "otsu")
-    )
-    table = size_bins(records, bins=4, draws=200)
+    names = np.repeat(["tokencutseg", "otsu"], 20)
+    sizes = np.concatenate([generator.permutation(20) / 40 for _ in range(2)])
+    records = pd.DataFrame({"method": names, "lesion_fraction": sizes, "iou": generator.random(40)})
+    table = statistics.size_bins(records, bins=4, draws=200)
     for method, rows in table.groupby("method"):
         ordered = records[records["method"] == method].sort_values("lesion_fraction")
-        np.testing.assert_allclose(rows["mean"], ordered["iou"].to_numpy().reshape(4, 5).mean(1))
-        np.testing.assert_allclose(rows["lesion_fraction"], ordered["lesion_fraction"].to_numpy().reshape(4, 5)[:, 2])
+        size, iou = (ordered[name].to_numpy().reshape(4, 5) for name in ("lesion_fraction", "iou"))
+        np.testing.assert_allclose(rows["mean"], iou.mean(1))
+        np.testing.assert_allclose(rows["lesion_fraction"], size[:, 2])
     assert (table["n"] == 5).all() and (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()

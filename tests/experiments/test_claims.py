@@ -47,13 +47,8 @@ def test_a_published_value_is_supported_inside_or_below_the_interval(mean, prese
 
 
 def test_a_published_value_has_one_verdict_by_the_better_reproduction():
-    rows = [
-        score(0.79, "released", "released"),
-        score(0.82),
-        score(0.95, "revised", "revised"),
-        score(0.7, "unet", "none"),
-    ]
-    found = value_verdict(rows)
+    others = [score(0.79, "released", "released"), score(0.95, "revised", "revised"), score(0.7, "unet", "none")]
+    found = value_verdict([score(0.82), *others])
     assert (found["recipe"], found["measured"], found["verdict"]) == ("described", 0.82, "supported")
     assert (found["revised"], found["unet"]) == (0.95, 0.7)
     alone = value_verdict([score(0.95, recipe="revised")])
@@ -66,11 +61,9 @@ def test_a_value_of_other_rows_is_none_of_the_claims():
 
 
 def test_an_impossible_dice_is_not_testable_and_a_possible_one_is():
-    pair = ("isic2018", "isic2018")
-    assert value_verdict([score(0.99, measure="dice")], "DSC")["verdict"] == "not testable here"
-    assert (
-        value_verdict([score(0.99, measure="dice", pair=pair)], "DSC", "isic2018 → isic2018")["verdict"] == "supported"
-    )
+    for name, verdict in (("isic2017", "not testable here"), ("isic2018", "supported")):
+        row = score(0.99, measure="dice", pair=(name, name))
+        assert value_verdict([row], "DSC", f"{name} → {name}")["verdict"] == verdict
 
 
 def compared(diff, p_holm=0.01, methods=STRONG, initialisation="imagenet", measures=("iou", "nsd", "hd95"), **columns):
@@ -120,19 +113,15 @@ def test_generalisation_is_the_cross_domain_pair_and_takes_no_recipe_for_a_basel
     assert judge(claim, {"main_results": table.assign(train="isic2017")})["verdict"] == "not testable here"
 
 
-@pytest.mark.parametrize(
-    ("shares", "seeds", "expected"),
-    [
-        ((0.02, 0.05, 0.1), 3, "supported"),
-        ((0.02, 0.05), 3, "not testable here"),
-        ((0.02, 0.05, 0.1), 1, "not testable here"),
-    ],
-)
-def test_label_efficiency_needs_three_shares_of_three_draws(shares, seeds, expected):
-    parts = [compared(0.02, methods=("unet",), measures=("iou",), fraction=share, seeds=seeds) for share in shares]
-    others = compared(-1, methods=("unet",), measures=("iou",), fraction=1.0, seeds=seeds)  # with all labels: no matter
-    found = judge(BY_TEXT["label-efficient"], {"label_efficiency": pd.concat([*parts, others])})
-    assert found["verdict"] == expected
+def test_label_efficiency_needs_three_shares_of_three_draws():
+    def verdict(*shares, seeds=3):
+        columns = {"methods": ("unet",), "measures": ("iou",), "seeds": seeds}
+        parts = [compared(0.02, fraction=share, **columns) for share in shares]
+        parts.append(compared(-1, fraction=1.0, **columns))  # with all labels: no matter
+        return judge(BY_TEXT["label-efficient"], {"label_efficiency": pd.concat(parts)})["verdict"]
+
+    assert verdict(0.02, 0.05, 0.1) == "supported"
+    assert verdict(0.02, 0.05) == verdict(0.02, 0.05, 0.1, seeds=1) == "not testable here"
 
 
 def features(diff, seen=0):
@@ -146,19 +135,14 @@ def features(diff, seen=0):
     return table
 
 
-@pytest.mark.parametrize(
-    ("table", "expected"),
-    [
-        (features(0.02), "supported"),
-        (features(0.005), "not supported"),
-        (features(0.02, seen=200), "not testable here"),
-    ],
-)
-def test_bottleneck_compares_features_that_have_seen_no_mask(table, expected):
-    found = judge(BY_TEXT["effectively solves the feature bottleneck"], {"feature_quality": table})
-    assert found["verdict"] == expected
-    if expected != "not testable here":
-        assert (found["measured"], found["low"], found["high"]) == (0.8, 0.7, 0.9)
+def test_bottleneck_compares_features_that_have_seen_no_mask():
+    def verdict(*values):
+        return judge(BY_TEXT["effectively solves the feature bottleneck"], {"feature_quality": features(*values)})
+
+    found = verdict(0.02)
+    assert [found[key] for key in ("verdict", "measured", "low", "high")] == ["supported", 0.8, 0.7, 0.9]
+    assert verdict(0.005)["verdict"] == "not supported"
+    assert verdict(0.02, 200)["verdict"] == "not testable here"
 
 
 def test_missing_images_are_said():
@@ -178,8 +162,6 @@ def test_claims_are_judged_from_what_a_study_has_written(tmp_path):
     study.table("baselines", compared(0.02).drop(columns="note"))
     table = claims(study)
     assert table.columns.tolist() == COLUMNS and len(table) == len(CLAIMS)
-    assert table.loc[table["verdict"] == "supported", "claim"].tolist() == [
-        "achieves state-of-the-art performance",
-        "superior boundary accuracy",
-    ]
+    supported = ["achieves state-of-the-art performance", "superior boundary accuracy"]
+    assert table.loc[table["verdict"] == "supported", "claim"].tolist() == supported
     assert table.loc[table["table"] == "baselines", "complete"].tolist() == [True, True]

@@ -99,8 +99,8 @@ def test_budgets_are_those_of_the_runs(table):
 
 @pytest.mark.parametrize("table", written("claims"))
 def test_verdicts_follow_from_the_tables_beside_them(table):
-    tables = {name: table.with_name(f"{name}.csv") for name in {claim.table for claim in CLAIMS} if name}
-    tables = {name: pd.read_csv(path) for name, path in tables.items() if path.is_file()}
+    names = {claim.table for claim in CLAIMS} & {path.stem for path in table.parent.glob("*.csv")}
+    tables = {name: pd.read_csv(table.with_name(f"{name}.csv")) for name in names}
     preset = json.loads((table.parents[1] / "config.json").read_text())["preset"]
     for claim, (_, row) in zip(CLAIMS, pd.read_csv(table).iterrows(), strict=True):
         again = judge(claim, tables, preset)

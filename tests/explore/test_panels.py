@@ -4,13 +4,14 @@ import base64
 import io
 import re
 from datetime import UTC, datetime
+from unittest.mock import Mock
 
 import ipywidgets as w
 import pytest
 import torch
 from PIL import Image
 
-from tokencutseg.explore import panels, widgets
+from tokencutseg.explore import panels, queries, widgets
 
 
 def parts(widget):
@@ -66,23 +67,16 @@ def test_every_control_changes_what_is_shown(box):
         assert all(min(picture.size) >= 8 for picture in pictures(panel))
 
 
-def test_one_change_draws_once(box, monkeypatch):
-    chooser, tabs = box.children
-    calls, tabs.selected_index = [], 2
-    real = panels.attention
-    monkeypatch.setattr(panels, "attention", lambda *args: calls.append(args) or real(*args))
-    control(chooser, "image").value += 1
-    next(part for part in parts(chooser) if isinstance(part, w.GridBox)).children[6].click()
-    assert len(calls) == 2
-
-
-def test_a_click_on_a_token_chooses_its_code(box, tokenized):
+def test_a_click_on_a_token_chooses_its_code_and_draws_once(box, tokenized, monkeypatch):
     chooser, tabs = box.children
     board = next(part for part in parts(chooser) if isinstance(part, w.GridBox))
-    board.children[6].click()  # row 1, column 2 of 4
-    code = int(tokenized.tokens[0, 1, 2])
-    assert (control(chooser, "row").value, control(chooser, "column").value) == (1, 2)
-    assert control(tabs, "code").value == code and board.children[6].tooltip == f"row 1, column 2: code {code}"
+    draw = Mock(wraps=queries.code_patches)
+    monkeypatch.setattr(queries, "code_patches", draw)
+    board.children[7].click()  # row 1, column 3 of 4
+    assert draw.call_count == 1
+    code = int(tokenized.tokens[0, 1, 3])
+    assert (control(chooser, "row").value, control(chooser, "column").value) == (1, 3)
+    assert control(tabs, "code").value == code and board.children[7].tooltip == f"row 1, column 3: code {code}"
     assert f"Code {code}</b>" in html(tabs) and not any(button.tabbable for button in board.children)
 
 
@@ -101,8 +95,7 @@ def test_a_ranked_code_leads_to_its_image_and_is_the_one_replaced(box, model, im
     inside = torch.zeros(8, 8, dtype=torch.bool)
     inside[1:-1, 1:-1] = True  # the frame is drawn on the rim of a cell
     plain = (~where).repeat_interleave(8, 0).repeat_interleave(8, 1) | inside.repeat(4, 4)
-    for channel in range(3):
-        assert torch.equal(shown[channel][plain], (expected * 255).round().int()[channel][plain])
+    assert torch.equal(shown[:, plain], (expected * 255).round().int()[:, plain])
 
 
 def test_the_cut_panel_scores_the_mask(model, images):

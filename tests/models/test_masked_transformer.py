@@ -12,8 +12,11 @@ SMALL = MaskedGPTConfig(n_layer=2, n_head=2, d_model=16)
 
 
 def transformer(**options):
+    """Of 10 codes of width 4, for 36 tokens."""
     torch.manual_seed(0)
-    return MaskedTransformer(dataclasses.replace(SMALL, **options), codebook_size=10, code_dim=4, n_tokens=36).eval()
+    sizes = {"vqgan.codebook_size": 10, "vqgan.code_dim": 4, "masked_gpt.n_head": 2, "masked_gpt.d_model": 16}
+    options = {f"masked_gpt.{key}": value for key, value in options.items()}
+    return MaskedTransformer(configure("tiny", overrides=sizes | options), n_positions=36).eval()
 
 
 def test_post_norm_block_equals_torchs_encoder_layer():
@@ -36,7 +39,7 @@ def test_post_norm_block_equals_torchs_encoder_layer():
 
 @pytest.mark.parametrize("inputs", ["tokens", "tokens_and_vectors"])
 def test_masked_tokens_have_no_influence(inputs):
-    gpt = transformer(inputs=inputs)
+    gpt = transformer(inputs=inputs, encoder="frozen")
     tokens, vectors = torch.randint(10, (2, 36)), torch.randn(2, 36, 4)
     mask = torch.zeros(2, 36, dtype=torch.bool)
     mask[:, 7] = True
@@ -57,7 +60,7 @@ def test_missing_vectors():
 
 
 def test_other_grids():
-    gpt = transformer(inputs="tokens")
+    gpt = transformer(inputs="tokens", encoder="frozen")
     assert gpt(torch.zeros(1, 20, dtype=torch.long), grid=(4, 5)).shape == (1, 20, 16)
     with pytest.raises(ValueError, match="20 tokens, but positions for 36"):
         gpt(torch.zeros(1, 20, dtype=torch.long))
@@ -65,17 +68,8 @@ def test_other_grids():
     torch.testing.assert_close(gpt(same), gpt(same, grid=(6, 6)))
 
 
-def test_hidden_states_end_in_the_features():
-    gpt = transformer()
-    tokens, vectors = torch.randint(10, (1, 36)), torch.randn(1, 36, 4)
-    states = gpt.hidden_states(tokens, vectors)
-    assert len(states) == SMALL.n_layer + 2
-    torch.testing.assert_close(states[-1], gpt(tokens, vectors))
-
-
 def test_released_sizes():
-    config = configure("full", "released")
-    gpt = MaskedTransformer(config.masked_gpt, 1024, 256, 56 * 56, tied_head=True)
+    gpt = MaskedTransformer(configure("full", "released"))
     counted = sum(p.numel() for name, p in gpt.named_parameters() if not name.startswith("lm_head"))
     assert counted / 1e6 == pytest.approx(10.61, abs=0.01)
 

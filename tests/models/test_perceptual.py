@@ -21,19 +21,17 @@ def no_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    for cached in (perceptual.unreachable, perceptual._fetch):
-        cached.cache_clear()
+    perceptual._has_imagenet_vgg.cache_clear()
     yield asked
-    for cached in (perceptual.unreachable, perceptual._fetch):
-        cached.cache_clear()
+    perceptual._has_imagenet_vgg.cache_clear()
 
 
 def test_random_features_without_a_network(no_network, capsys):
     before = torch.get_rng_state()
     with pytest.warns(UserWarning, match=r"no network here.*random features"):
-        first, name = load_lpips()
-    second, _ = load_lpips()
-    assert name == first.weights_name == "vgg16-random"
+        first = load_lpips()
+    second = load_lpips()
+    assert first.weights_name == "vgg16-random"
     assert len(no_network) == 1 and no_network[0][1] <= 5, "the server is asked once, and not for long"
     assert torch.equal(torch.get_rng_state(), before)
     assert capsys.readouterr().out == ""
@@ -43,8 +41,8 @@ def test_random_features_without_a_network(no_network, capsys):
 
 def test_distance_is_frozen_and_differentiable_in_the_images(no_network):
     with pytest.warns(UserWarning, match="random features"):
-        distance, _ = load_lpips()
-    torch.nn.Sequential(distance).train()
+        distance = load_lpips()
+    torch.nn.Sequential(distance).train()  # as a stage's module does
     assert not any(part.training for part in distance.modules())
     assert not any(parameter.requires_grad for parameter in distance.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -59,7 +57,6 @@ def test_distance_is_frozen_and_differentiable_in_the_images(no_network):
 
 
 def test_cached_weights_are_used_without_asking(no_network, tmp_path):
-    url = VGG16_Weights.IMAGENET1K_V1.url
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / url.rpartition("/")[2]).touch()
-    assert perceptual._fetch(url) and no_network == []
+    (tmp_path / "checkpoints" / VGG16_Weights.IMAGENET1K_V1.url.rpartition("/")[2]).touch()
+    assert perceptual._has_imagenet_vgg() and no_network == []

@@ -141,11 +141,6 @@ def test_trained_parts_reach_the_prediction(recipe, upsampling, loss_input):
     assert learns
 
 
-def test_without_the_graph_module():
-    out = model_of(**{"segmentation.use_deepcut": False})(torch.rand(1, 3, 32, 32))
-    assert out.deepcut_loss.item() == 0
-
-
 @pytest.mark.parametrize("size", [(32, 32), (50, 41), (17, 90)])
 def test_predict_takes_any_image(tmp_path, size):
     model = model_of()

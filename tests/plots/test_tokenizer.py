@@ -75,7 +75,7 @@ def test_codebook_embedding_draws_the_codes_in_use(usage):
 
 def test_code_explorer_highlights_the_tokens_of_its_code(images, tokens, usage):
     back, alone = images.images / 255, torch.rand(3, 32, 32)
-    axes = np.array(plots.code_explorer(13, usage, images, tokens, back, alone, columns=3).axes).reshape(2, 4)
+    axes = np.array(plots.code_explorer(13, usage, images, tokens, back, alone).axes).reshape(2, 6)
     first = int((tokens == 13).flatten(1).sum(1).argmax())
     true = back[first].permute(1, 2, 0)
     np.testing.assert_array_equal(axes[0, 0].images[0].get_array(), alone.permute(1, 2, 0))

@@ -35,7 +35,7 @@ def train(folder, devices):
         module.augment = Augmentation("none")  # which every process draws for itself
         batches = TrainLoader(source.load("site_a", "train"), 8, 20, 0)
         validation = EvalLoader(source.load("site_a", "validation"), 4)
-        fit(module, batches, validation, 2, folder / name, stage, Hardware("cpu", devices=devices))
+        fit(module, batches, validation, 2, folder / name, Hardware("cpu", devices=devices))
         torch.save(module.state_dict(), folder / f"{name}-{module.global_rank}.pt")
 
 

@@ -1,5 +1,7 @@
 """Trainings of a few steps: they resume exactly, keep frozen parts frozen, and choose on validation."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
@@ -39,7 +41,7 @@ def train(module, folder, epochs=3, hardware=CPU):
     source = open_source("", configure("tiny"))
     batches = TrainLoader(source.load("site_a", "train"), 8, 16, 0)
     validation = EvalLoader(source.load("site_a", "validation"), 4)
-    state, facts = fit(module, batches, validation, epochs, folder, "segmentation", hardware)
+    state, facts = fit(module, batches, validation, epochs, folder, hardware)
     return pd.read_csv(folder / "history.csv"), state, facts
 
 
@@ -197,13 +199,9 @@ def test_self_training_reaches_the_weights(tmp_path):
     assert "train_self_training" not in history
 
 
-class OneProcess:
-    world_size = 1
-
-
 def test_self_training_loss_is_the_supervised_one_on_the_teachers_masks():
     module = made("segmentation", unlabelled=True)
-    module.trainer, module.augment = OneProcess(), Augmentation("none")
+    module.trainer, module.augment = SimpleNamespace(world_size=1), Augmentation("none")
     module.eval()  # the graph module has dropout
     with torch.no_grad():
         for p in module.ema_model.parameters():
@@ -224,7 +222,7 @@ def test_self_training_loss_is_the_supervised_one_on_the_teachers_masks():
 @pytest.mark.parametrize("averaged", [True, False])
 def test_teacher_leaves_the_training_mode_as_it_was(averaged):
     module = made("segmentation", unlabelled=True, **{"segmentation.weight_average": averaged})
-    module.trainer = OneProcess()
+    module.trainer = SimpleNamespace(world_size=1)
     before = [part.training for part in module.model.modules()]
     assert any(before) and not all(before)  # the tokenizer never trains here
     module.self_training_loss(8, torch.Generator().manual_seed(3))
@@ -233,7 +231,7 @@ def test_teacher_leaves_the_training_mode_as_it_was(averaged):
 
 def test_self_training_weight_rises():
     module = made("segmentation", **{"segmentation.self_training_weight": 0.5})
-    module.total_steps = lambda: 100
+    module.trainer = SimpleNamespace(estimated_stepping_batches=100)
     assert module.self_training_weight(99) == 0  # nothing unlabelled
     module.unlabelled = object()
     weights = [module.self_training_weight(step) for step in range(100)]

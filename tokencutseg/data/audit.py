@@ -9,12 +9,12 @@ again under another id with other colours, a slightly other crop, or turned.
     pairs = both_ways(source.overlaps)
     pairs[pairs["id_1"] == "ISIC_0012152"]                       # every copy of one image
     between(pairs, ("isic2017", "train"), ("isic2017", "test"))  # test images that the training split holds too
-    learnt_pairs(source, pairs, "isic2017", "isic2017")          # … or the unlabelled images of self-supervised stages
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -46,42 +46,33 @@ FRAMES = (3 / 4, 2 / 3)
 """Short side over long side of photographs, where a labelled image is stored as a square and may have been squashed."""
 
 
-def overlaps(
-    sets: Sets, max_distance: int = MAX_DISTANCE, near_duplicates: bool = True, progress: bool = False
-) -> pd.DataFrame:
+def overlaps(sets: Sets, max_distance: int = MAX_DISTANCE, progress: bool = False) -> pd.DataFrame:
     """Every pair of images, from two sets or from one, that is the same by id, content or appearance.
 
-    Near duplicates need one way of resizing for all sets, as one `load_split` gives; the search for them takes far
-    longer than the rest. They may differ in `max_distance` of 256 hash bits (see `appearance`).
+    Near duplicates need one way of resizing for all sets, as one `load_split` gives. They may differ in `max_distance`
+    of 256 hash bits (see `appearance`).
 
     Returns one row per pair, the earlier set first, with `COLUMNS`. `kind` is the first that holds of "same id", "same
     content" (identical pixels at the stored size) and "near duplicate" (as one of them or any of its flips and quarter
     turns; also as its central square where the other one is a square, since some collections were published as such
     crops; other crops are not found). `distance` is in hash bits: 0 for identical pixels, NaN for a shared id whose
-    images are further apart than `max_distance` or were not compared.
+    images are further apart than `max_distance`.
     """
-    owner = [key for key, images in sets.items() for _ in images.ids]
-    ids = [i for images in sets.values() for i in images.ids]
-    pixels = [_content(image) for images in sets.values() for image in images.images]
-
+    owner = [(*key, own) for key, images in sets.items() for own in images.ids]
     distance: dict[tuple[int, int], float] = {}
-    if near_duplicates and ids:
+    if owner:
         hashes = np.concatenate([appearance(images.images, progress) for images in sets.values()])
         found = list(_close_pairs(hashes, hashes[:, 0], max_distance, progress, below=True))
         for i, j, d in found + _central_pairs(sets, hashes[:, 0], max_distance, progress):
             distance[i, j] = min(distance.get((i, j), HASH_BITS), float(d))
-    same_content = set(_equal_pairs(pixels))
-    same_id = set(_equal_pairs([global_id(dataset, i) for (dataset, _), i in zip(owner, ids, strict=True)]))
+    same_content = set(_equal_pairs([_content(image) for images in sets.values() for image in images.images]))
+    same_id = set(_equal_pairs([global_id(dataset, own) for dataset, _, own in owner]))
     distance |= dict.fromkeys(same_content, 0.0)
-
     rows = []
     for i, j in sorted(same_id | distance.keys()):
         kind = "same id" if (i, j) in same_id else "same content" if (i, j) in same_content else "near duplicate"
-        rows.append((*owner[i], ids[i], *owner[j], ids[j], kind, distance.get((i, j), np.nan)))
+        rows.append((*owner[i], *owner[j], kind, distance.get((i, j), np.nan)))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"distance": float})
-
-
-# questions ----------------------------------------------------------------------------------------------------------
 
 
 def both_ways(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -111,9 +102,7 @@ def pool_pairs(source: DataSource, pairs: pd.DataFrame) -> pd.DataFrame:
 def learnt_pairs(source: DataSource, pairs: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
     """The pairs of an image that training on `train` has seen (first) and a test image of `test` (second): first is in
     its training split or among the unlabelled images of self-supervised stages."""
-    pairs = both_ways(pairs)
-    labelled = between(pairs, (train, "train"), (test, "test"))
-    pool = pool_pairs(source, pairs)
+    labelled, pool = between(pairs, (train, "train"), (test, "test")), pool_pairs(source, pairs)
     pool = pool[(pool["dataset_2"] == test) & (pool["split_2"] == "test")]
     # an unlabelled image may be one of the training split, under its id in another dataset: a pair counts once
     return pd.concat([pool, labelled]).drop_duplicates(["id_1", "id_2", "kind"])
@@ -124,17 +113,14 @@ def seen_in_training(source: DataSource, train: str, test: str) -> set[str]:
     return set(learnt_pairs(source, source.overlaps, train, test)["id_2"])
 
 
-# appearance ---------------------------------------------------------------------------------------------------------
-
-
 def appearance(images: Tensor, progress: bool = False) -> np.ndarray:
     """A perceptual hash of each image and its 8 flips and quarter turns: (N, 8, 4) uint64, the image itself first.
 
-    The DCT hash of `imagehash.phash` looks at coarse structure only, where most photographs of one small mole on plain
-    skin look alike. So each image (uint8 (N, 3, S, S)) is first made grey, 64 × 64, and locally normalised: minus the
-    mean around each pixel and divided by the spread there. Then colour and lighting play no part, and skin texture and
-    hairs count as much as the lesion. One transform serves all orientations: a flip changes the sign of every second
-    coefficient, and a transposed image has transposed ones.
+    A plain DCT hash looks at coarse structure only, where most photographs of one small mole on plain skin look alike.
+    So each image (uint8 (N, 3, S, S)) is first made grey, 64 × 64, and locally normalised: minus the mean around each
+    pixel and divided by the spread there. Then colour and lighting play no part, and skin texture and hairs count as
+    much as the lesion. One transform serves all orientations: a flip changes the sign of every second coefficient, and
+    a transposed image has transposed ones.
     """
     hashes = np.empty((len(images), 8, HASH_BITS // 64), np.uint64)
     sign = (-1.0) ** np.arange(HASH_SIDE)
@@ -165,18 +151,15 @@ def _locally_normalised(images: Tensor) -> np.ndarray:
 def _central_pairs(sets: Sets, plain: np.ndarray, max_distance: int, progress: bool) -> list[tuple[int, int, int]]:
     """(i, j, bits that differ), i < j, where the central square of one photograph is near another image, itself a
     square. `plain` (N, 4) are the hashes of the images as they are."""
-    sizes = [(size, images.masks is not None) for images in sets.values() for size in images.native_sizes]
-    shares = [
-        [min(size) / max(size)] if min(size) < 0.95 * max(size) else FRAMES if labelled else ()
-        for size, labelled in sizes
-    ]
-    pixels = (image for images in sets.values() for image in images.images)
-    crops, owner = [], []
-    for i, (image, ((height, width), _), own) in enumerate(zip(pixels, sizes, shares, strict=True)):
-        for share in own:
-            crops.append(_central(image, share, upright=height > width))
-            owner.append(i)
-    squares = [i for i, ((height, width), _) in enumerate(sizes) if min(height, width) >= 0.95 * max(height, width)]
+    crops, owner, squares, index = [], [], [], -1
+    for images in sets.values():
+        for image, (height, width) in zip(images.images, images.native_sizes, strict=True):
+            index, ratio = index + 1, min(height, width) / max(height, width)
+            if ratio >= 0.95:
+                squares.append(index)
+            for share in [ratio] if ratio < 0.95 else FRAMES if images.masks is not None else []:
+                crops.append(_central(image, share, upright=height > width))
+                owner.append(index)
     if not crops or not squares:
         return []
     hashes = appearance(torch.stack(crops), progress)
@@ -220,8 +203,5 @@ def _content(image: Tensor) -> bytes:
 
 def _equal_pairs(values: list) -> Iterator[tuple[int, int]]:
     """(i, j), i < j, for all equal values."""
-    places: dict[object, list[int]] = {}
-    for j, value in enumerate(values):
-        for i in places.setdefault(value, []):
-            yield i, j
-        places[value].append(j)
+    places = pd.Series(range(len(values))).groupby(values, sort=False)
+    return (pair for _, equal in places for pair in itertools.combinations(equal.tolist(), 2))

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-TRAIN_AND_TEST, EXTERNAL_TEST, UNLABELLED = "train and test", "external test only", "unlabelled only"
 POOL_SPLITS = ("train", "unlabelled")
 """Splits whose images self-supervised stages use."""
 
@@ -49,11 +48,8 @@ class Dataset:
     """One published set."""
 
     name: str
-    purpose: str
-    """TRAIN_AND_TEST, EXTERNAL_TEST (scored, never trained on) or UNLABELLED; any set may have unlabelled images."""
-    licence: str
     splits: Mapping[str, tuple[OfficialSplit, ...]]
-    """Of several folders the first counts whose masks are there."""
+    """Of several folders the first counts whose masks are there; a set without "train" is an external test set."""
     archives: tuple[Archive, ...] = ()
     """Empty where a set has to be asked for."""
     also_tested_on: tuple[str, ...] = ()
@@ -69,58 +65,34 @@ class Dataset:
         return tuple(dict.fromkeys(name.split("/")[0] for name in names))
 
 
-def _isic(year: int, images: str, masks: str, preference: int, also: tuple[str, ...] = (), **expected: int) -> Dataset:
+def _isic(year: int, images: str, masks: str, **expected: int) -> Dataset:
     """One year of the ISIC challenge's segmentation task; `{}` stands for the archive's name of the split."""
     names = {"train": "Training", "validation": "Validation", "test": "Test_v2" if year == 2017 else "Test"}
-    splits: dict[str, tuple[OfficialSplit, ...]] = {
-        split: (OfficialSplit((images.format(names[split]),), masks.format(names[split]), count),)
-        for split, count in expected.items()
-    }
-    dataset = Dataset(f"isic{year}", TRAIN_AND_TEST, "CC-0", splits, (), also, preference)
+    named = {split: (images.format(names[split]), masks.format(names[split])) for split in expected}
+    splits = {split: (OfficialSplit((one,), other, expected[split]),) for split, (one, other) in named.items()}
+    also = ("isic2017", "isic2018") if year == 2016 else ()
+    dataset = Dataset(f"isic{year}", splits, (), also, (2017, 2016, 2018).index(year))
     return replace(dataset, archives=tuple(Archive(f"{year}/{name}.zip", name, (name,)) for name in dataset.folders))
 
 
 _HAM_PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
 _HAM_POOL = (*_HAM_PARTS, "ham10000_unlabelled")
-
-DATASETS = {
-    dataset.name: dataset
-    for dataset in (
-        _isic(
-            2016, "ISBI2016_ISIC_Part1_{}_Data", "ISBI2016_ISIC_Part1_{}_GroundTruth", 1, ("isic2017", "isic2018"),
-            train=900, test=379,
-        ),
-        _isic(2017, "ISIC-2017_{}_Data", "ISIC-2017_{}_Part1_GroundTruth", 0, train=2000, validation=150, test=600),
-        _isic(
-            2018, "ISIC2018_Task1-2_{}_Input", "ISIC2018_Task1_{}_GroundTruth", 2,
-            train=2594, validation=100, test=1000,
-        ),
-        # Tschandl et al. 2018, doi 10.1038/sdata.2018.161, with Tschandl's masks. The host's archive is that of the
-        # 2018 challenge's Task 3: the same 10,015 images in one file, whose download can be resumed.
-        Dataset(
-            "ham10000", EXTERNAL_TEST, "CC BY-NC 4.0",
-            {
-                "test": (
-                    OfficialSplit(("ham10000_test/images",), "ham10000_test/masks", 10_015),
-                    OfficialSplit(_HAM_PARTS, "HAM10000_segmentations_lesion_tschandl", 10_015),
-                ),
-                "unlabelled": (OfficialSplit(_HAM_POOL, None, 10_015),),
-            },
-            (Archive("2018/ISIC2018_Task3_Training_Input.zip", "ham10000_unlabelled", _HAM_POOL),),
-        ),
-        # Mendonça et al. 2013, doi 10.1109/EMBC.2013.6610779; to be asked for by hand
-        Dataset(
-            "ph2", EXTERNAL_TEST, "research and education only",
-            {
-                "test": (
-                    OfficialSplit(
-                        ("PH2 Dataset images",), "PH2 Dataset images", 200, "*_Dermoscopic_Image/*", "*_lesion/*"
-                    ),
-                ),
-            },
-        ),
-    )
-}  # fmt: skip
+_PH2 = OfficialSplit(("PH2 Dataset images",), "PH2 Dataset images", 200, "*_Dermoscopic_Image/*", "*_lesion/*")
+# Tschandl et al. 2018, doi 10.1038/sdata.2018.161, with Tschandl's masks, CC BY-NC 4.0. The host's archive is that of
+# the 2018 challenge's Task 3: the same 10,015 images in one file, whose download can be resumed.
+_HAM_TEST = OfficialSplit(("ham10000_test/images",), "ham10000_test/masks", 10_015)
+_HAM_WHOLE = OfficialSplit(_HAM_PARTS, "HAM10000_segmentations_lesion_tschandl", 10_015)
+_HAM_SPLITS = {"test": (_HAM_TEST, _HAM_WHOLE), "unlabelled": (OfficialSplit(_HAM_POOL, None, 10_015),)}
+_HAM_ARCHIVE = Archive("2018/ISIC2018_Task3_Training_Input.zip", "ham10000_unlabelled", _HAM_POOL)
+_SETS = (
+    _isic(2016, "ISBI2016_ISIC_Part1_{}_Data", "ISBI2016_ISIC_Part1_{}_GroundTruth", train=900, test=379),
+    _isic(2017, "ISIC-2017_{}_Data", "ISIC-2017_{}_Part1_GroundTruth", train=2000, validation=150, test=600),
+    _isic(2018, "ISIC2018_Task1-2_{}_Input", "ISIC2018_Task1_{}_GroundTruth", train=2594, validation=100, test=1000),
+    Dataset("ham10000", _HAM_SPLITS, (_HAM_ARCHIVE,)),
+    # Mendonça et al. 2013, doi 10.1109/EMBC.2013.6610779, for research and education; to be asked for by hand
+    Dataset("ph2", {"test": (_PH2,)}),
+)
+DATASETS = {dataset.name: dataset for dataset in _SETS}
 
 
 def global_id(dataset: str, own: str) -> str:

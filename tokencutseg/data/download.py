@@ -47,7 +47,6 @@ def fetch(name: str, root: str | Path, base_url: str | None = None, progress: bo
     """
     home, wanted = Path(root) / name, archives(name)
     downloads = home / ".downloads"
-    pooch.get_logger().setLevel("WARNING")  # its notes on each file would break the progress bar
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         with FileLock(downloads / "lock"):
@@ -79,29 +78,21 @@ def archives(name: str) -> tuple[Archive, ...]:
 def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
     """Download, verify, unpack, pin, move into place: in this order, so that nothing wrong is pinned or visible."""
     downloads, pins = home / ".downloads", _read_checksums(home)
-    pinned = pins.get(archive.name)
-
-    def download(url: str, output_file: str, _: object) -> None:
-        partial = downloads / f"{archive.name}.part"  # kept when the connection breaks, unlike pooch's own file
-        _download(url, partial, progress)
-        partial.replace(output_file)
-
-    try:
-        file = Path(pooch.retrieve(url, pinned and f"sha256:{pinned}", archive.name, downloads, downloader=download))
-    except DataError:
-        raise
-    except ValueError as error:
-        changed = f"does not have the SHA-256 {pinned} pinned in {home / CHECKSUMS}: it was changed or tampered with"
-        raise DataError(f"{archive.name} from {url} {changed}; find out why before you pin the new one") from error
+    file = downloads / f"{archive.name}.part"  # kept when the connection breaks
+    _download(url, file, progress)
+    digest = pooch.file_hash(str(file))
+    if digest != (pinned := pins.get(archive.name, digest)):
+        file.unlink()
+        said = f"{archive.name} from {url} does not have the SHA-256 {pinned} pinned in {home / CHECKSUMS}"
+        raise DataError(f"{said}: it was changed or tampered with; find out why before you pin the new one")
     with tempfile.TemporaryDirectory(dir=downloads) as temporary:
         try:
             whole = _unpack(file, Path(temporary) / archive.folder, progress)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
             file.unlink()  # so that the next call downloads it again
-            raise DataError(
-                f"{archive.name} from {url} is not an intact zip archive ({error}); fetch it again"
-            ) from error
-        write_json(pins | {archive.name: pooch.file_hash(str(file))}, home / CHECKSUMS)
+            said = f"{archive.name} from {url} is not an intact zip archive ({error})"
+            raise DataError(f"{said}; fetch it again") from error
+        write_json(pins | {archive.name: digest}, home / CHECKSUMS)
         whole.rename(home / archive.folder)
     file.unlink()
 
@@ -109,6 +100,7 @@ def _fetch_one(archive: Archive, home: Path, url: str, progress: bool) -> None:
 def _download(url: str, partial: Path, progress: bool) -> None:
     """Bring the file at `url` to `partial`, continuing what is there where the server can (HTTP range requests)."""
     failures, furthest, problem = 0, 0, ""
+    partial.touch()
     while failures < ATTEMPTS:
         if failures:
             time.sleep(WAIT * 2 ** (failures - 1))
@@ -121,21 +113,21 @@ def _download(url: str, partial: Path, progress: bool) -> None:
         except requests.RequestException as error:  # a code that no second attempt changes, or no URL at all
             hint = "look for it on the set's website and unpack it by hand, or give another base_url"
             raise DataError(f"{url} cannot be had ({error}); {hint}") from error
-        failures = failures + 1 if _size(partial) <= furthest else 0
-        furthest = max(furthest, _size(partial))
+        failures = failures + 1 if partial.stat().st_size <= furthest else 0
+        furthest = max(furthest, partial.stat().st_size)
     said = f"{url} could not be downloaded ({problem}, {furthest / 1e6:.1f} MB so far)"
     raise DataError(f"{said}; check the network and run the same command again to continue")
 
 
 def _transfer(url: str, partial: Path, progress: bool) -> bool:
     """One connection. True when the file is whole, as far as the announced length tells."""
-    have = _size(partial)
+    have = partial.stat().st_size
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as response:
         if response.status_code == 416:  # nothing at or after `have`
             if response.headers.get("Content-Range") == f"bytes */{have}":
                 return True
-            partial.unlink()  # longer than the file: not a part of it
+            partial.write_bytes(b"")  # longer than the file: not a part of it
             return False
         if response.status_code >= 500 or response.status_code in (408, 429):  # the server's trouble, or its pace
             raise requests.ConnectionError(f"HTTP {response.status_code}")
@@ -151,7 +143,7 @@ def _transfer(url: str, partial: Path, progress: bool) -> bool:
             for block in response.iter_content(BLOCK):
                 file.write(block)
                 bar.update(len(block))
-    return total is None or _size(partial) == total
+    return total is None or partial.stat().st_size == total
 
 
 def _unpack(file: Path, folder: Path, progress: bool) -> Path:
@@ -169,7 +161,7 @@ def _unpack(file: Path, folder: Path, progress: bool) -> Path:
         if not members:
             raise zipfile.BadZipFile("it is empty")
         _check_space(file.parent, sum(m.file_size for m in members), file.name)
-        for member in tqdm(members, desc=f"unpacking {file.name}", unit="file", disable=not progress):
+        for member in tqdm(members, desc=f"unpacking {folder.name}", unit="file", disable=not progress):
             archive.extract(member, folder)
     [first, *others] = folder.iterdir()
     return first if first.is_dir() and not others else folder
@@ -186,7 +178,3 @@ def _read_checksums(home: Path) -> dict[str, str]:
 def _check_space(folder: Path, needed: int, what: str) -> None:
     if needed > (free := shutil.disk_usage(folder).free):
         raise OSError(errno.ENOSPC, f"{what} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", str(folder))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

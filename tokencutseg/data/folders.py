@@ -33,22 +33,17 @@ import numpy as np
 
 from tokencutseg.data.datasets import DATASETS, Split
 from tokencutseg.data.images import DataError, some, summed_up
-from tokencutseg.data.manifest import describe_tables, fields_of, read_table
+from tokencutseg.data.manifest import describe_table, fields_of, read_table
 from tokencutseg.data.pairing import TABLES, Found, is_image, is_visible, match_ids, paired, without_habit
 
 VALIDATION_SHARE = 0.10
 """Of a training split that has no validation split beside it."""
 OWN_SHARES = {"test": 0.15, "validation": 0.15, "train": 0.70}
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
-KINDS = {
-    "images": ("images", "image", "imgs", "img"),
-    "masks": ("masks", "mask", "labels", "label", "annotations", "gt", "groundtruth", "segmentations", "segmentation"),
-}
+_VALIDATION, _TEST = ("validation", "val", "valid", "dev"), ("test", "testing")
+SPLITS = {"train": ("train", "training"), "validation": _VALIDATION, "test": _TEST}
 """Names of a user's own folders, the first as it is documented; compared in small letters."""
+IMAGES = ("images", "image", "imgs", "img")
+MASKS = ("masks", "mask", "labels", "label", "annotations", "gt", "groundtruth", "segmentations", "segmentation")
 POOLS = ("unlabelled", "unlabeled")
 _DEPTH = 3
 
@@ -110,9 +105,9 @@ def _sets_under(root: Path, found: Found) -> dict[str, dict[str, Split]]:
         if splits := _own_splits(folder, own, found, given=alone):
             sets[own] = splits
         elif official and name in DATASETS:
-            wanted = DATASETS[name].folders
+            wanted = ", ".join(DATASETS[name].folders)
             hint = _near_miss(folder) or f"; get them with `tokencutseg fetch {name}`"
-            found.problems.append(f"{folder} holds none of the official folders ({', '.join(wanted)}){hint}")
+            found.problems.append(f"{folder} holds none of the official folders ({wanted}){hint}")
         elif official:
             found.notes.append(f"{folder} is not read{_near_miss(folder)}")
     if not sets and not found.problems:
@@ -129,8 +124,7 @@ def _add(found: Found, dataset: str, splits: dict[str, Split], root: Path) -> No
         dataset = next(name for n in range(2, 99) if (name := f"{dataset}-{n}") not in found.datasets)
         splits = {name: replace(split, dataset=dataset) for name, split in splits.items()}
     if "all" in splits and training:
-        splits = {("test" if name == "all" else name): split for name, split in splits.items()}
-        splits["test"] = replace(splits["test"], name="test")
+        splits = {"test": replace(splits.pop("all"), name="test")} | splits
         found.notes.append(f"{dataset} has no splits of its own: it is an external test set")
     try:
         splits = _with_all_splits(splits, root, found)
@@ -144,23 +138,21 @@ def _add(found: Found, dataset: str, splits: dict[str, Split], root: Path) -> No
 
 def _with_all_splits(splits: dict[str, Split], root: Path, found: Found) -> dict[str, Split]:
     """The same set with the splits drawn or standing in that were not given."""
-    labelled = [name for name in splits if name != "unlabelled"]
-    if labelled in (["all"], ["train"]):
-        [whole] = labelled
-        parts = _drawn(splits[whole], OWN_SHARES, root)
-        if whole == "train":
-            words = "held out of the training split, not the published test"
-            found.notes.append(f"{splits[whole].dataset} has training images alone; its test split is {words}")
-            parts["test"] = replace(parts["test"], note=words)
-        return parts | {name: split for name, split in splits.items() if name != whole}
-    if "train" in splits and "test" not in splits and "validation" in splits:
+    splits = dict(splits)
+    if splits.keys() - {"unlabelled"} == {"all"}:
+        return _drawn(splits.pop("all"), OWN_SHARES, root) | splits
+    if splits.keys() - {"unlabelled"} == {"train"}:
+        words = "held out of the training split, not the published test"
+        found.notes.append(f"{splits['train'].dataset} has training images alone; its test split is {words}")
+        parts = _drawn(splits.pop("train"), OWN_SHARES, root)
+        return parts | {"test": replace(parts["test"], note=words)} | splits
+    if splits.keys() >= {"train", "validation"} and "test" not in splits:
         words = "the validation split stands in for the test split, which is not there"
-        test = replace(splits["validation"], name="test", note=words)
-        splits = {name: split for name, split in splits.items() if name != "validation"} | {"test": test}
+        splits["test"] = test = replace(splits.pop("validation"), name="test", note=words)
         found.notes.append(f"{test.dataset}: {words}; a validation split is drawn from training")
     if "train" in splits and "validation" not in splits:
         shares = {"validation": VALIDATION_SHARE, "train": 1 - VALIDATION_SHARE}
-        splits = _drawn(splits["train"], shares, root) | {n: s for n, s in splits.items() if n != "train"}
+        splits = _drawn(splits.pop("train"), shares, root) | splits
     return splits
 
 
@@ -168,23 +160,20 @@ def _drawn(whole: Split, shares: dict[str, float], root: Path) -> dict[str, Spli
     """Shares by a hash of the id, or of the patient or lesion. Where the official split is incomplete, so are its
     parts: the official count is shared among them in proportion."""
     units = {s: s.cluster or s.id for s in whole.samples}
-    place = {unit: id_fraction(unit) for unit in units.values()}
-    edges = np.cumsum([0, *shares.values()])
-    drawn = {unit: int(np.searchsorted(edges, at, side="right")) - 1 for unit, at in place.items()}
-    if len(set(drawn.values())) < len(shares) <= len(place):  # too few for the hash to fall into each share
-        for rank, unit in enumerate(sorted(place, key=place.__getitem__)):
-            drawn[unit] = min(rank, len(shares) - 1)
-    parts, left = {}, whole.expected
+    ranked = sorted(set(units.values()), key=id_fraction)
+    edges = np.cumsum(list(shares.values()))[:-1]
+    place = dict(zip(ranked, np.searchsorted(edges, [id_fraction(unit) for unit in ranked], "right"), strict=True))
+    if len(set(place.values())) < len(shares) <= len(ranked):  # too few for the hash to fall into each share
+        place = {unit: min(rank, len(shares) - 1) for rank, unit in enumerate(ranked)}
+    parts, left, n = {}, whole.expected, len(whole.samples)
     for k, name in enumerate(shares):
-        samples = tuple(s for s in whole.samples if drawn[units[s]] == k)
+        samples = tuple(s for s in whole.samples if place[units[s]] == k)
         if not samples:
-            raise DataError(
-                f"{root} holds too few images of {whole.dataset} ({len(whole.samples)}) to draw a {name} split from; "
-                f"add more, or put them into train/, validation/ and test/ yourself"
-            )
+            few = f"{root} holds too few images of {whole.dataset} ({n}) to draw a {name} split from"
+            raise DataError(f"{few}; add more, or put them into train/, validation/ and test/ yourself")
         share = left
         if whole.expected and left and k + 1 < len(shares):
-            share = round(whole.expected * len(samples) / len(whole.samples))
+            share = round(whole.expected * len(samples) / n)
             left -= share
         parts[name] = Split(whole.dataset, name, samples, share)
     return {name: parts[name] for name in SPLITS if name in parts}
@@ -195,28 +184,23 @@ def _described(root: Path, sets: dict[str, dict[str, Split]], found: Found) -> N
     firsts = [split.samples[0].image for splits in sets.values() for split in splits.values()]
     homes = {root} | {home for image in firsts for home in image.parents if root in home.parents}
     for path in sorted(p for home in homes for p in home.glob("*.[cC][sS][vV]") if p.name.casefold().endswith(TABLES)):
-        under = [
-            (splits, n) for splits in sets.values() for n in splits if path.parent in splits[n].samples[0].image.parents
-        ]
-        ids = list(dict.fromkeys(sample.id for splits, n in under for sample in splits[n].samples))
+        under = [(x, name) for x in sets.values() for name in x if path.parent in x[name].samples[0].image.parents]
+        ids = list(dict.fromkeys(sample.id for splits, name in under for sample in splits[name].samples))
         known = read_table(path)
         matched = match_ids(known, ids)
         if known and not matched:
-            found.problems.append(
-                f"{path} names no image that is there: it has {some(known)}, the images are {some(ids)}"
-            )
-        found.notes += describe_tables(path, known, ids, matched)
+            there = f"it has {some(known)}, the images are {some(ids)}"
+            found.problems.append(f"{path} names no image that is there: {there}")
+        found.notes += describe_table(path, known, ids, matched)
         fields: dict[str, dict[str, Any]] = {own: fields_of(path, row, known[row]) for row, own in matched.items()}
-        for splits, n in under:
-            splits[n] = replace(splits[n], samples=tuple(replace(s, **fields.get(s.id, {})) for s in splits[n].samples))
+        for splits, name in under:
+            samples = tuple(replace(s, **fields.get(s.id, {})) for s in splits[name].samples)
+            splits[name] = replace(splits[name], samples=samples)
     for dataset, splits in sets.items():
-        places: dict[str, set[str]] = {}
-        for cluster, name in {(s.cluster, split.name) for split in splits.values() for s in split.samples if s.cluster}:
-            places.setdefault(cluster, set()).add(name)
-        if crossing := [cluster for cluster, names in places.items() if len(names) > 1]:
-            found.notes.append(
-                f"{dataset}: {len(crossing)} patients or lesions are in several splits ({some(crossing)})"
-            )
+        pairs = {(s.cluster, split.name) for split in splits.values() for s in split.samples if s.cluster}
+        if crossing := [cluster for cluster, count in Counter(c for c, _ in pairs).items() if count > 1]:
+            said = f"{len(crossing)} patients or lesions are in several splits ({some(crossing)})"
+            found.notes.append(f"{dataset}: {said}")
 
 
 # official folders ---------------------------------------------------------------------------------------------------
@@ -252,11 +236,10 @@ def _official_splits(dataset: str, folders: dict[str, Path], found: Found) -> di
         masks = there(official.masks)
         if masks and not images:
             found.problems.append(_without(masks, "image", official.images[0], dataset))
-        elif images and official.masks and not masks:
-            if name == "train":
-                found.problems.append(_without(images[0], "mask", official.masks, dataset))
-            else:  # the organisers kept the masks of some splits to themselves for years
-                found.notes.append(f"{images[0]} has no masks {official.masks} beside it: {dataset}/{name} is left out")
+        elif images and official.masks and not masks and name == "train":
+            found.problems.append(_without(images[0], "mask", official.masks, dataset))
+        elif images and official.masks and not masks:  # the organisers kept the masks of some splits for years
+            found.notes.append(f"{images[0]} has no masks {official.masks} beside it: {dataset}/{name} is left out")
         elif images:
             used += images
             splits[name] = Split(dataset, name, paired(images, masks, found, official), official.expected)
@@ -291,17 +274,14 @@ def _parts(folder: Path) -> dict[str, tuple[Path | None, Path | None]]:
         inner = {f.name.casefold(): f for f in _sub_folders(outer)} if outer else {}
         return next((inner[name] for name in names if name in inner), None)
 
-    def kinds(outer: Path | None) -> tuple[Path | None, Path | None]:
-        return named(outer, KINDS["images"]), named(outer, KINDS["masks"])
-
-    images, masks = kinds(folder)
+    images, masks = named(folder, IMAGES), named(folder, MASKS)
     inside = {split: (named(images, names), named(masks, names)) for split, names in SPLITS.items()}
     if any(images for images, _ in inside.values()):  # images/train and masks/train instead of train/images
         return {split: pair for split, pair in inside.items() if any(pair)}
     if images or masks:
         return {"all": (images, masks)}
     outer = {split: named(folder, names) for split, names in SPLITS.items()}
-    return {split: kinds(place) for split, place in outer.items() if place}
+    return {split: (named(place, IMAGES), named(place, MASKS)) for split, place in outer.items() if place}
 
 
 def _own_splits(folder: Path, name: str, found: Found, given: bool) -> dict[str, Split]:
@@ -309,14 +289,12 @@ def _own_splits(folder: Path, name: str, found: Found, given: bool) -> dict[str,
     splits: dict[str, Split] = {}
     parts = _parts(folder)
     for split, (images, masks) in parts.items():
-        if not images or not masks:
+        if images and masks:
+            splits[split] = Split(name, split, paired([images], masks, found), None)
+        else:
             missing, where = ("masks" if images else "images"), (images or masks or folder / split).parent
-            found.problems.append(
-                f"{where} has no {missing}/ folder{_near_miss(where, missing)}; put images into images/ and masks into "
-                f"masks/, or images without masks into unlabelled/"
-            )
-            continue
-        splits[split] = Split(name, split, paired([images], masks, found), None)
+            put = "put images into images/ and masks into masks/, or images without masks into unlabelled/"
+            found.problems.append(f"{where} has no {missing}/ folder{_near_miss(where, missing)}; {put}")
     counts = Counter(sample.id for split in splits.values() for sample in split.samples)
     if twice := [own for own, count in counts.items() if count > 1]:
         found.problems.append(f"{folder} has {len(twice)} ids in two splits: {some(twice)}; keep each in one of them")

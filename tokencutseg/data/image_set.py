@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tokencutseg.data.datasets import Sample, Split
+from tokencutseg.data.datasets import Split
 from tokencutseg.data.images import (
     QUARTER_TURNS,
     DataError,
@@ -106,19 +106,13 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | Tensor | np.ndarray) -> ImageSet:
         """The images at `indices`, in that order. A part chosen from a complete split counts as complete."""
         index = torch.as_tensor(np.asarray(indices), dtype=torch.long)
-        chosen: dict[str, Any] = {
-            name: None if (all_of := getattr(self, name)) is None else [all_of[i] for i in index.tolist()]
-            for name in _PER_IMAGE
-        }
-        return ImageSet(
-            self.dataset,
-            self.split,
-            images=self.images[index],
-            masks=None if self.masks is None else self.masks[index],
-            expected=len(index) if self.complete and self.expected is not None else self.expected,
-            notes=self.notes,
-            **chosen,
-        )
+        chosen: dict[str, Any] = {}
+        for name in _PER_IMAGE:
+            values = getattr(self, name)
+            chosen[name] = values and [values[i] for i in index.tolist()]
+        masks = None if self.masks is None else self.masks[index]
+        expected = len(index) if self.complete and self.expected is not None else self.expected
+        return replace(self, images=self.images[index], masks=masks, expected=expected, **chosen)
 
     @staticmethod
     def concatenate(sets: Sequence[ImageSet]) -> ImageSet:
@@ -129,22 +123,19 @@ class ImageSet:
         sizes = {tuple(s.images.shape[1:]) for s in sets}
         if len(sizes) != 1:
             raise DataError(f"cannot join image sets of the sizes {sorted(sizes)}; load them all at one size")
-
-        def joined(name: str, needs: Callable) -> Any:
+        names = zip(*((s.dataset, s.split) for s in sets), strict=True)
+        dataset, split = ("+".join(dict.fromkeys(several)) for several in names)
+        per_image: dict[str, Any] = {}
+        for name in _PER_IMAGE:
             parts = [getattr(s, name) for s in sets]
-            none = needs(part is None for part in parts)
-            return None if none else [x for s, part in zip(sets, parts, strict=True) for x in part or [None] * len(s)]
-
+            none = all if name in ("clusters", "groups") else any  # known of some is better than of none
+            joined = [x for s, part in zip(sets, parts, strict=True) for x in part or [None] * len(s)]
+            per_image[name] = None if none(part is None for part in parts) else joined
         counts = [len(s) if s.expected is None else s.expected for s in sets]
-        return ImageSet(
-            "+".join(dict.fromkeys(s.dataset for s in sets)),
-            "+".join(dict.fromkeys(s.split for s in sets)),
-            images=torch.cat([s.images for s in sets]),
-            masks=None if any(s.masks is None for s in sets) else torch.cat([s.masks for s in sets]),
-            expected=None if all(s.expected is None for s in sets) else sum(counts),
-            notes=[note for s in sets for note in s.notes],
-            **{name: joined(name, all if name in ("clusters", "groups") else any) for name in _PER_IMAGE},
-        )
+        expected = None if all(s.expected is None for s in sets) else sum(counts)
+        masks = None if any(s.masks is None for s in sets) else torch.cat([s.masks for s in sets])
+        images, notes = torch.cat([s.images for s in sets]), [note for s in sets for note in s.notes]
+        return ImageSet(dataset, split, images=images, masks=masks, expected=expected, notes=notes, **per_image)
 
 
 def default_cache() -> Path:
@@ -152,46 +143,44 @@ def default_cache() -> Path:
     return Path(os.environ.get("TOKENCUTSEG_CACHE") or pooch.os_cache("tokencutseg"))
 
 
-def load_split(split: Split, size: int, cache: Path | None = None) -> ImageSet:
+def load_split(split: Split, size: int) -> ImageSet:
     """The split at `size` × `size` pixels (images bilinear, masks nearest, aspect not kept).
 
-    The first call decodes the files and stores the pixels under `cache` (default `default_cache()`); later calls map
+    The first call decodes the files and stores the pixels under `default_cache()`; later calls map
     that file into memory, until an id, a file's length or its time of change differs. Old entries are not removed.
     Raises DataError that names every unreadable file, every mask that has not its image's size, and masks whose values
     can be read in two ways.
     """
+    digest, samples = hashlib.sha256(f"{_DECODING} {size}".encode()), split.samples
     try:
-        key = _key(split, size)
+        for own, stat in ((sample.id, path.stat()) for sample in samples for path in sample.files):
+            digest.update(f"\n{own} {stat.st_size} {stat.st_mtime_ns}".encode())
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror})") from error
-    arrays = cached_arrays(key, lambda: _decode(split, size), cache)
+    key = f"{split.dataset}-{split.name}-{size}-{digest.hexdigest()[:16]}"
+    arrays = cached_arrays(key, lambda: _decode(split, size))
     about = json.loads(str(arrays["about"][0]))
-    samples, labelled = split.samples, "masks" in arrays
-    return ImageSet(
-        split.dataset,
-        split.name,
-        [s.id for s in samples],
-        torch.from_numpy(arrays["images"]),
-        torch.from_numpy(arrays["masks"]) if labelled else None,
-        split.expected,
-        [s.native_size or (int(h), int(w)) for s, (h, w) in zip(samples, arrays["native_sizes"], strict=True)],
-        [(s.mask, about["threshold"]) for s in samples if s.mask] if labelled else None,
-        [s.cluster for s in samples] if any(s.cluster for s in samples) else None,
-        [s.group for s in samples] if any(s.group for s in samples) else None,
-        about["notes"],
-    )
+    images, masks = (torch.from_numpy(arrays[name]) if name in arrays else None for name in ("images", "masks"))
+    sizes = [s.native_size or (int(h), int(w)) for s, (h, w) in zip(samples, arrays["native_sizes"], strict=True)]
+    loaded = ImageSet(split.dataset, split.name, [s.id for s in samples], images, masks, split.expected, sizes)
+    loaded.notes = about["notes"]
+    if masks is not None:
+        loaded.mask_files = [(s.mask, about["threshold"]) for s in samples if s.mask]
+    if any(s.cluster for s in samples):
+        loaded.clusters = [s.cluster for s in samples]
+    if any(s.group for s in samples):
+        loaded.groups = [s.group for s in samples]
+    return loaded
 
 
-def cached_arrays(
-    key: str, build: Callable[[], dict[str, np.ndarray]], cache: Path | None = None
-) -> dict[str, np.ndarray]:
-    """The arrays that `build` makes, kept as .npy files in `cache`/`key` and memory-mapped copy-on-write.
+def cached_arrays(key: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that `build` makes, kept as .npy files in `default_cache()`/`key` and memory-mapped copy-on-write.
 
     An entry is a folder that is renamed into place when it is whole, so several processes may build the same one: the
     first wins and the others use theirs. Where the cache cannot be written, a warning says so and the arrays stay in
     memory.
     """
-    cache = cache or default_cache()
+    cache = default_cache()
     entry = cache / key
     if entry.is_dir():
         try:
@@ -214,29 +203,14 @@ def cached_arrays(
                     raise
         return _mapped(entry)
     except OSError as error:
-        warnings.warn(
-            f"cannot keep decoded images in {cache} ({error}); they stay in memory and will be decoded again "
-            f"next time. Set TOKENCUTSEG_CACHE to a folder that can be written",
-            stacklevel=2,
-        )
+        said = f"cannot keep decoded images in {cache} ({error}): they stay in memory and are decoded again next time"
+        warnings.warn(f"{said}; set TOKENCUTSEG_CACHE to a folder that can be written", stacklevel=2)
         return arrays
 
 
 def _mapped(entry: Path) -> dict[str, np.ndarray]:
     # mode "c", copy on write: PyTorch warns about read-only arrays, and nothing may change the cache
     return {path.stem: np.load(path, mmap_mode="c") for path in sorted(entry.glob("*.npy"))}
-
-
-def _key(split: Split, size: int) -> str:
-    digest = hashlib.sha256(f"{_DECODING} {size}".encode())
-    for sample in split.samples:
-        for path in sample.files:
-            stat = path.stat()
-            digest.update(f"\n{sample.id} {stat.st_size} {stat.st_mtime_ns}".encode())
-    return f"{split.dataset}-{split.name}-{size}-{digest.hexdigest()[:16]}"
-
-
-# decoding -----------------------------------------------------------------------------------------------------------
 
 
 def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
@@ -247,42 +221,39 @@ def _decode(split: Split, size: int) -> dict[str, np.ndarray]:
     stored, drawn = np.zeros((n, 2), np.int64), np.zeros((n, 2), np.int64)  # (H, W) of images and masks
     orientation = np.ones(n, np.int64)
 
-    def read(index: int, sample: Sample) -> list[str]:
-        problems = []
+    def read(job: int) -> str:  # the image of a sample, or its mask
+        index, sample = job % n, samples[job % n]
         try:
-            *stored[index], orientation[index] = read_header(sample.image)
-            images[index] = read_image(sample.image, size).transpose(2, 0, 1)
-        except DataError as error:
-            problems.append(str(error))
-        try:
-            if sample.mask is not None:
+            if job < n:
+                *stored[index], orientation[index] = read_header(sample.image)
+                images[index] = read_image(sample.image, size).transpose(2, 0, 1)
+            elif sample.mask is not None:
                 *drawn[index], _ = read_header(sample.mask)
                 values[index], counts[index] = mask_values(sample.mask, size)
         except DataError as error:
-            problems.append(str(error))
-        return problems
+            return str(error)
+        return ""
 
+    files, notes = n * (1 + labelled), []
     # threads, since Pillow lets go of the interpreter while it decodes
     with ThreadPoolExecutor(min(8, available_cores())) as pool:
-        bar = tqdm(pool.map(read, range(n), samples), desc=f"decoding {name}", total=n, unit="image", disable=None)
-        problems, notes = [problem for found in bar for problem in found], []
+        bar = tqdm(pool.map(read, range(files)), desc=f"decoding {name}", total=files, unit="file", disable=None)
+        problems = [problem for problem in bar if problem]
     turned, quarter = orientation != 1, np.isin(orientation, QUARTER_TURNS)
     shown = np.where(quarter[:, None], stored[:, ::-1], stored)
     fits_stored, fits_shown = (drawn == stored).all(1), (drawn == shown).all(1)
     if (fits_stored & ~fits_shown).any() and not (quarter & fits_shown & ~fits_stored).any():
-        notes.append(
-            f"{turned.sum()} images are left as they are stored, not as EXIF turns them: so the masks fit them"
-        )
+        notes.append(f"{turned.sum()} images are left as they are stored, not turned by EXIF: so the masks fit them")
         for index in np.flatnonzero(turned):
             images[index] = read_image(samples[index].image, size, upright=False).transpose(2, 0, 1)
         shown = stored
     elif turned.any():
         notes.append(f"{turned.sum()} images are turned upright, as their EXIF orientation says")
     for index in np.flatnonzero((drawn != shown).any(1) & drawn.all(1) & shown.all(1)):
-        (h, w), (H, W) = drawn[index], shown[index]
+        (h, w), (H, W), sample = drawn[index], shown[index], samples[index]
         exif = " turned upright by its EXIF orientation" if turned[index] else ""
-        problems.append(f"{samples[index].mask} is {w}×{h} pixels, but its image {samples[index].image}{exif} is "
-                        f"{W}×{H}; resize the mask to its image or get both again")  # fmt: skip
+        differ = f"{sample.mask} is {w}×{h} pixels, but its image {sample.image}{exif} is {W}×{H}"
+        problems.append(f"{differ}; resize the mask to its image or get both again")
     if problems:
         raise DataError(summed_up(problems))
     arrays, threshold = {"images": images, "native_sizes": shown}, 0
@@ -310,8 +281,5 @@ def implausible(masks: np.ndarray) -> list[str]:
         "are empty": share == 0,
         "cover less than 0.2 % of it": (share > 0) & (share < 0.002),
     }
-    return [
-        f"{which.sum()} of {n} masks {what}"
-        for what, which in told.items()
-        if which.sum() > max(0.05 * n, min(2, n - 1))
-    ]
+    many = max(0.05 * n, min(2, n - 1))
+    return [f"{which.sum()} of {n} masks {what}" for what, which in told.items() if which.sum() > many]

@@ -51,10 +51,10 @@ def summed_up(problems: list[str], most: int = 20) -> str:
 def read_image(path: str | Path, size: int | None = None, upright: bool = True) -> np.ndarray:
     """The image as uint8 (H, W, 3) RGB, or (size, size, 3) if `size` is given.
 
-    Grey, palette, RGBA, CMYK and 16-bit files are converted; alpha is dropped. A photograph with an EXIF orientation is
-    turned upright, as viewers and labelling tools show it, unless `upright` is False. Resizing is bilinear and does not
-    keep the aspect (the released code's rule); a large JPEG is then decoded at the smallest DCT scale that is still
-    twice `size`, which is several times faster. Raises DataError for a file that is missing or cannot be read.
+    Files of all modes are converted; alpha is dropped. A photograph with an EXIF orientation is turned upright, as
+    viewers and labelling tools show it, unless `upright` is False. Resizing is bilinear and does not keep the aspect
+    (the released code's rule); a large JPEG is then decoded at the smallest DCT scale that is still twice `size`, which
+    is several times faster. Raises DataError for a file that is missing or cannot be read.
     """
     with _opened(path) as image:
         if size is not None:
@@ -96,10 +96,8 @@ def mask_values(path: str | Path, size: int | None = None) -> tuple[np.ndarray, 
         if image.mode.startswith("I"):
             values = np.array(image)
             values = np.maximum(_to_8_bit(values), values > 0) if values.max() > 255 else np.clip(values, 0, 255)
-        elif image.mode == "L" or image.mode == "1":
-            values = np.array(image.convert("L"))
         else:
-            values = _brightest(image, path)
+            values = np.array(image.convert("L")) if image.mode in ("L", "1") else _brightest(image, path)
         counts = np.bincount(values.ravel(), minlength=256)
         if size is not None:
             values = np.array(Image.fromarray(values.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST))
@@ -108,17 +106,14 @@ def mask_values(path: str | Path, size: int | None = None) -> tuple[np.ndarray, 
 
 def _brightest(image: Image.Image, path: str | Path) -> np.ndarray:
     colours = np.array(to_rgb(image, upright=False))
-    values = colours.max(axis=2)
-    if "A" in image.getbands() or "transparency" in image.info:
+    values, plain = colours.max(axis=2), np.ptp(colours, axis=(0, 1)).max() == 0
+    if image.has_transparency_data:
         alpha = np.array(image.convert("RGBA"))[..., 3]
-        if alpha.min() < alpha.max():
-            if np.ptp(colours, axis=(0, 1)).max() == 0:
-                return alpha
-            if ((values > MASK_THRESHOLD) != (alpha > MASK_THRESHOLD)).any():
-                raise DataError(
-                    f"{path} holds one mask in its colours and another in its transparency; save it as grey"
-                )
-    if values.size and np.ptp(values) == 0 and np.ptp(colours, axis=(0, 1)).max() > 0:
+        if plain and alpha.min() < alpha.max():
+            return alpha
+        if alpha.min() < alpha.max() and ((values > MASK_THRESHOLD) != (alpha > MASK_THRESHOLD)).any():
+            raise DataError(f"{path} holds one mask in its colours and another in its transparency; save it as grey")
+    if not plain and np.ptp(values) == 0:
         raise DataError(f"{path} holds colours that are equally bright; save the mask with lesion white and skin black")
     return values
 
@@ -140,8 +135,7 @@ def lesion_threshold(counts: np.ndarray, where: str | Path) -> tuple[int, str]:
     several = there[:, 1:].sum(1) > 1
     text = ", ".join(map(str, values[:FEW_VALUES])) + (", …" if len(values) > FEW_VALUES else "")
     if not several.any():
-        note = f"the masks use the values {text}: all but 0 are read as lesion" if len(values) > 2 else ""
-        return 0, note
+        return 0, f"the masks use the values {text}: all but 0 are read as lesion" if len(values) > 2 else ""
     if len(values) == 2:
         return int(values[0]), f"the masks hold the values {text} and no 0: the brighter one is read as lesion"
     pixels = counts.sum(0)
@@ -166,13 +160,13 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; check the path, or the link if it is one") from error
     except _UNREADABLE as error:
         raise DataError(f"{path} {_why_unreadable(Path(path), error)}") from error
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "does not exist; check the path, or the link if it is one"
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6  # million
         return f"has more pixels than the limit of {limit:.0f} million; save it smaller"

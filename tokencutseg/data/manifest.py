@@ -24,8 +24,6 @@ COLUMNS = {
     "group": ("dx", "diagnosis", "group"),
 }
 """Each field's names, in small letters and without anything between them."""
-CLUSTERS = ("patient_id", "lesion_id")
-"""Fields that say which images belong together, the wider first."""
 
 
 def read_table(path: Path) -> dict[str, dict[str, str]]:
@@ -41,9 +39,7 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
         raise DataError(f"{path} has no column id, only {', '.join(rows[0])}; call the column of the images' names id")
     known: dict[str, dict[str, str]] = {}
     for row in rows[1:]:
-        cells = {
-            field: row[place[0]].strip(" \t\0") for field, place in places.items() if place and place[0] < len(row)
-        }
+        cells = {field: row[at[0]].strip(" \t\0") for field, at in places.items() if at and at[0] < len(row)}
         cells = {field: value for field, value in cells.items() if value.casefold() not in MISSING}
         if (own := cells.pop("id", None)) is None:
             continue
@@ -52,37 +48,37 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
     return known
 
 
+def cluster_of(cells: dict[str, str]) -> str | None:
+    """The patient of a row, or the lesion where no patient is named."""
+    return cells.get("patient_id") or cells.get("lesion_id")
+
+
 def fields_of(path: Path, own: str, cells: dict[str, str]) -> dict[str, object]:
     """What a row says, as fields of a `Sample`. Raises DataError for a size that is none."""
-    fields: dict[str, object] = {"group": cells["group"]} if "group" in cells else {}
-    if cluster := next((cells[column] for column in CLUSTERS if column in cells), None):
-        fields["cluster"] = cluster
+    fields: dict[str, object] = {"group": cells.get("group"), "cluster": cluster_of(cells)}
     if size := cells.get("native_size"):
         if not (parts := re.fullmatch(r"([1-9]\d*) ?[x×] ?([1-9]\d*)", size)):
-            raise DataError(
-                f"{path} gives the native_size of {own} as {size!r}; write WIDTHxHEIGHT in pixels, such as "
-                f"1022x767, or leave it empty"
-            )
+            wanted = "write WIDTHxHEIGHT in pixels, such as 1022x767, or leave it empty"
+            raise DataError(f"{path} gives the native_size of {own} as {size!r}; {wanted}")
         fields["native_size"] = int(parts[2]), int(parts[1])
-    return fields
+    return {name: value for name, value in fields.items() if value}
 
 
-def describe_tables(path: Path, known: dict[str, dict[str, str]], ids: list[str], matched: dict[str, str]) -> list[str]:
+def describe_table(path: Path, known: dict[str, dict[str, str]], ids: list[str], matched: dict[str, str]) -> list[str]:
     """What is worth saying about a table that was joined to images: who is not in it, and one patient who has half."""
     notes = [] if known else [f"{path} says nothing of any image"]
-    other = [name for name, own in matched.items() if name != own]
-    if other:
-        notes.append(f"{path}: {len(other)} rows are read for images that are named a little differently: "
-                     f"{other[0]} for {matched[other[0]]}")  # fmt: skip
-    clusters = {matched[name]: next((cells[c] for c in CLUSTERS if c in cells), None) for name, cells in known.items()
-                if name in matched}  # fmt: skip
-    if any(clusters.values()):
-        if alone := [own for own in ids if not clusters.get(own)]:
-            notes.append(f"{path} names no patient or lesion of {len(alone)} of {len(ids)} images ({some(alone)}): "
-                         f"each of them counts as one of its own")  # fmt: skip
-        largest, count = Counter(filter(None, clusters.values())).most_common(1)[0]
-        if count > 2 and 2 * count >= len(ids):
-            notes.append(f"{path} gives {count} of {len(ids)} images to {largest}: is that one patient?")
+    if other := {name: own for name, own in matched.items() if name != own}:
+        example = " for ".join(next(iter(other.items())))
+        notes.append(f"{path}: {len(other)} rows are read for images that are named a little differently: {example}")
+    clusters = {own: cluster for name, own in matched.items() if (cluster := cluster_of(known[name]))}
+    if not clusters:
+        return notes
+    if alone := [own for own in ids if own not in clusters]:
+        of = f"{len(alone)} of {len(ids)} images ({some(alone)})"
+        notes.append(f"{path} names no patient or lesion of {of}: each of them counts as one of its own")
+    largest, count = Counter(clusters.values()).most_common(1)[0]
+    if count > 2 and 2 * count >= len(ids):
+        notes.append(f"{path} gives {count} of {len(ids)} images to {largest}: is that one patient?")
     return notes
 
 

@@ -85,17 +85,17 @@ def paired(
         return ()
     meant = match_ids(masks, images, without_habit)
     paths = {own: masks[name] for name, own in meant.items()}
-    for left, what, folder, other, place, example in (
-        ([images[own] for own in images.keys() - paths.keys()], "image", image_folders[0], "mask", mask_folder, masks),
-        ([masks[name] for name in masks.keys() - meant.keys()], "mask", mask_folder, "image", image_folders[0], images),
-    ):
+
+    def alone(left: list[Path], what: str, folder: Path, other: str, place: Path, there: dict[str, Path]) -> None:
         if left:
+            said = f"{len(left)} {what}{'s' * (len(left) > 1)} of {folder} without {other} in {place}"
+            like = f"the {other}s there are named like {min(path.name for path in there.values())}"
             also = f" ({place.name} also holds {others[place]}, which are not read)" if others[place] else ""
-            found.problems.append(
-                f"{len(left)} {what}{'s' * (len(left) > 1)} of {folder} without {other} in {place}: "
-                f"{some([path.name for path in left])}; the {other}s there are named like "
-                f"{min(path.name for path in example.values())}{also}"
-            )
+            found.problems.append(f"{said}: {some([path.name for path in left])}; {like}{also}")
+
+    folder = image_folders[0]
+    alone([path for own, path in images.items() if own not in paths], "image", folder, "mask", mask_folder, masks)
+    alone([path for own, path in masks.items() if own not in meant], "mask", mask_folder, "image", folder, images)
     return tuple(Sample(own, images[own], paths[own]) for own in sorted(images) if own in paths)
 
 
@@ -161,6 +161,5 @@ def _others(files: Iterable[Path]) -> str:
         if not is_image(path) and not path.name.casefold().endswith(TABLES):
             kind = "super-pixel" if path.stem.endswith("_superpixels") else path.suffix.lower() or "unnamed"
             kinds[kind].append(path.name)
-    return ", ".join(
-        f"{len(names)} {kind} file{'s' * (len(names) > 1)} ({min(names)})" for kind, names in kinds.items()
-    )
+    listed = (f"{len(names)} {kind} file{'s' * (len(names) > 1)} ({min(names)})" for kind, names in kinds.items())
+    return ", ".join(listed)

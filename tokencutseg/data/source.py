@@ -10,8 +10,8 @@ import sys
 import unicodedata
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,15 @@ import torch
 
 from tokencutseg.config import Config
 from tokencutseg.data import audit, synthetic
-from tokencutseg.data.datasets import DATASETS, POOL_SPLITS, TRAIN_AND_TEST, Split, global_id
+from tokencutseg.data.datasets import DATASETS, POOL_SPLITS, Split, global_id
 from tokencutseg.data.folders import find_datasets
 from tokencutseg.data.image_set import ImageSet, cached_arrays, load_split
 from tokencutseg.data.images import DataError, summed_up
 from tokencutseg.data.pairing import Found
 
-_SYNTHETIC_SEED = 2024
-"""The synthetic images are the same for every seed of a study, as real ones are."""
-
 NEAR = "near duplicate"
 Rows = list[tuple[str, str]]
-Loaders = dict[str, dict[str, Callable[[], ImageSet]]]
+Loaders = Mapping[str, Mapping[str, Callable[[], ImageSet]]]
 
 
 class DataSource:
@@ -43,26 +40,15 @@ class DataSource:
             of what the data hold, so that two folders of one name are two studies; synthetic is plainly "synthetic".
         primary: the dataset that most of the study is about.
         rows: (train dataset, test dataset) pairs of the main results; `has` tells which of them can be run.
-        image_size: side S of every image, in pixels.
         found: what the folders hold, with notes and problems; empty for other data.
     """
 
-    def __init__(
-        self,
-        name: str,
-        primary: str,
-        rows: Rows,
-        image_size: int,
-        loaders: Loaders,
-        found: Found | None = None,
-        cache: Path | None = None,
-    ) -> None:
-        self.found = found or Found()
-        splits = [split for parts in self.found.datasets.values() for split in parts.values()]
+    def __init__(self, name: str, primary: str, rows: Rows, loaders: Loaders, found: Found | None = None) -> None:
+        self.name, self.primary, self.rows, self.found = name, primary, rows, found or Found()
         slug = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).strip("_.-")
-        self.study_name = "-".join(filter(None, (slug, _digest(splits))))
-        self.name, self.primary, self.rows, self.image_size = name, primary, rows, image_size
-        self._loaders, self._cache = loaders, cache
+        digest = _digest([split for parts in self.found.datasets.values() for split in parts.values()])
+        self.study_name = "-".join(filter(None, (slug, digest)))
+        self._loaders = loaders
         self._loaded: dict[tuple[str, str], ImageSet] = {}
 
     @property
@@ -107,7 +93,7 @@ class DataSource:
     def overlaps(self) -> pd.DataFrame:
         """Every pair of images of all splits that is the same by id, content or appearance, as `audit.overlaps` finds
         them; found once and kept on disk for the same images."""
-        sets = {(name, split): self.load(name, split) for name, splits in self.datasets.items() for split in splits}
+        sets = {(images.dataset, images.split): images for images in self._all()}
         held = [[*key, images.digest] for key, images in sets.items()]
         key = hashlib.sha256(json.dumps([held, inspect.getsource(audit)]).encode()).hexdigest()[:16]
 
@@ -115,7 +101,7 @@ class DataSource:
             found = audit.overlaps(sets, progress=sys.stderr.isatty())
             return {"pairs": np.array([json.dumps(found.to_numpy(object).tolist())])}
 
-        pairs = json.loads(str(cached_arrays(f"overlaps-{key}", build, self._cache)["pairs"][0]))
+        pairs = json.loads(str(cached_arrays(f"overlaps-{key}", build)["pairs"][0]))
         return pd.DataFrame(pairs, columns=audit.COLUMNS).astype({"distance": float})
 
     def unlabelled(self) -> ImageSet:
@@ -132,13 +118,6 @@ class DataSource:
     def unlabelled_exclusions(self) -> list[dict[str, str]]:
         """One record (dataset, split, id, reason) for each image that `unlabelled` leaves out."""
         return self._unlabelled[1]
-
-    def fingerprint(self, dataset: str) -> str:
-        """SHA-256 (hex) over the pixels and ids of all splits of `dataset`. Raises DataError when it is not there."""
-        if dataset not in self._loaders:
-            raise DataError(self._missing(dataset, "train"))
-        parts = [f"{split} {self.load(dataset, split).fingerprint}" for split in sorted(self._loaders[dataset])]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def check(self) -> list[str]:
         """Read every split, and return all that cannot be used, one sentence each; afterwards all pixels are cached."""
@@ -166,51 +145,42 @@ class DataSource:
         loaded = [note for images in self._loaded.values() for note in images.notes]
         return lines + [f"note: {note}" for note in (*self.found.notes, *loaded)]
 
+    def _all(self) -> list[ImageSet]:
+        return [self.load(dataset, split) for dataset, splits in self.datasets.items() for split in splits]
+
     @cached_property
     def _unlabelled(self) -> tuple[ImageSet, list[dict[str, str]]]:
-        sets = [self.load(dataset, split) for dataset, splits in self.datasets.items() for split in splits]
-        pool = [images for images in sets if images.split in POOL_SPLITS]
-        reasons = self._reasons_to_leave_out(sets)
+        pool = [images for images in self._all() if images.split in POOL_SPLITS]
+        reasons = self._reasons_to_leave_out(pool)
         near = {key for key, reason in reasons.items() if reason.startswith(NEAR)}
         if 2 * len(near) > sum(map(len, pool)) - len(reasons) + len(near):
-            warnings.warn(f"{len(near)} images of the {self.name} data look like scored ones, as drawings do: only the "
-                          f"same ids and pixels are left out of self-supervised stages", stacklevel=2)  # fmt: skip
+            said = f"{len(near)} images of the {self.name} data look like scored ones, as drawings do"
+            warnings.warn(f"{said}: only the same ids and pixels are left out of self-supervised stages", stacklevel=2)
             reasons = {key: reason for key, reason in reasons.items() if key not in near}
-        kept = [
-            images.subset([k for k, own in enumerate(images.ids) if (images.dataset, images.split, own) not in reasons])
-            for images in pool
-        ]
+        kept = [s.subset([k for k, i in enumerate(s.ids) if (s.dataset, s.split, i) not in reasons]) for s in pool]
+        if not any(map(len, kept)):
+            raise DataError(f"the {self.name} data hold no image to learn from that is in no scored split")
         whole = ImageSet.concatenate(kept)
-        if not len(whole):
-            raise DataError(f"every image of the {self.name} data is in a scored split too: none is left to learn from")
-        records = [
-            dict(zip(("dataset", "split", "id", "reason"), (*key, why), strict=True)) for key, why in reasons.items()
-        ]
+        records = [{"dataset": d, "split": s, "id": i, "reason": reason} for (d, s, i), reason in reasons.items()]
         return ImageSet(self.name, "unlabelled", whole.ids, whole.images, None, None, whole.native_sizes), records
 
-    def _reasons_to_leave_out(self, sets: list[ImageSet]) -> dict[tuple[str, str, str], str]:
+    def _reasons_to_leave_out(self, pool: list[ImageSet]) -> dict[tuple[str, str, str], str]:
         """{(dataset, split, id): reason} for the images of self-supervised training that `unlabelled` leaves out."""
-        places: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
-        for *one, dataset, split, own, kind in audit.both_ways(self.overlaps)[audit.COLUMNS[:7]].itertuples(
-            index=False
-        ):
-            places[tuple(one)].append((kind, dataset, split, own))
-        scored = [images for images in sets if images.split not in POOL_SPLITS]
-        shown = {unit: images for images in scored for unit in _clusters(images) if unit}
+        pairs = audit.both_ways(self.overlaps)  # the second half has the later image first
+        repeats = (np.arange(len(pairs)) >= len(self.overlaps)) & (pairs["kind"] != NEAR)
+        scored = ~pairs["split_2"].isin(POOL_SPLITS)
+        same: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for *one, dataset, split, _, kind, _ in pairs[scored | repeats].itertuples(index=False):
+            same[tuple(one)].append(f"{kind} as in {dataset}/{split}")
+        shown = {unit: s for s in self._all() if s.split not in POOL_SPLITS for unit in _clusters(s) if unit}
         reasons: dict[tuple[str, str, str], str] = {}
-        before: set[tuple[str, str, str]] = set()
-        for images in (images for images in sets if images.split in POOL_SPLITS):
+        for images in pool:
             for own, unit in zip(images.ids, _clusters(images), strict=True):
-                before.add(key := (images.dataset, images.split, own))
-                same = [
-                    f"{kind} as in {dataset}/{split}"
-                    for kind, dataset, split, other in places[key]
-                    if split not in POOL_SPLITS or (kind != NEAR and (dataset, split, other) in before)
-                ]
+                key = images.dataset, images.split, own
                 if unit in shown:
-                    same.append(f"same patient or lesion as in {shown[unit].dataset}/{shown[unit].split}")
-                if same:
-                    reasons[key] = min(same, key=lambda reason: reason.startswith(NEAR))
+                    same[key].append(f"same patient or lesion as in {shown[unit].dataset}/{shown[unit].split}")
+                if key in same:
+                    reasons[key] = min(same[key], key=lambda reason: reason.startswith(NEAR))
         return reasons
 
     def _missing(self, dataset: str, split: str) -> str:
@@ -219,9 +189,7 @@ class DataSource:
         return f"{dataset}/{split} is not in the {self.name} data; {get}use what is there: {there}"
 
 
-def open_source(
-    data: str | Path | Sequence[str | Path] | None, config: Config, cache: Path | None = None, strict: bool = True
-) -> DataSource:
+def open_source(data: str | Path | Sequence[str | Path] | None, config: Config, strict: bool = True) -> DataSource:
     """The data of a study: synthetic lesions for "" or None, else what lies in the folder or folders `data`.
 
     Raises DataError that names every problem of the folders (`find_datasets`), or that nothing can be trained and
@@ -229,7 +197,7 @@ def open_source(
     """
     roots = [root for root in ([data] if data is None or isinstance(data, str | Path) else data) if root]
     if not roots:
-        return _synthetic_source(config, cache)
+        return _synthetic_source(config)
     found = find_datasets(*roots)
     sets, size = found.datasets, config.data.image_size
     trained = [name for name, splits in sets.items() if "train" in splits]
@@ -237,33 +205,31 @@ def open_source(
     scored = any("train" in sets.get(train, {}) and "test" in sets.get(test, {}) for train, test in rows)
     if not scored and not found.problems:
         there = ", ".join(f"{name}/{split}" for name, splits in sets.items() for split in splits) or "nothing"
-        found.problems.append(
-            f"{', '.join(map(str, roots))} cannot be trained and scored on: there is {there}; add images with masks, "
-            f"for example with `tokencutseg fetch isic2017`"
-        )
+        said = f"{', '.join(map(str, roots))} cannot be trained and scored on: there is {there}"
+        found.problems.append(f"{said}; add images with masks, for example with `tokencutseg fetch isic2017`")
     if strict and found.problems:
         raise DataError(summed_up(found.problems))
     loaders = {
-        name: {split: _file_loader(part, size, cache) for split, part in splits.items()}
+        name: {split: partial(load_split, part, size) for split, part in splits.items()}
         for name, splits in sets.items()
     }
     names = dict.fromkeys("isic" if name in DATASETS and trained else name for name in sets)
     first = next(iter(trained or sets), "")
     if first in DATASETS:
         first = min((name for name in trained or sets if name in DATASETS), key=lambda name: DATASETS[name].preference)
-    return DataSource("-".join(names), first, rows, size, loaders, found, cache)
+    return DataSource("-".join(names), first, rows, loaders, found)
 
 
-def folder_source(name: str, image_size: int, splits: list[Split], cache: Path | None = None) -> DataSource:
+def folder_source(name: str, image_size: int, splits: list[Split]) -> DataSource:
     """A source of one dataset whose splits lie in folders of any name, as `pair_folders` reads them."""
-    loaders = {name: {split.name: _file_loader(split, image_size, cache) for split in splits}}
-    return DataSource(name, name, [(name, name)], image_size, loaders, cache=cache)
+    loaders = {name: {split.name: partial(load_split, split, image_size) for split in splits}}
+    return DataSource(name, name, [(name, name)], loaders)
 
 
 def _rows(sets: dict[str, dict[str, Split]], trained: list[str]) -> Rows:
     """Each training set on its own test split, the paper's pairs, then every training set on every other test set; of
     two official sets that are both trained on, the paper's pairs alone."""
-    official = [name for name in DATASETS if DATASETS[name].purpose == TRAIN_AND_TEST]
+    official = [name for name in DATASETS if "train" in DATASETS[name].splits]
     rows = [(name, name) for name in trained if name not in DATASETS]
     if any(name in official for name in trained):
         rows += [(name, name) for name in official]
@@ -291,50 +257,31 @@ def _digest(splits: list[Split]) -> str:
     return digest.hexdigest()[:8] if held else ""
 
 
-def _file_loader(split: Split, size: int, cache: Path | None) -> Callable[[], ImageSet]:
-    return lambda: load_split(split, size, cache)
-
-
-def _synthetic_source(config: Config, cache: Path | None) -> DataSource:
+def _synthetic_source(config: Config) -> DataSource:
     data = config.data
     counts = {"train": data.synthetic_train, "validation": data.synthetic_validation, "test": data.synthetic_test}
     half = data.synthetic_unlabelled // 2
-    unlabelled = {"site_a": data.synthetic_unlabelled - half, "site_b": half}
-    loaders = {
-        site: {
-            split: _synthetic_loader(site, split, n, data.image_size, cache)
-            for split, n in (counts | {"unlabelled": unlabelled[site]}).items()
-            if n > 0
-        }
-        for site in ("site_a", "site_b")
-    }
+    loaders = {}
+    for site, unlabelled in (("site_a", data.synthetic_unlabelled - half), ("site_b", half)):
+        there = {split: n for split, n in (counts | {"unlabelled": unlabelled}).items() if n > 0}
+        loaders[site] = {split: partial(_drawn, site, split, n, data.image_size) for split, n in there.items()}
     rows = [("site_a", "site_a"), ("site_b", "site_b"), ("site_a", "site_b")]
-    return DataSource("synthetic", "site_a", rows, data.image_size, loaders, cache=cache)
+    return DataSource("synthetic", "site_a", rows, loaders)
 
 
-def _synthetic_loader(site: str, split: str, n: int, size: int, cache: Path | None) -> Callable[[], ImageSet]:
-    seed = int.from_bytes(hashlib.sha256(f"{_SYNTHETIC_SEED} {site} {split}".encode()).digest()[:4], "big")
+def _drawn(site: str, split: str, n: int, size: int) -> ImageSet:
+    # the same for every seed of a study, as real images are
+    seed = int.from_bytes(hashlib.sha256(f"2024 {site} {split}".encode()).digest()[:4], "big")
     # the generator's own text is part of the key: images drawn by older code are not taken for new ones
     code = hashlib.sha256(inspect.getsource(synthetic).encode()).hexdigest()[:16]
 
-    def drawn() -> dict[str, np.ndarray]:
-        images, masks = synthetic.generate(site, n, size, seed)
-        return {"images": images, "masks": masks}
+    def build() -> dict[str, np.ndarray]:
+        return dict(zip(("images", "masks"), synthetic.generate(site, n, size, seed), strict=True))
 
-    def load() -> ImageSet:
-        arrays = cached_arrays(f"{site}-{split}-{n}-{size}-{code}", drawn, cache)
-        masks = None if split == "unlabelled" else torch.from_numpy(arrays["masks"])
-        return ImageSet(
-            site,
-            split,
-            [f"{site}_{split}_{i:05d}" for i in range(n)],
-            torch.from_numpy(arrays["images"]),
-            masks,
-            None,
-            [(size, size)] * n,
-        )
-
-    return load
+    arrays = cached_arrays(f"{site}-{split}-{n}-{size}-{code}", build)
+    masks = None if split == "unlabelled" else torch.from_numpy(arrays["masks"])
+    ids = [f"{site}_{split}_{i:05d}" for i in range(n)]
+    return ImageSet(site, split, ids, torch.from_numpy(arrays["images"]), masks, None, [(size, size)] * n)
 
 
 def _clusters(images: ImageSet) -> list[str | None]:

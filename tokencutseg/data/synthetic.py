@@ -113,9 +113,6 @@ def _render(site: Site, size: int, rng: Generator) -> tuple[np.ndarray, np.ndarr
     return _camera(site, image, next(streams)), mask.astype(np.uint8)
 
 
-# noise and curves
-
-
 @lru_cache(maxsize=128)
 def _spline_weights(size: int, cells: int) -> csr_array:
     """Uniform cubic B-spline weights (size, cells + 3): from lattice values to values at pixel centres.
@@ -169,9 +166,6 @@ def _curve(x: np.ndarray, y: np.ndarray, rng: Generator, bend: float, half_lengt
 
 def _paint(image: np.ndarray, colour: ArrayLike, cover: np.ndarray) -> np.ndarray:
     return image + (np.asarray(colour, np.float32)[:, None, None] - image) * cover
-
-
-# skin and lesion
 
 
 def _skin(site: Site, size: int, rng: Generator) -> np.ndarray:
@@ -254,9 +248,6 @@ def _lesion(site: Site, border: np.ndarray, radius: float, rng: Generator) -> np
     coat = inside * _smoothstep(depth, 0.05, 0.3) * veil
     pigment = (inside * brown) * MELANIN[:, None, None] + (inside * flush + halo) * BLOOD[:, None, None]
     return pigment + coat * DEEP_MELANIN[:, None, None]
-
-
-# what lies on top
 
 
 def _ink(site: Site, image: np.ndarray, x: np.ndarray, y: np.ndarray, rng: Generator) -> np.ndarray:

@@ -7,49 +7,39 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
+from torch import Tensor
 
 
-def codebook_table(
-    tokens: torch.Tensor | np.ndarray, masks: torch.Tensor | np.ndarray | None, codebook_size: int
-) -> pd.DataFrame:
+def codebook_table(tokens: Tensor, masks: Tensor | None, codebook_size: int) -> pd.DataFrame:
     """One row per code: `code`, `count` (tokens that it is assigned to), `share` (of all tokens), and `lesion_share`
     (of its tokens' area that is lesion; NaN for a code without tokens and where there are no masks).
 
     tokens: (N, T) or (N, H, W) int64 in [0, K), K = codebook_size. masks: how much of each token's area is lesion, in
     the shape of `tokens`. Raises ValueError for a token outside the codebook, or masks of another shape.
     """
-    count = _counts(tokens, codebook_size)
-    lesion = np.full(codebook_size, np.nan)
+    count, lesion = _counts(tokens, codebook_size), np.full(codebook_size, np.nan)
     if masks is not None:
-        if tuple(masks.shape) != tuple(tokens.shape):
+        if masks.shape != tokens.shape:
             raise ValueError(f"masks {tuple(masks.shape)} must be given at the token grid {tuple(tokens.shape)}")
-        lesion = np.bincount(np.asarray(tokens).ravel(), np.asarray(masks, float).ravel(), minlength=codebook_size)
-    lesion_share = np.divide(lesion, count, out=np.full(codebook_size, np.nan), where=count > 0)
-    columns = {"code": np.arange(codebook_size), "count": count, "share": count / count.sum()}
-    return pd.DataFrame(columns | {"lesion_share": lesion_share})
+        lesion = np.bincount(tokens.flatten(), masks.double().flatten(), codebook_size)
+    table = pd.DataFrame({"code": np.arange(codebook_size), "count": count, "share": count / count.sum()})
+    return table.assign(lesion_share=lesion / table["count"])
 
 
-def codebook_summary(tokens: torch.Tensor | np.ndarray, codebook_size: int) -> dict[str, float | int]:
+def codebook_summary(tokens: Tensor, codebook_size: int) -> dict[str, float | int]:
     """The codebook in one row: `usage` (share of the codes that have tokens), `entropy` of the codes' shares (nats),
     `perplexity` (its exponential: the size of an evenly used codebook of the same entropy), `codebook_size`, and
     `tokens` (their number). Arguments and errors as for `codebook_table`."""
     count = _counts(tokens, codebook_size)
-    share = count[count > 0] / count.sum()
+    used, share = float((count > 0).mean()), count[count > 0] / count.sum()
     entropy = float(-(share * np.log(share)).sum())
-    return {
-        "usage": float((count > 0).mean()),
-        "entropy": entropy,
-        "perplexity": float(np.exp(entropy)),
-        "codebook_size": codebook_size,
-        "tokens": int(count.sum()),
-    }
+    found = {"usage": used, "entropy": entropy, "perplexity": float(np.exp(entropy))}
+    return found | {"codebook_size": codebook_size, "tokens": int(count.sum())}
 
 
-def _counts(tokens: torch.Tensor | np.ndarray, codebook_size: int) -> np.ndarray:
-    flat = np.asarray(tokens).ravel()
-    if flat.size == 0:
+def _counts(tokens: Tensor, codebook_size: int) -> np.ndarray:
+    if tokens.numel() == 0:
         raise ValueError("there are no tokens to count")
-    if flat.min() < 0 or flat.max() >= codebook_size:
-        raise ValueError(f"tokens must lie in [0, {codebook_size}), but span {flat.min()} to {flat.max()}")
-    return np.bincount(flat, minlength=codebook_size)
+    if tokens.min() < 0 or tokens.max() >= codebook_size:
+        raise ValueError(f"tokens must lie in [0, {codebook_size}), but span {tokens.min()} to {tokens.max()}")
+    return np.bincount(tokens.flatten(), minlength=codebook_size)

@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import statistics
 import time
+import timeit
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def parameters(module: nn.Module) -> int:
-    """Number of parameters, trained or frozen, each counted once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 @torch.no_grad()
-def flops(module: nn.Module, *inputs: torch.Tensor) -> int:
+def flops(module: nn.Module, *inputs: Tensor) -> int:
     """Floating-point operations of one forward pass in evaluation mode, by torch's own counter: two for a multiply-add,
     of matrix products, convolutions and attention only, as in most published numbers (which often give half of it)."""
-    module = copy.deepcopy(module).eval()
-    with _plain_attention(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter finds no operations in torch's fused inference path
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            copy.deepcopy(module).eval()(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops()
 
 
 def latency(fn: Callable[[], Any], repeats: int = 10) -> float:
     """Median seconds of a call to `fn`, over `repeats` calls after two that warm it up; waits for the GPU, if any."""
-    seconds = []
-    for call in range(repeats + 2):
-        synchronize()
-        start = time.perf_counter()
-        fn()
-        synchronize()
-        if call >= 2:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(timeit.repeat(fn, timer=clock, number=1, repeat=repeats + 2)[2:])
 
 
 def peak_memory(fn: Callable[[], Any]) -> int:
@@ -63,7 +54,7 @@ def cost_row(name: str, module: nn.Module, image_size: int) -> dict[str, str | i
     module = copy.deepcopy(module).eval()
     return {
         "method": name,
-        "parameters": parameters(module),
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "flops": flops(module, image),
         "latency_seconds": latency(lambda: module(image)),
         "peak_memory_bytes": peak_memory(lambda: module(image)),
@@ -91,22 +82,11 @@ class _LiveStorage(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as ordinary matrix products: the counter finds no operations in torch's fused inference path."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def synchronize() -> None:
-    """Wait until the GPU, if there is one, has done what it was given."""
+def clock() -> float:
+    """Seconds, read when the GPU, if there is one, has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter()

@@ -26,27 +26,21 @@ def sample_token_masks(
 class Inpainting(NamedTuple):
     """Images whose masked tokens were predicted, all at once, each as its likeliest code."""
 
-    images: Tensor
-    """(N, 3, S, S) in [0, 1]."""
-    tokens: Tensor
-    """(N, H, W) int64, of the whole image."""
-    mask: Tensor
-    """(N, H, W) bool."""
-    filled: Tensor
-    """(N, H, W) int64: the tokens, predicted where they were masked."""
-    decoded: Tensor
-    """(N, 3, S, S) in [0, 1], from `filled`."""
-    entropy: Tensor
-    """(N, H, W), of the predicted distribution over the codes, in nats."""
-    probabilities: Tensor
-    """(N, H, W, K), that distribution."""
+    images: Tensor  # (N, 3, S, S) in [0, 1]
+    tokens: Tensor  # (N, H, W) int64, of the whole image
+    mask: Tensor  # (N, H, W) bool
+    filled: Tensor  # (N, H, W) int64: the tokens, predicted where they were masked
+    decoded: Tensor  # (N, 3, S, S) in [0, 1], from `filled`
+    entropy: Tensor  # (N, H, W), of the predicted distribution over the codes, in nats
+    probabilities: Tensor  # (N, H, W, K), that distribution
 
 
 @torch.no_grad()
 def inpaint(model: TokenCutSeg, images: Tensor, mask: Tensor) -> Inpainting:
     """Mask tokens of images (N, 3, S, S) in [0, 1] and let the transformer predict them. mask: (N, H, W) bool."""
     tokens, logits = model.predict_masked(images, mask.flatten(1))
-    logits = logits[..., : model.masked_gpt.codebook_size].unflatten(1, mask.shape[1:])  # without the mask token's slot
+    # a prediction is a code: without the mask token's own slot
+    logits = logits[..., : model.masked_gpt.codebook_size].unflatten(1, mask.shape[1:])
     distribution = torch.distributions.Categorical(logits=logits)
     filled = torch.where(mask, distribution.probs.argmax(-1), tokens)
     decoded = model.vqgan.detokenize(filled)
@@ -59,10 +53,8 @@ def attention(model: TokenCutSeg, image: Tensor, query: Tensor) -> Tensor:
     tokens, encoding, _ = model.encode(image[None])
     grid = tuple(tokens.shape[1:])
     states = model.masked_gpt.hidden_states(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), grid=grid)
-    weights = [
-        block.attention_weights(state, query)[0] for block, state in zip(model.masked_gpt.blocks, states, strict=False)
-    ]
-    return torch.stack(weights).unflatten(3, grid)
+    blocks = zip(model.masked_gpt.blocks, states, strict=False)  # the last two states are no block's input
+    return torch.stack([block.attention_weights(state, query)[0] for block, state in blocks]).unflatten(3, grid)
 
 
 def lesion_and_skin(mask: Tensor, grid: tuple[int, int]) -> Tensor:

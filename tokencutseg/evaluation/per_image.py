@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.spatial import KDTree
+from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.files import available_cores
@@ -23,6 +24,7 @@ COLUMNS_VERSION = 5
 """Part of the name of stored records: raise it when their columns or what these mean change."""
 COUNTS = ("tp", "fp", "fn", "tn")
 """Pixels of a mask by prediction and target: lesion in both, only predicted, only there, in neither."""
+NATIVE = tuple(f"{name}_native" for name in (*COUNTS, "iou", "dice", "nsd", "hd95"))
 NSD_TOLERANCE = 0.02
 """Tolerance of the normalised surface Dice, as a share of the image's diagonal (2.7 px at 96 px, 6.3 px at 224 px).
 
@@ -30,28 +32,18 @@ A choice of this study, wide enough to forgive the stair steps of masks that wer
 
 
 def score(
-    predictions: torch.Tensor | np.ndarray,
-    targets: torch.Tensor | np.ndarray,
-    ids: list[str],
-    boundary: bool = True,
-    **labels: Any,
+    predictions: Tensor | np.ndarray, targets: Tensor | np.ndarray, ids: list[str], boundary: bool = True, **labels: Any
 ) -> pd.DataFrame:
-    """Score `predictions` against `targets`, image by image.
+    """Score predictions against reference masks, image by image.
 
-    Args:
-        predictions: (N, S, S) of {0, 1}; 1 is lesion.
-        targets: the same for the reference masks.
-        ids: N different image ids.
-        boundary: also compute the boundary measures `nsd` and `hd95` (they cost most of the time).
-        labels: columns that say what these rows are, such as ``train="isic2016"``, one value for all rows or N values.
+    predictions, targets: (N, S, S) of {0, 1}; 1 is lesion. ids: N different image ids. boundary: also compute `nsd` and
+    `hd95`, which cost most of the time. labels: columns that say what these rows are, such as ``train="isic2016"``, one
+    value for all rows or N values.
 
-    Returns:
-        A frame of N rows with the label columns, then `id`, `size` (S), `tp`, `fp`, `fn`, `tn` (pixels), `iou` and
-        `dice` of the lesion, `nsd` (share of both boundaries within `NSD_TOLERANCE` of the other), `hd95` (pixels at
-        size S), `lesion_fraction` (of the target), `empty_prediction` and `empty_mask`.
-
-    Raises:
-        ValueError: if shapes differ, a value is neither 0 nor 1, or an id occurs twice.
+    Returns N rows with the label columns, then `id`, `size` (S), `tp`, `fp`, `fn`, `tn` (pixels), `iou` and `dice` of
+    the lesion, `nsd` (share of both boundaries within `NSD_TOLERANCE` of the other), `hd95` (pixels at size S),
+    `lesion_fraction` (of the target), `empty_prediction` and `empty_mask`. Raises ValueError where shapes differ, a
+    value is neither 0 nor 1, or an id occurs twice.
     """
     prediction, target = _mask(predictions, "predictions"), _mask(targets, "targets")
     if prediction.shape != target.shape or len(ids) != len(target):
@@ -70,17 +62,14 @@ def score(
     return records.assign(lesion_fraction=(tp + fn) / size**2, empty_prediction=tp + fp == 0, empty_mask=tp + fn == 0)
 
 
-def native_scores(lesion_scores: torch.Tensor, images: ImageSet) -> pd.DataFrame:
+def native_scores(lesion_scores: Tensor, images: ImageSet) -> pd.DataFrame:
     """The scores against the masks as they lie in their files, to whose size the predictions are brought.
 
     Where the files have the size of the original photographs, this is how the ISIC challenges score. Where they were
     stored at another shape, the mask is first stretched to that of the photograph (`native_sizes`), along one axis and
-    by repeating pixels. Several files are read at once, and none is kept.
+    by repeating pixels. Masks in no files (synthetic ones) are scored at their own size.
 
-    Args:
-        lesion_scores: (N, S, S) float, p(lesion) − p(skin); stretched bilinearly to the size of each file, lesion where
-            positive.
-        images: the set that was predicted. Masks that are in no files (synthetic ones) are scored at their own size.
+    lesion_scores: (N, S, S) float, p(lesion) − p(skin); stretched bilinearly to the file's size, lesion where positive.
 
     Returns N rows with `height`, `width` (at which it was scored, in pixels), and `tp`, `fp`, `fn`, `tn`, `iou`,
     `dice`, `nsd`, `hd95`, each with `_native` behind it, decided for empty masks as `score` does. Raises DataError for
@@ -89,15 +78,13 @@ def native_scores(lesion_scores: torch.Tensor, images: ImageSet) -> pd.DataFrame
 
     def one(index: int) -> dict[str, float]:
         target = _in_shape(images.native_mask(index), images.native_sizes[index])
-        stretched = torch.nn.functional.interpolate(
-            lesion_scores[index][None, None].float(), target.shape, mode="bilinear", align_corners=False
-        )
+        own = lesion_scores[index, None, None].float()
+        stretched = torch.nn.functional.interpolate(own, target.shape, mode="bilinear", align_corners=False)
         prediction = stretched[0, 0].numpy() > 0
         tp, fp, fn, tn = confusion(prediction, target)
-        scores = [tp, fp, fn, tn, *(float(overlap(tp, fp, fn, measure)) for measure in ("iou", "dice"))]
-        names = [f"{name}_native" for name in (*COUNTS, "iou", "dice", "nsd", "hd95")]
-        values = zip(names, [*scores, *boundary_scores(prediction, target)], strict=True)
-        return {"height": target.shape[0], "width": target.shape[1], **dict(values)}
+        iou, dice = (float(overlap(tp, fp, fn, measure)) for measure in ("iou", "dice"))
+        values = dict(zip(NATIVE, (tp, fp, fn, tn, iou, dice, *boundary_scores(prediction, target)), strict=True))
+        return {"height": target.shape[0], "width": target.shape[1], **values}
 
     with ThreadPoolExecutor(min(8, available_cores())) as pool:  # decoding lets go of the interpreter
         return pd.DataFrame(list(pool.map(one, range(len(images)))))
@@ -160,8 +147,8 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
     return mask & ~inside
 
 
-def _mask(values: torch.Tensor | np.ndarray, name: str) -> np.ndarray:
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+def _mask(values: Tensor | np.ndarray, name: str) -> np.ndarray:
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.ndim != 3 or array.shape[1] != array.shape[2]:
         raise ValueError(f"{name} must have shape (N, S, S), not {array.shape}")
     mask = array.astype(bool)

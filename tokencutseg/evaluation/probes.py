@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -19,12 +20,14 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.inference import downsample_mask
 from tokencutseg.evaluation.per_image import COUNTS, confusion, overlap
 from tokencutseg.evaluation.statistics import interval, summarise
+from tokencutseg.models.baselines import padding
 from tokencutseg.models.deepcut import DeepCut
 from tokencutseg.models.losses import dice_loss
 from tokencutseg.models.tokencutseg import TokenCutSeg
 
 MOST_TOKENS = 20_000
 """Training tokens of a linear probe, evenly spaced, at most."""
+GRAPH_STEPS = 100
 
 
 def layer_names(model: TokenCutSeg) -> list[str]:
@@ -47,15 +50,16 @@ def layer_features(
         x = chunk.float() / 255
         tokens, own = model.encode_to_tokens(x)
         grid = tuple(tokens.shape[1:])
-        maps = {
-            "colour": torch.nn.functional.adaptive_avg_pool2d(x, grid),
-            "tokenizer": own.latents,
-            "code": model.vqgan.quantize.lookup(tokens),
-        }
-        latents = model.encode(x, (tokens, own)).encoding.latents.flatten(2).transpose(1, 2)
+        colour = torch.nn.functional.adaptive_avg_pool2d(x, grid)
+        maps = (
+            colour,
+            own.latents,
+            model.vqgan.quantize.lookup(tokens),
+            model.encode(x, (tokens, own)).encoding.latents,
+        )
+        *inputs, latents = (values.flatten(2).transpose(1, 2) for values in maps)
         states = model.masked_gpt.hidden_states(tokens.flatten(1), latents, grid=grid)
-        features = {name: values.flatten(2).transpose(1, 2) for name, values in maps.items()}
-        features |= zip(layer_names(model)[3:], states, strict=True)
+        features = dict(zip(layer_names(model), (*inputs, *states), strict=True))
         for name, values in parts.items():
             values.append(features[name].half())
     return {name: torch.cat(values) for name, values in parts.items()}
@@ -64,8 +68,6 @@ def layer_features(
 @torch.no_grad()
 def decoder_features(baseline: nn.Module, images: ImageSet, grid: tuple[int, int], batch_size: int = 32) -> Tensor:
     """The input of a baseline network's last layer, averaged over each token's pixels: (N, T, E)."""
-    from tokencutseg.models.baselines import padding
-
     found: list[Tensor] = []
     head = baseline.network.segmentation_head
     hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
@@ -90,42 +92,32 @@ def train_linear_probe(features: Tensor, labels: Tensor, test_features: Tensor) 
     """Train a logistic regression from (N, T, E) features to (N, T) lesion labels; gives its lesion scores for the
     tokens of other images, (M, T), lesion where positive."""
     keep = torch.linspace(0, labels.numel() - 1, min(MOST_TOKENS, labels.numel())).long()
-    x, y = features.flatten(0, 1)[keep].double().numpy(), labels.flatten()[keep]
-    scaler = StandardScaler().fit(x)
     # few features and many tokens: Newton's method converges in a few steps, where L-BFGS may not
-    probe = LogisticRegression(solver="newton-cholesky", class_weight="balanced").fit(scaler.transform(x), y)
+    regression = LogisticRegression(solver="newton-cholesky", class_weight="balanced")
+    probe = make_pipeline(StandardScaler(), regression)
+    probe.fit(features.flatten(0, 1)[keep].double().numpy(), labels.flatten()[keep])
     flat = (part.flatten(0, 1).double().numpy() for part in test_features.split(32))
-    return np.concatenate([probe.decision_function(scaler.transform(part)) for part in flat]).reshape(
-        test_features.shape[:2]
-    )
+    return np.concatenate([probe.decision_function(part) for part in flat]).reshape(test_features.shape[:2])
 
 
 def train_graph_probe(
-    features: Tensor,
-    labels: Tensor,
-    test_features: Tensor,
-    grid: tuple[int, int],
-    config: SegmentationConfig,
-    steps: int = 100,
-    seed: int = 0,
+    features: Tensor, labels: Tensor, test_features: Tensor, grid: tuple[int, int], config: SegmentationConfig
 ) -> np.ndarray:
-    """Train the graph head on frozen (N, T, E) features with cross-entropy and Dice; gives what `train_linear_probe`
-    does."""
-    torch.manual_seed(seed)
+    """Train the graph head on frozen (N, T, E) features with cross-entropy and Dice, for `GRAPH_STEPS` of 16 images;
+    gives what `train_linear_probe` does."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     flat = features.flatten(0, 1).float()
     mean, deviation = flat.mean(0), flat.std(0) + 1e-6
     head = DeepCut(config, features.shape[-1])
     optimizer = torch.optim.AdamW(head.parameters(), 3e-3, weight_decay=0.01)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
+    for _ in range(GRAPH_STEPS):
         index = torch.randint(len(features), (min(16, len(features)),), generator=generator)
-        logits = head((features[index] - mean) / deviation, grid)
+        logits = head((features[index] - mean) / deviation, grid).transpose(1, 2)  # (B, 2, T)
         target = labels[index].long()
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target)
-        probabilities = logits.softmax(-1).transpose(1, 2).unflatten(2, grid)
-        loss = loss + dice_loss(probabilities, target.unflatten(1, grid), class_weighted=False)
+        dice = dice_loss(logits.softmax(1).unflatten(2, grid), target.unflatten(1, grid), class_weighted=False)
         optimizer.zero_grad()
-        loss.backward()
+        (torch.nn.functional.cross_entropy(logits, target) + dice).backward()
         optimizer.step()
     head.eval()
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import torch
+from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from tokencutseg.models.perceptual import PerceptualDistance
@@ -14,31 +15,21 @@ BATCH = 16
 
 @torch.no_grad()
 def reconstruction_scores(
-    images: torch.Tensor, reconstructions: torch.Tensor, lpips_model: PerceptualDistance | None = None
+    images: Tensor, reconstructions: Tensor, lpips_model: PerceptualDistance | None = None
 ) -> pd.DataFrame:
-    """Compare images with their reconstructions.
+    """Compare images with their reconstructions, each (N, 3, S, S) float RGB in [0, 1].
 
-    Args:
-        images: (N, 3, S, S) float RGB in [0, 1].
-        reconstructions: the same.
-        lpips_model: from `tokencutseg.models.perceptual.load_lpips`, on the images' device.
-
-    Returns:
-        N rows `l1` (mean absolute error), `psnr` (dB; infinite for equal images), `ssim` (Wang et al. 2004, Gaussian
-        window of 11 px, borders mirrored), and with `lpips_model` also `lpips` and `lpips_weights`, their name.
-
-    Raises:
-        ValueError: if the shapes differ or a value lies outside [0, 1].
+    Returns N rows `l1` (mean absolute error), `psnr` (dB; infinite for equal images), `ssim` (Wang et al. 2004, window
+    of 11 px, Gaussian, borders mirrored), and with `lpips_model` (of `load_lpips`, on the images' device) also `lpips`.
+    Raises ValueError where the shapes differ or a value lies outside [0, 1].
     """
     if images.shape != reconstructions.shape or images.ndim != 4:
-        shapes = f"{tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)}"
-        raise ValueError(f"images {shapes} must both have one shape (N, 3, S, S)")
+        shapes = f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)}"
+        raise ValueError(f"{shapes} must both have one shape (N, 3, S, S)")
     for name, values in (("images", images), ("reconstructions", reconstructions)):
         if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(
-                f"{name} must lie in [0, 1], but span {values.min():.3f} to {values.max():.3f}: undo the "
-                f"network's normalisation and clamp first"
-            )
+            span = f"{values.min():.3f} to {values.max():.3f}"
+            raise ValueError(f"{name} must lie in [0, 1], not {span}: undo the network's normalisation and clamp first")
     pairs = list(zip(reconstructions.split(BATCH), images.split(BATCH), strict=True))
     ssim = [structural_similarity_index_measure(*pair, data_range=1.0, reduction="none").reshape(-1) for pair in pairs]
     scores = {
@@ -48,5 +39,4 @@ def reconstruction_scores(
     }
     if lpips_model is not None:
         scores["lpips"] = torch.cat([lpips_model(b, a, normalize=True).flatten() for a, b in pairs])
-    table = pd.DataFrame({name: values.reshape(-1).cpu().numpy() for name, values in scores.items()})
-    return table if lpips_model is None else table.assign(lpips_weights=lpips_model.weights_name)
+    return pd.DataFrame({name: values.reshape(-1).cpu().numpy() for name, values in scores.items()})

@@ -16,6 +16,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import sem, t, wilcoxon
 
 from tokencutseg.evaluation.per_image import COUNTS, overlap
@@ -103,9 +104,7 @@ def summary_table(
     Columns `by`, then reduction, measure, n, mean, low, high; groups in the order in which they occur. Raises
     ValueError as `summarise`.
     """
-    for name, given, known in (("reduction", reductions, REDUCTIONS), ("measure", measures, MEASURES)):
-        for unknown in set(given) - set(known):
-            raise ValueError(f"unknown {name} {unknown!r}. Known: {', '.join(known)}")
+    _check_names(reductions, measures)
     by = list(by)
     if missing := [column for column in by if column not in records]:
         raise ValueError(f"the records have no column {missing[0]!r}; they have: {', '.join(records.columns)}")
@@ -126,44 +125,32 @@ def size_bins(records: pd.DataFrame, bins: int = 5, draws: int = 2000, seed: int
     Columns method, lesion_fraction (the group's median), n, mean, low, high (95 % bootstrap interval), small first.
     """
     rank = records.groupby("method")["lesion_fraction"].rank(method="first", pct=True)
-    binned = records.assign(bin=np.ceil(rank * bins).astype(int)).sort_values("bin", kind="stable")
-    table = summary_table(binned, ["method", "bin"], ["per_image"], ["iou"], draws, seed)
-    size = binned.groupby(["method", "bin"])["lesion_fraction"].median().rename("lesion_fraction").reset_index()
-    return table.merge(size, on=["method", "bin"])[["method", "lesion_fraction", "n", "mean", "low", "high"]]
+    binned = records.assign(bin=np.ceil(rank * bins)).sort_values("bin", kind="stable")
+    binned["lesion_fraction"] = binned.groupby(["method", "bin"])["lesion_fraction"].transform("median")
+    table = summary_table(binned, ["method", "lesion_fraction", "bin"], ["per_image"], ["iou"], draws, seed)
+    return table[["method", "lesion_fraction", "n", "mean", "low", "high"]]
 
 
 def paired_difference(
-    records_a: pd.DataFrame, records_b: pd.DataFrame, reduction: str, measure: str, draws: int = 10_000, seed: int = 0
+    a: pd.DataFrame, b: pd.DataFrame, reduction: str, measure: str, draws: int = 10_000, seed: int = 0
 ) -> PairedDifference:
     """Compare two methods on the same images: `paired_differences` for one reduction and measure."""
-    return paired_differences(records_a, records_b, [(reduction, measure)], draws, seed)[0]
+    return paired_differences(a, b, [(reduction, measure)], draws, seed)[0]
 
 
 def paired_differences(
-    records_a: pd.DataFrame,
-    records_b: pd.DataFrame,
-    pairs: Sequence[tuple[str, str]],
-    draws: int = 10_000,
-    seed: int = 0,
+    a: pd.DataFrame, b: pd.DataFrame, pairs: Sequence[tuple[str, str]], draws: int = 10_000, seed: int = 0
 ) -> list[PairedDifference]:
-    """Compare two methods on the same images, matched by `id`, with the same draws, for each (reduction, measure) of
-    `pairs`. p is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs, and NaN for a micro
-    reduction, which has no score per image. Raises ValueError if the ids differ or repeat, or as `summarise`."""
-    for pair in pairs:
-        _check(*pair)
-    a, b = records_a.set_index("id"), records_b.set_index("id")
-    if not (a.index.is_unique and b.index.is_unique):
-        raise ValueError("an image id occurs twice; compare one method with one other, one row per image each")
-    if len(a) != len(b) or not a.index.isin(b.index).all():
-        first, second = len(a.index.difference(b.index)), len(b.index.difference(a.index))
-        counts = f"{first} ids only in the first, {second} only in the second"
-        raise ValueError(f"the two methods were scored on different images: {counts}")
-    b = b.loc[a.index]
-    both = [[_columns(part, *pair) for part in (a, b)] for pair in pairs]
+    """Compare the records of two methods on the same images, matched by `id`, with the same draws, for each (reduction,
+    measure) of `pairs`. p is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs, and NaN
+    for a micro reduction, which has no score per image. Raises ValueError if the ids differ or repeat, or as
+    `summarise`."""
+    a, b = _matched([a, b])
+    both = [(_columns(a, *pair), _columns(b, *pair)) for pair in pairs]
 
     def difference(sums: np.ndarray, pair: tuple[str, str]) -> np.ndarray:
-        a, b = np.split(sums, 2, axis=-1)
-        return _score(a, *pair) - _score(b, *pair)
+        own, other = np.split(sums, 2, axis=-1)
+        return _score(own, *pair) - _score(other, *pair)
 
     jobs = [(np.hstack(columns), partial(difference, pair=pair)) for columns, pair in zip(both, pairs, strict=True)]
     results = []
@@ -174,13 +161,9 @@ def paired_differences(
 
 
 def seeded_difference(
-    changed: Sequence[pd.DataFrame],
-    reference: Sequence[pd.DataFrame],
-    measure: str = "iou",
-    draws: int = 10_000,
-    seed: int = 0,
+    changed: list[pd.DataFrame], reference: list[pd.DataFrame], draws: int = 10_000, seed: int = 0
 ) -> PairedDifference:
-    """Compare two ways of training under `per_image`, each with the same seeds and scored on the same images.
+    """Compare the lesion IoU of two ways of training, each with the same seeds and scored on the same images.
 
     `changed` and `reference` hold the records of one training per seed, seeds in the same order. Each side of the
     interval adds in quadrature, as independent errors, the bootstrap over images of the seeds' mean and Student's t of
@@ -190,38 +173,42 @@ def seeded_difference(
     """
     if len(changed) != len(reference) or not changed:
         raise ValueError(f"{len(changed)} and {len(reference)} trainings cannot be paired by seed")
-    scores = [[records.set_index("id")[measure] for records in group] for group in (changed, reference)]
-    ids = scores[0][0].index
-    for one in (*scores[0], *scores[1]):
-        if len(one) != len(ids) or not one.index.is_unique or not ids.isin(one.index).all():
-            raise ValueError("the trainings were scored on different images, or an image id occurs twice")
-    changes = np.subtract(*(np.stack([one.loc[ids].to_numpy(float) for one in group]) for group in scores))
+    trainings = _matched([*changed, *reference])
+    changes = np.subtract(*np.split(np.stack([records["iou"].to_numpy(float) for records in trainings]), 2))
     seeds, n = changes.shape
     per_image, difference = changes.mean(0), changes.mean()
-    low, high = mean_interval(per_image, draws, seed, _units(changed[0]))
+    low, high = mean_interval(per_image, draws, seed, _units(trainings[0]))
     if seeds > 1:
         side = sem(changes.mean(1)) * t.ppf(0.975, seeds - 1)
         low, high = difference - np.hypot(difference - low, side), difference + np.hypot(high - difference, side)
     return PairedDifference(float(difference), float(low), float(high), _signed_rank(per_image), n)
 
 
+def _matched(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Records of the same images, each with the rows in the order of the first, indexed by `id`."""
+    by_id = [records.set_index("id") for records in parts]
+    first = by_id[0].index
+    for records in by_id:
+        if not records.index.is_unique:
+            raise ValueError("an image id occurs twice; compare one method with one other, one row per image each")
+        if len(apart := first.symmetric_difference(records.index)):
+            raise ValueError(f"scored on different images: {len(apart)} ids are on one side only, such as {apart[0]!r}")
+    return [records.loc[first] for records in by_id]
+
+
 def mean_interval(
-    values: np.ndarray, draws: int = 10_000, seed: int = 0, units: Sequence | np.ndarray | None = None
+    values: np.ndarray, draws: int = 10_000, seed: int = 0, units: ArrayLike | None = None
 ) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the mean of `values` (N,), one per image; see `interval`."""
     return interval(np.column_stack([values, np.ones(len(values))]), _ratio, draws, seed, units)
 
 
 def interval(
-    columns: np.ndarray,
-    statistic: Statistic,
-    draws: int = 10_000,
-    seed: int = 0,
-    units: Sequence | np.ndarray | None = None,
+    columns: np.ndarray, statistic: Statistic, draws: int = 10_000, seed: int = 0, units: ArrayLike | None = None
 ) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of a function of the sums of `columns` (N, C), one row per image; those of
     one label in `units` (N,) are drawn together."""
-    return _bootstrap([(columns, statistic)], draws, seed, None if units is None else np.asarray(units))[0][1:]
+    return _bootstrap([(columns, statistic)], draws, seed, units)[0][1:]
 
 
 def holm(pvalues: Sequence[float]) -> np.ndarray:
@@ -245,8 +232,6 @@ def largest_dice(iou: float | np.ndarray) -> float | np.ndarray:
 
 def _summaries(records: pd.DataFrame, pairs: Sequence[tuple[str, str]], draws: int, seed: int) -> list[Summary]:
     """One for each (reduction, measure), all from the same draws."""
-    for pair in pairs:
-        _check(*pair)
     if len(records) == 0:
         raise ValueError("there are no records to summarise")
     jobs = [(_columns(records, *pair), partial(_score, reduction=pair[0], measure=pair[1])) for pair in pairs]
@@ -254,23 +239,18 @@ def _summaries(records: pd.DataFrame, pairs: Sequence[tuple[str, str]], draws: i
 
 
 def _bootstrap(
-    jobs: Sequence[tuple[np.ndarray, Statistic]], draws: int, seed: int, units: np.ndarray | None
+    jobs: Sequence[tuple[np.ndarray, Statistic]], draws: int, seed: int, units: ArrayLike | None
 ) -> list[tuple[float, float, float]]:
     """Estimate and 95 % percentile interval of each job, columns (N, C) and what their sums amount to, all from the
     same draws of units, which stand in the same order for the same labels."""
     if units is not None:
-        jobs = [
-            (pd.DataFrame(columns).groupby(units, dropna=False).sum().to_numpy(), statistic)
-            for columns, statistic in jobs
-        ]
-    found = [
-        [statistic(weights @ columns) for columns, statistic in jobs]
-        for weights in _weights(len(jobs[0][0]) if jobs else 1, draws, seed)
-    ]
+        labels = np.asarray(units)
+        jobs = [(pd.DataFrame(x).groupby(labels, dropna=False).sum().to_numpy(), f) for x, f in jobs]
+    chunks = [[f(weights @ x) for x, f in jobs] for weights in _weights(len(jobs[0][0]) if jobs else 1, draws, seed)]
     results = []
-    for (columns, statistic), resampled in zip(jobs, zip(*found, strict=True), strict=True):
+    for (x, f), resampled in zip(jobs, zip(*chunks, strict=True), strict=True):
         low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
-        results.append((float(statistic(columns.sum(axis=0))), float(low), float(high)))
+        results.append((float(f(x.sum(axis=0))), float(low), float(high)))
     return results
 
 
@@ -303,7 +283,14 @@ def _signed_rank(changes: np.ndarray) -> float:
 
 
 def _columns(records: pd.DataFrame, reduction: str, measure: str) -> np.ndarray:
-    """What is summed over images: (images, 4) tp, fp, fn, tn for a micro reduction; (images, 2) score and 1 else."""
+    """What is summed over images: (images, 4) tp, fp, fn, tn for a micro reduction; (images, 2) score and 1 else.
+
+    Raises ValueError for a pair that is unknown or impossible, or was not scored.
+    """
+    _check_names([reduction], [measure])
+    if reduction not in MEASURES[measure]:
+        reason = "a boundary, or a size of its own, belongs to one image"
+        raise ValueError(f"{measure!r} has no reduction {reduction!r}, only {', '.join(MEASURES[measure])}: {reason}")
     if reduction.startswith("micro"):
         return records[list(COUNTS)].to_numpy(dtype=float)
     if measure not in records:
@@ -333,11 +320,7 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / sums[..., 1]
 
 
-def _check(reduction: str, measure: str) -> None:
-    if measure not in MEASURES:
-        raise ValueError(f"unknown measure {measure!r}. Known: {', '.join(MEASURES)}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"unknown reduction {reduction!r}. Known: {', '.join(REDUCTIONS)}")
-    if reduction not in MEASURES[measure]:
-        reason = "a boundary, or a size of its own, belongs to one image"
-        raise ValueError(f"{measure!r} has no reduction {reduction!r}, only {', '.join(MEASURES[measure])}: {reason}")
+def _check_names(reductions: Sequence[str], measures: Sequence[str]) -> None:
+    for name, given, known in (("reduction", reductions, REDUCTIONS), ("measure", measures, MEASURES)):
+        if unknown := [one for one in given if one not in known]:
+            raise ValueError(f"unknown {name} {unknown[0]!r}. Known: {', '.join(known)}")

@@ -137,7 +137,7 @@ def _scores(study: Study, ablation: Ablation, records: Records, reference: Recor
         pairs = list(zip(table["reduction"], table["measure"], strict=True))
         found = statistics.paired_differences(pair[0][0], pair[1][0], pairs, draws, seed)
     else:
-        found = [statistics.seeded_difference(*pair, "iou", draws, seed)]
+        found = [statistics.seeded_difference(*pair, draws, seed)]
     return table.join(pd.DataFrame([one.columns() for one in found]))
 
 

@@ -75,13 +75,12 @@ def _imagenet(*names: str) -> dict[str, str]:
     return {f"{name} from ImageNet": f'method == "{name}" and initialisation == "imagenet"' for name in names}
 
 
+_STRONG = _imagenet("unet", "deeplabv3plus", "segformer")
 _FEW_LABELS = {
-    f"U-Net from ImageNet with {share:.0%} of the labels, drawn three times": (
-        f'method == "unet" and initialisation == "imagenet" and fraction == {share} and seeds >= 3'
-    )
+    f"{name} with {share:.0%} of the labels, drawn three times": f"{query} and fraction == {share} and seeds >= 3"
+    for name, query in _imagenet("unet").items()
     for share in (0.02, 0.05, 0.1)
 }
-_STRONG = _imagenet("unet", "deeplabv3plus", "segformer")
 CLAIMS: tuple[Published | Claim, ...] = (
     *(Published(*pair, *score) for pair, scores in PUBLISHED.items() for score in scores.items()),
     Claim("achieves state-of-the-art performance", "baselines", 'reduction == "per_image"', needs=_STRONG),
@@ -139,11 +138,10 @@ def claims(study: Study) -> pd.DataFrame:
 def judge(claim: Published | Claim, tables: Mapping[str, pd.DataFrame], preset: str = "full") -> dict[str, Any]:
     """What is known of a claim's row of `claims`, from tables by name with a column `note` of missing images."""
     table = tables.get(claim.table)
-    if table is None:
-        reason = f"this study has not written {claim.table}"
-        found = {
-            "reason": reason if claim.table else "neither the abstract nor the authors' README names a measure of it"
-        }
+    if not claim.table:
+        found = {"reason": "neither the abstract nor the authors' README names a measure of it"}
+    elif table is None:
+        found = {"reason": f"this study has not written {claim.table}"}
     else:
         found = _judge_value(claim, table, preset) if isinstance(claim, Published) else _judge_better(claim, table)
     return {"claim": claim.text, "table": claim.table, "verdict": UNTESTABLE} | found
@@ -157,9 +155,8 @@ def _judge_value(claim: Published, table: pd.DataFrame, preset: str) -> dict[str
     row["unet"] = rows.loc[rows["method"] == "unet", "mean"].max()
     found = rows[rows["recipe"].isin(REPRODUCTION_RECIPES)]
     if found.empty:
-        return row | {
-            "reason": f"neither {' nor '.join(REPRODUCTION_RECIPES)} has a score {claim.train} → {claim.test}"
-        }
+        neither = f"neither {' nor '.join(REPRODUCTION_RECIPES)}"
+        return row | {"reason": f"{neither} has a score {claim.train} → {claim.test}"}
     best = found.loc[found["high"].idxmax()]
     reached = claim.value <= best["high"]
     verdict = SUPPORTED if reached else NOT_SUPPORTED if preset == "full" else UNTESTABLE
@@ -173,10 +170,10 @@ def _judge_value(claim: Published, table: pd.DataFrame, preset: str) -> dict[str
 
 def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
     if claim.table == "feature_quality":  # scores pooled over tokens, under names of their own
-        table = table.drop(columns=["low", "high"]).rename(
-            columns={"iou": "mean", "iou_low": "low", "iou_high": "high"}
+        names = {"iou": "mean", "iou_low": "low", "iou_high": "high"}
+        table = (
+            table.drop(columns=["low", "high"]).rename(columns=names).assign(reduction="micro_lesion", measure="iou")
         )
-        table = table.assign(reduction="micro_lesion", measure="iou")
     rows = table.query(claim.rows)
     rows = rows[rows["measure"].isin(claim.measures)]
     own, others = rows.query(claim.own), rows.query(claim.others)
@@ -184,14 +181,16 @@ def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
         query = f"{claim.own if own.empty else claim.others} and {claim.rows}"
         return {"reason": f"{claim.table} has no row with {query.replace(' ==', '').replace(chr(34), '')}"}
     better = np.array([_significantly_better(row) for _, row in others.iterrows()])
-    reason = f"{'' if better.all() else 'not '}significantly better: " + "; ".join(
+    failed = others[~better]
+    named = "; ".join(
         f"{row['measure']} {row['diff']:+.3g} [{row['diff_low']:.3g}, {row['diff_high']:.3g}] to {row[claim.label]}"
-        for _, row in (others if better.all() else others[~better]).iterrows()
+        for _, row in (others if failed.empty else failed).iterrows()
     )
     lacking = [name for name, query in claim.needs.items() if others.query(query).empty]
-    if better.all() and lacking:
-        reason += f"; without {', '.join(lacking)}"
-    verdict = NOT_SUPPORTED if not better.all() else UNTESTABLE if lacking else SUPPORTED
+    verdict, reason = NOT_SUPPORTED, f"not significantly better: {named}"
+    if failed.empty:
+        without = f"; without {', '.join(lacking)}" if lacking else ""
+        verdict, reason = UNTESTABLE if lacking else SUPPORTED, f"significantly better: {named}{without}"
     return _measured(own.iloc[0], reason) | {"verdict": verdict}
 
 
@@ -223,12 +222,11 @@ def published_consistency() -> pd.DataFrame:
 
     Columns train, test, iou, dice, largest_dice, excess, possible.
     """
-    rows = [{"train": train, "test": test, **scores} for (train, test), scores in PUBLISHED.items()]
-    table = pd.DataFrame(rows).assign(largest_dice=lambda table: largest_dice(table["iou"]))
-    possible = [_possible(scores) for scores in PUBLISHED.values()]
-    return table.assign(excess=table["dice"] - table["largest_dice"], possible=possible)
+    table = pd.DataFrame({"train": train, "test": test, **scores} for (train, test), scores in PUBLISHED.items())
+    bound = largest_dice(table["iou"])
+    return table.assign(largest_dice=bound, excess=table["dice"] - bound, possible=_possible(table))
 
 
-def _possible(scores: Mapping[str, float]) -> bool:
+def _possible(scores: Any) -> Any:
     """Whether a published pair of mIoU and DSC can come from one scoring rule, as far as its digits go."""
-    return bool(scores["dice"] <= largest_dice(scores["iou"]) + 5e-5)
+    return scores["dice"] <= largest_dice(scores["iou"]) + 5e-5

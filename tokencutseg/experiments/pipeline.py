@@ -225,9 +225,9 @@ class Pipeline:
         train = TrainLoader(data["train"], loop.batch_size, loop.images_per_epoch, config.seed)
         validation = EvalLoader(data["validation"], config.evaluation.batch_size)
         hardware = self.hardware or Hardware()
-        state, facts = fit(module, train, validation, loop.epochs, folder, training.section, hardware)
+        state, facts = fit(module, train, validation, loop.epochs, folder, hardware)
         if stage == "vqgan":
-            perceptual = None if module.perceptual is None else module.perceptual.weights_name
+            perceptual = None if module.perceptual is None else module.perceptual.lpips.weights_name
             return module.vqgan.state_dict(), facts | {"perceptual_weights": perceptual}
         if stage == "masked_gpt":
             return {key: value for key, value in model.state_dict().items() if key.startswith(PRETRAINED_PARTS)}, facts

@@ -34,9 +34,7 @@ from tokencutseg.models.perceptual import load_lpips
 MASK_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 KINDS = ("same id", "same content", "near duplicate")
 """How two images can be the same (`overlaps`)."""
-
-
-# ---- notebook 01 ----------------------------------------
+DIFFERENCE = ("diff", "diff_low", "diff_high", "p")
 
 
 def reconstruction(study: Study) -> pd.DataFrame:
@@ -44,7 +42,7 @@ def reconstruction(study: Study) -> pd.DataFrame:
 
     Columns dataset, measure, n, mean, low, high, weights (what LPIPS's features were trained on), runs.
     """
-    run, (lpips_model, weights) = study.tokenizer(), load_lpips()
+    run, lpips_model = study.tokenizer(), load_lpips()
     vqgan, settings, rows = run.model(), study.config.evaluation, []
     datasets = dict.fromkeys(test for _, test in study.source.rows if study.source.has(test, "test"))
     for dataset in sorted(datasets, key=lambda name: name != study.source.primary):
@@ -56,7 +54,7 @@ def reconstruction(study: Study) -> pd.DataFrame:
             for measure in measures:
                 values = scores[measure].to_numpy()
                 low, high = mean_interval(values, settings.bootstrap_draws, study.config.seed, part.units)
-                own = weights if measure == "lpips" else ""
+                own = lpips_model.weights_name if measure == "lpips" else ""
                 rows.append((dataset, measure, len(values), values.mean(), low, high, own, run.id))
     return pd.DataFrame(rows, columns=["dataset", "measure", "n", "mean", "low", "high", "weights", "runs"])
 
@@ -69,15 +67,12 @@ def codebook_usage(study: Study) -> pd.DataFrame:
     return codebook_table(tokens, masks, study.config.vqgan.codebook_size).assign(runs=run.id)
 
 
-# ---- notebook 02 ----------------------------------------
-
-
 @torch.no_grad()
 def masked_prediction(study: Study) -> pd.DataFrame:
     """Accuracy and loss on masked tokens of the test images, by mask ratio and pattern.
 
     Columns pattern, mask_ratio, accuracy, low, high (95 % interval of the accuracy over images), loss, chance (always
-    predicting the most frequent code), n (masked tokens), runs.
+    predicting the most frequent code), n (masked tokens), runs. A prediction is a code, never the mask token.
     """
     run, images = study.transformer(), study.source.load(study.source.primary, "test")
     model, draws, rows = run.model(), study.config.evaluation.bootstrap_draws, []
@@ -93,7 +88,7 @@ def masked_prediction(study: Study) -> pd.DataFrame:
             mask = sample_token_mask(tuple(known[0].shape), config, generator, ratio=ratio)
             tokens, logits = model.predict_masked(batch, mask, known)
             flat = tokens.flatten(1)
-            hits = (logits.argmax(-1) == flat) & mask
+            hits = (logits[..., : model.masked_gpt.codebook_size].argmax(-1) == flat) & mask
             counts.append(torch.stack([hits.sum(1), ((flat == commonest) & mask).sum(1), mask.sum(1)], 1))
             loss += masked_token_loss(logits, flat, mask).item() * int(mask.sum())
         counted = torch.cat(counts).numpy()
@@ -124,17 +119,13 @@ def linear_probes(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# ---- notebook 03 ----------------------------------------
-
-
 def wanted_rows(study: Study) -> list[tuple[str, str]]:
     """The (train, test) pairs that the main results are about. Raises DataError for a training set that is in none."""
     wanted, rows = study.config.evaluation.train_sets, study.source.rows
     known = dict.fromkeys(train for train, _ in rows)
     if unknown := [name for name in wanted if name not in known]:
-        raise DataError(
-            f"evaluation.train_sets names {unknown[0]!r}; the {study.source.name} data have {', '.join(known)}"
-        )
+        there = f"the {study.source.name} data have {', '.join(known)}"
+        raise DataError(f"evaluation.train_sets names {unknown[0]!r}; {there}")
     return [(train, test) for train, test in rows if not wanted or train in wanted]
 
 
@@ -143,10 +134,8 @@ def available_rows(study: Study) -> list[tuple[str, str]]:
     has = study.source.has
     rows = [(train, test) for train, test in wanted_rows(study) if has(train, "train") and has(test, "test")]
     if not rows:
-        raise DataError(
-            f"the {study.source.name} data hold no training split with a test split to score it on; add both for "
-            f"{study.source.primary}"
-        )
+        missing = "no training split with a test split to score it on"
+        raise DataError(f"the {study.source.name} data hold {missing}; add both for {study.source.primary}")
     return rows
 
 
@@ -160,17 +149,12 @@ def segmentation_history(study: Study) -> pd.DataFrame:
 
     Columns train, chosen_by (the score whose best epoch was kept), then those of a run's history, runs.
     """
-    parts = []
-    for train in train_sets(study):
-        run = study.segmenter(train)
-        history = run.history.assign(runs=run.id)
-        history.insert(0, "train", train)
-        history.insert(1, "chosen_by", f"validation_{study.config.evaluation.score_reduction}_iou")
-        parts.append(history)
-    return pd.concat(parts, ignore_index=True)
-
-
-# ---- notebook 04 ----------------------------------------
+    runs = {train: study.segmenter(train) for train in train_sets(study)}
+    parts = [run.history.assign(train=train, runs=run.id) for train, run in runs.items()]
+    table = pd.concat(parts, ignore_index=True)
+    table.insert(0, "train", table.pop("train"))
+    table.insert(1, "chosen_by", f"validation_{study.config.evaluation.score_reduction}_iou")
+    return table
 
 
 def main_trainings(study: Study) -> dict[tuple[str, str], Training]:
@@ -215,12 +199,10 @@ def budgets(study: Study) -> pd.DataFrame:
     rows, costs = [], ("training_images", "images_seen", "unlabelled_seen", "steps", "seconds", "device")
     for (train, method), last in main_trainings(study).items():
         for training in (*study.parents(last).values(), last) if last.baseline != "otsu" else ():
-            run = study.run(training)
-            unlabelled = (
-                training.section != "segmentation" and getattr(training.config, training.stage).images == "unlabelled"
-            )
-            row = {"train": train, "method": method, "recipe": _recipe(last), "stage": training.stage}
-            row["data"] = "unlabelled" if unlabelled else train
+            run, pretraining = study.run(training), training.section != "segmentation"
+            row = {"train": train, "method": method, "recipe": _recipe(last), "stage": training.stage, "data": train}
+            if pretraining and getattr(training.config, training.stage).images == "unlabelled":
+                row["data"] = "unlabelled"
             rows.append(row | {name: run.metrics.get(name) for name in costs} | {"runs": run.id})
     return pd.DataFrame(rows).drop_duplicates(["method", "runs"], ignore_index=True)
 
@@ -239,17 +221,14 @@ def main_results(study: Study) -> pd.DataFrame:
     measure. A pair whose images are missing has one row per published number with an empty mean and a note.
     """
     records, draws, seed = main_records(study), study.config.evaluation.bootstrap_draws, study.config.seed
-    scored, parts = dict(iter(records.groupby(["train", "test", "method"], sort=False))), []
+    labels = ["train", "test", "method", "recipe", "initialisation", "runs"]
+    scored, parts = dict(iter(records.groupby(labels[:3], sort=False))), []
     for (train, test, method), own in scored.items():
-        part = summary_table(
-            own, ["train", "test", "method", "recipe", "initialisation", "runs"], draws=draws, seed=seed
-        )
+        part = summary_table(own, labels, draws=draws, seed=seed)
         comparable = (part["recipe"] != "none") & (part["reduction"] == "micro_two_class")
         part["published"] = part["measure"].map(PUBLISHED.get((train, test), {})).where(comparable)
         note = missing_images(study, (train, "train"), (test, "test"))
-        part = part.assign(
-            complete=note == "", note=note, **dict.fromkeys(("diff", "diff_low", "diff_high", "p"), math.nan)
-        )
+        part = part.assign(complete=note == "", note=note, **dict.fromkeys(DIFFERENCE, math.nan))
         if method != OURS:
             shown = list(zip(part["reduction"], part["measure"], strict=True))
             differences = paired_differences(scored[train, test, OURS], own, shown, draws, seed)
@@ -273,13 +252,13 @@ def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
     test images of its own training set.
 
     Columns train, test, method, runs, reduction, measure, n, mean, low, high, published, in_domain (that score),
-    change.
+    diff (mean − in_domain).
     """
     ours = results[(results["method"] == OURS) & (results["n"] > 0)]
     columns = ["train", "test", "method", "runs", "reduction", "measure", "n", "mean", "low", "high", "published"]
     own = ours.loc[ours["train"] == ours["test"], ["train", "reduction", "measure", "mean"]]
     table = ours[columns].merge(own.rename(columns={"mean": "in_domain"}), "left", ["train", "reduction", "measure"])
-    return table.assign(change=table["mean"] - table["in_domain"])
+    return table.assign(diff=table["mean"] - table["in_domain"])
 
 
 def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -290,16 +269,10 @@ def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.Data
     reduction, measure, n, mean, low, high.
     """
     records = main_records(study) if records is None else records
-    images = records.drop_duplicates(["test", "id"]).set_index(["test", "id"])  # every method has the same ones
-    keys = pd.MultiIndex.from_frame(records[["test", "id"]])
-    parts = []
-    for grouping, column, names in (
-        ("lesion size", "lesion_fraction", ["small", "medium", "large"]),
-        ("contrast", "contrast", ["low", "medium", "high"]),
-    ):
-        rank = images.groupby(level="test")[column].rank(pct=True)
-        third = pd.cut(rank, [0, 1 / 3, 2 / 3, 1], labels=names).reindex(keys)
-        chosen = records.assign(grouping=grouping, group=pd.Categorical(third, names, ordered=True))
+    parts, sizes = [], ("lesion size", "lesion_fraction", ["small", "medium", "large"])
+    for grouping, column, names in (sizes, ("contrast", "contrast", ["low", "medium", "high"])):
+        rank = records.groupby(["train", "test", "method"])[column].rank(pct=True)  # all have the same test images
+        chosen = records.assign(grouping=grouping, group=pd.cut(rank, [0, 1 / 3, 2 / 3, 1], labels=names))
         parts.append(chosen.dropna(subset="group").sort_values("group", kind="stable").astype({"group": str}))
     parts.append(records.assign(grouping="site", group=records["test"]))
     by, settings = ["train", "test", "method", "runs", "grouping", "group"], study.config.evaluation
@@ -340,12 +313,12 @@ def leakage(study: Study) -> pd.DataFrame:
 
     def scores(train: str, test: str, shared: pd.Series) -> pd.DataFrame:
         own, by = records[(records["train"] == train) & (records["test"] == test)], ["train", "method", "runs"]
-        both = [
+        whole, without = (
             summary_table(part, by, ["per_image"], ["iou"], settings.evaluation.bootstrap_draws, settings.seed)
             for part in (own, own[~own["id"].isin(shared)])
-        ]
+        )
         columns = [*by, "mean", "low", "high"]
-        table = both[0][columns].merge(both[1][[*columns, "n"]], "left", by, suffixes=("", "_without"))
+        table = whole[columns].merge(without[[*columns, "n"]], "left", by, suffixes=("", "_without"))
         table = table.rename(columns={"mean": "iou", "mean_without": "iou_without", "n": "n_without"})
         return table.fillna({"n_without": 0}).astype({"n_without": int})
 

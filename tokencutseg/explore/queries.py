@@ -16,7 +16,7 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
 from tokencutseg.evaluation.inference import downsample_mask
-from tokencutseg.models.checkpoint import PRETRAINED, saved_config, saved_stage
+from tokencutseg.models.checkpoint import PRETRAINED, stage_and_config
 from tokencutseg.models.deepcut import DeepCut
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
@@ -149,7 +149,7 @@ def find_model(path: str | Path = "") -> Path:
 
 def describe(path: Path) -> str:
     """Which model lies at `path`, its validation score where that is known, and what it cannot do."""
-    config, stage, metrics = saved_config(path), saved_stage(path), path / "metrics.json"
+    (stage, config), metrics = stage_and_config(path), path / "metrics.json"
     name, pixels = "the packaged one" if path == PRETRAINED else path, config.data.image_size
     text = f"The model is {name}: {stage}, recipe {config.recipe}, preset {config.preset}, {pixels} pixels."
     if metrics.exists() and (score := json.loads(metrics.read_text()).get("best_score")):

@@ -27,15 +27,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
 
 def draw_kept(out: Tensor, dropout: float, seed: int, block: int) -> Tensor:
-    """Fill `out` with 1 where a weight of this block is kept, and 0 where it is dropped.
-
-    Sixteen random bits for each, many times faster than Bernoulli; compared as integers, since torch's operators on
-    booleans are slow.
-    """
+    """Fill `out` with 1 where a weight of this block is kept, else 0; 16 random bits each, faster than Bernoulli."""
     generator = np.random.Generator(np.random.SFC64([seed, block]))
     words = generator.integers(2**64, size=-(-out.numel() // 4), dtype=np.uint64, endpoint=False)
     bits = torch.from_numpy(words.view(np.int16))
-    torch.ge(bits, round(dropout * 2**16) - 2**15, out=bits)
+    torch.ge(bits, round(dropout * 2**16) - 2**15, out=bits)  # as integers: operators on booleans are slow
     return out.copy_(bits[: out.numel()].view_as(out))
 
 

@@ -27,7 +27,7 @@ from skimage.filters import threshold_otsu
 from torch import Tensor, nn
 
 from tokencutseg.config import Config, ConfigError
-from tokencutseg.models.perceptual import unreachable
+from tokencutseg.models.perceptual import fetch
 from tokencutseg.models.predict import SegmentationModel
 from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD
 
@@ -74,9 +74,9 @@ def declaration(name: str) -> dict[str, Any]:
     try:
         return {"source": inspect.getsource(declared)}
     except (OSError, TypeError) as error:
+        where = "define it as a class or function in a file or a notebook cell"
         raise ConfigError(
-            f"the source of baseline {name!r}, which names its trainings, cannot be read; define it as a class or "
-            f"function in a file or a notebook cell"
+            f"the source of baseline {name!r} cannot be read, but is in its runs' ids; {where}"
         ) from error
 
 
@@ -144,18 +144,12 @@ def _has_imagenet_weights(encoder: str) -> bool:
     repo, files = {key: settings[key] for key in ("repo_id", "revision")}, ("config.json", "model.safetensors")
     if all(isinstance(try_to_load_from_cache(filename=file, **repo), str) for file in files):
         return True
-    reason = unreachable(hf_hub_url(filename=files[0], **repo))
-    if reason is None:
-        try:
-            for file in files:
-                hf_hub_download(filename=file, **repo)
-            return True
-        except OSError as error:
-            reason = str(error)
-    warnings.warn(
-        f"ImageNet weights of {encoder} could not be fetched ({reason}): the baseline starts from scratch", stacklevel=2
-    )
-    return False
+    url = hf_hub_url(filename=files[0], **repo)
+    reason = fetch(url, lambda: [hf_hub_download(filename=file, **repo) for file in files])
+    if reason is not None:
+        message = f"ImageNet weights of {encoder} could not be fetched ({reason}): the baseline starts from scratch"
+        warnings.warn(message, stacklevel=2)
+    return reason is None
 
 
 def otsu(images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokencutseg.config import Config
 from tokencutseg.data.images import DataError
-from tokencutseg.files import atomic_write
+from tokencutseg.files import atomic_write, write_json
 from tokencutseg.models.baselines import Baseline
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
@@ -21,8 +21,7 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """The model that comes with the package: a revised segmenter with its tokenizer; `README.md` beside it is its card."""
 
 PRETRAINED_PARTS = ("vqgan.", "masked_gpt.", "encoder.")
-"""The parts of a `TokenCutSeg` that a masked-token run holds: what the first two stages train, and the encoder that the
-third fine-tunes."""
+"""The parts of a `TokenCutSeg` that a masked-token run holds."""
 
 
 def build(stage: str, config: Config, name: str | None = None, pretrained: bool = True) -> nn.Module:
@@ -46,12 +45,12 @@ def save_weights(state: dict[str, Tensor], folder: Path) -> None:
 def save_half(run: str | Path, folder: Path) -> int:
     """Write a run's model into another `folder` in half precision, for `load`; returns the bytes of its weights.
 
-    Raises DataError when there is no model, when half precision cannot hold its weights, and when `folder` is a run's.
+    Raises DataError when there is no model, when half precision cannot hold its weights, and when `folder` is a run's
+    or a study's.
     """
-    if (folder / "metrics.json").exists():
-        raise DataError(f"{folder} is a run's folder, whose full weights would be lost; write to another one")
-    if (folder / CONFIG).exists() and not (folder / WEIGHTS).exists():
-        raise DataError(f"{folder} has settings of its own, as a study has, which would be lost; write to another one")
+    is_study = (folder / CONFIG).exists() and not (folder / WEIGHTS).exists()
+    if is_study or (folder / "metrics.json").exists():
+        raise DataError(f"{folder} is a run's or a study's folder, whose files would be lost; write to another one")
     about, source = _about(run)
     state = load_file(source / WEIGHTS)
     state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
@@ -59,13 +58,12 @@ def save_half(run: str | Path, folder: Path) -> int:
         raise DataError(f"{source} holds weights beyond half precision in {broken[0]}; keep it in full precision")
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(state, folder)
-    (folder / CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+    write_json(about, folder / CONFIG)
     return (folder / WEIGHTS).stat().st_size
 
 
 def load(path: str | Path = PRETRAINED) -> nn.Module:
-    """A saved model in evaluation mode: a run's folder, the `model.safetensors` in it, or by default the trained
-    segmenter that comes with the package.
+    """A saved model in evaluation mode, from a run's folder or the `model.safetensors` in it.
 
     Gives a `TokenCutSeg` for a segmentation or masked-token run, a `Baseline` or a `VQGAN` for theirs. Raises DataError
     when there is no model.
@@ -86,14 +84,10 @@ def load(path: str | Path = PRETRAINED) -> nn.Module:
     return model.eval()
 
 
-def saved_config(path: str | Path) -> Config:
-    """The configuration that a saved model was trained with. Raises DataError when there is no model."""
-    return Config.from_dict(_about(path)[0]["config"])
-
-
-def saved_stage(path: str | Path) -> str:
-    """Which stage a saved model is of. Raises DataError when there is no model."""
-    return _about(path)[0]["stage"]
+def stage_and_config(path: str | Path) -> tuple[str, Config]:
+    """The stage and the configuration of a saved model. Raises DataError when there is no model."""
+    about, _ = _about(path)
+    return about["stage"], Config.from_dict(about["config"])
 
 
 def _about(path: str | Path) -> tuple[dict[str, Any], Path]:

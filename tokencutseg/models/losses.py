@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.functional import normalize
 
+from tokencutseg.config import SegmentationConfig
 from tokencutseg.models.decoder import upsample
 from tokencutseg.models.perceptual import load_lpips
 from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD
@@ -34,25 +36,19 @@ class PerceptualLoss(nn.Module):
     """How different two images look to VGG16. The weights never train.
 
     lpips: learned distance (Zhang et al. 2018). vgg_l1 (released): L1 between the activations of five slices, each
-    clamped at 10, and their sum again. `weights_name` says whether the VGG weights are ImageNet's or random.
+    clamped at 10, and their sum again.
     """
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__()
-        self.kind, self.size = kind, size
-        self.lpips, self.weights_name = load_lpips()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-
-    def train(self, mode: bool = True) -> PerceptualLoss:
-        return super().train(False)
+        self.kind, self.size, self.lpips = kind, size, load_lpips()
 
     def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
         """Scalar distance of two batches of values in [−1, 1] (clamped there), (B, 3, S, S)."""
         a, b = (upsample(v.clamp(-1, 1), (self.size, self.size)) for v in (x, reconstruction))
         if self.kind == "lpips":
             return _mean(self.lpips(a, b))
-        a, b = (self.lpips.net(((v + 1) / 2 - self.mean) / self.std) for v in (a, b))
+        a, b = (self.lpips.net(normalize((v + 1) / 2, IMAGENET_MEAN, IMAGENET_STD)) for v in (a, b))
         distances = (_mean((p.float() - q.float()).abs()) for p, q in zip(a, b, strict=True))
         return sum(distance.clamp(max=10) for distance in distances).clamp(0, 10)
 
@@ -91,14 +87,14 @@ def dice_loss(probabilities: Tensor, target: Tensor, class_weighted: bool) -> Te
 
 
 def segmentation_loss(
-    logits: Tensor, probabilities: Tensor, target: Tensor, loss_input: str, class_weighted: bool, ce_weight: float
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (already weighted) and Dice, for (B, C, S, S) scores and (B, S, S) int64 classes.
+    scores: Tensor, probabilities: Tensor, target: Tensor, config: SegmentationConfig
+) -> dict[str, Tensor]:
+    """The weighted terms `cross_entropy` and `dice`, for scores (B, C, S, S) and classes (B, S, S) int64.
 
-    loss_input "probabilities" (released) feeds softmax outputs to a cross-entropy that applies softmax once more.
+    The scores are logits, or (released) the probabilities, to which cross-entropy applies softmax once more.
     """
-    scores = probabilities if loss_input == "probabilities" else logits
-    return ce_weight * F.cross_entropy(scores, target), dice_loss(probabilities, target, class_weighted)
+    cross_entropy = config.cross_entropy_weight * F.cross_entropy(scores, target)
+    return {"cross_entropy": cross_entropy, "dice": dice_loss(probabilities, target, config.class_weighted_dice)}
 
 
 def masked_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ with a variable high ratio); Bao et al., "BEiT", 2022 (block masking).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from tokencutseg.config import MaskedGPTConfig
+from tokencutseg.config import Config, MaskedGPTConfig
 from tokencutseg.models.attention import attention
 
 Grid = tuple[int, int]
@@ -71,47 +72,33 @@ class MaskedTransformer(nn.Module):
     """Token map → contextual features, and logits over the codebook.
 
     The vocabulary is one wider than the codebook: id K is the slot for a masked position (the released code leaves it
-    unused and masks with id 0, which is also a code).
+    unused and masks with id 0, which is also a code). `n_positions` is the length of the position table, by default one
+    for each token of an image.
     """
 
-    def __init__(
-        self, config: MaskedGPTConfig, codebook_size: int, code_dim: int, n_tokens: int, tied_head: bool = False
-    ) -> None:
+    def __init__(self, config: Config, n_positions: int | None = None) -> None:
         super().__init__()
-        self.config, self.codebook_size = config, codebook_size
-        C = config.d_model
-        self.token_embedding = nn.Embedding(codebook_size + 1, C)
-        self.position_embedding = nn.Embedding(n_tokens, C)
-        self.vector_embedding = nn.Linear(code_dim, C) if config.inputs == "tokens_and_vectors" else None
+        self.config = c = config.masked_gpt
+        self.codebook_size = K = config.vqgan.codebook_size
+        self.mask_id, C = 0 if c.mask_id == "zero" else K, c.d_model
+        self.token_embedding = nn.Embedding(K + 1, C)
+        self.position_embedding = nn.Embedding(n_positions or config.grid_size**2, C)
+        self.vector_embedding = nn.Linear(config.vqgan.code_dim, C) if c.inputs == "tokens_and_vectors" else None
         self.embedding_norm = nn.LayerNorm(C, eps=1e-12)
-        self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.final_norm = nn.LayerNorm(C, eps=1e-12) if config.norm == "pre" else nn.Identity()
-        self.lm_head = nn.Linear(C, codebook_size + 1)
-        self.tied_head = TiedHead(C, codebook_size + 1) if tied_head else None
+        self.drop = nn.Dropout(c.dropout)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
+        self.final_norm = nn.LayerNorm(C, eps=1e-12) if c.norm == "pre" else nn.Identity()
+        self.lm_head = nn.Linear(C, K + 1)
+        self.tied_head = TiedHead(C, K + 1) if config.recipe == "released" else None
         self.apply(_initialise)
 
-    @property
-    def mask_id(self) -> int:
-        return 0 if self.config.mask_id == "zero" else self.codebook_size
+    def forward(self, tokens: Tensor, *context: Any, **by_name: Any) -> Tensor:
+        """Contextual features (B, T, C); takes what `embed` takes."""
+        return self.hidden_states(tokens, *context, **by_name)[-1]
 
-    def forward(
-        self, tokens: Tensor, vectors: Tensor | None = None, mask: Tensor | None = None, grid: Grid | None = None
-    ) -> Tensor:
-        """Contextual features (B, T, C).
-
-        tokens: (B, T) int64 in [0, K]. vectors: (B, T, D), the encoder's latents, for `inputs: tokens_and_vectors`.
-        mask: (B, T) bool, True where a token is masked. grid: (H, W) when it is not the square one of the position
-        table; positions are then interpolated (under `positions: first`, where T fits the table, its first T). Raises
-        ValueError where that is needed and `grid` is missing.
-        """
-        return self.hidden_states(tokens, vectors, mask, grid)[-1]
-
-    def hidden_states(
-        self, tokens: Tensor, vectors: Tensor | None = None, mask: Tensor | None = None, grid: Grid | None = None
-    ) -> list[Tensor]:
+    def hidden_states(self, tokens: Tensor, *context: Any, **by_name: Any) -> list[Tensor]:
         """The embedding, each block's output, and the final features: n_layer + 2 tensors (B, T, C)."""
-        states = [self.embed(tokens, vectors, mask, grid)]
+        states = [self.embed(tokens, *context, **by_name)]
         for block in self.blocks:
             states.append(block(states[-1]))
         return [*states, self.final_norm(states[-1])]
@@ -119,7 +106,13 @@ class MaskedTransformer(nn.Module):
     def embed(
         self, tokens: Tensor, vectors: Tensor | None = None, mask: Tensor | None = None, grid: Grid | None = None
     ) -> Tensor:
-        """Token, position and (where the recipe says so) vector embedding: (B, T, C)."""
+        """Token, position and (where the recipe says so) vector embedding: (B, T, C).
+
+        tokens: (B, T) int64 in [0, K]. vectors: (B, T, D), the encoder's latents, for `inputs: tokens_and_vectors`.
+        mask: (B, T) bool, True where a token is masked. grid: (H, W) when it is not the square one of the position
+        table; positions are then interpolated (under `positions: first`, where T fits the table, its first T). Raises
+        ValueError where that is needed and `grid` is missing.
+        """
         if mask is not None:
             tokens = tokens.masked_fill(mask, self.mask_id)
         x = self.token_embedding(tokens) + self._positions(tokens.shape[1], grid)
@@ -144,10 +137,7 @@ class MaskedTransformer(nn.Module):
 
 
 def sample_token_mask(
-    shape: tuple[int, int, int],
-    config: MaskedGPTConfig,
-    generator: torch.Generator | None = None,
-    ratio: float | None = None,
+    shape: tuple[int, int, int], config: MaskedGPTConfig, generator: Generator | None = None, ratio: float | None = None
 ) -> Tensor:
     """Which tokens to mask: (B, H·W) bool, True is masked. Drawn on the CPU.
 
@@ -170,7 +160,7 @@ def sample_token_mask(
     return rank < (ratios * T).round().clamp(1, T - 1)[:, None]
 
 
-def _keep_one_of_each(mask: Tensor, generator: torch.Generator | None) -> Tensor:
+def _keep_one_of_each(mask: Tensor, generator: Generator | None) -> Tensor:
     """Mask one token where none is masked, unmask one where all are."""
     B, T = mask.shape
     at = torch.randint(T, (B, 1), generator=generator)

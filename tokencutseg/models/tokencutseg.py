@@ -14,7 +14,7 @@ from tokencutseg.models.decoder import GuidedUpsampler, upsample
 from tokencutseg.models.deepcut import DeepCut, to_grid
 from tokencutseg.models.masked_transformer import MaskedTransformer
 from tokencutseg.models.predict import SegmentationModel
-from tokencutseg.models.vqgan import VQGAN, Encoding, FineTunedEncoder
+from tokencutseg.models.vqgan import VQGAN, Encoding
 
 State = dict[str, Tensor]
 Encoded = tuple[Tensor, Encoding]
@@ -25,18 +25,12 @@ Encoded = tuple[Tensor, Encoding]
 class Segmentation:
     """The segmenter's output for B images of side S with T = H·W tokens and C classes."""
 
-    tokens: Tensor
-    """(B, T) int64."""
-    features: Tensor
-    """(B, T, E), of the transformer."""
-    assignments: Tensor
-    """(B, T, C) probabilities at the tokens."""
-    logits: Tensor
-    """(B, C, S, S); `probabilities` is their softmax, except in the released way: token probabilities, up-sampled."""
-    probabilities: Tensor
-    """(B, C, S, S)."""
-    deepcut_loss: Tensor
-    """Scalar; zero without the graph module."""
+    tokens: Tensor  # (B, T) int64
+    features: Tensor  # (B, T, E), of the transformer
+    assignments: Tensor  # (B, T, C), probabilities at the tokens
+    logits: Tensor  # (B, C, S, S)
+    probabilities: Tensor  # (B, C, S, S), their softmax; in the released way the assignments, up-sampled
+    deepcut_loss: Tensor  # scalar; zero without the graph module
 
     @property
     def mask(self) -> Tensor:
@@ -47,12 +41,9 @@ class Segmentation:
 class EncoderOutput(NamedTuple):
     """What the parts after the tokenizer take as input."""
 
-    tokens: Tensor
-    """(B, H, W) int64."""
-    encoding: Encoding
-    """The transformer's, which embeds its latents where the recipe says so."""
-    guide: Encoding
-    """The up-sampler's, of which it takes the feature pyramid: that of the fine-tuned encoder, where there is one."""
+    tokens: Tensor  # (B, H, W) int64
+    encoding: Encoding  # the transformer's, which embeds its latents where the recipe says so
+    guide: Encoding  # the up-sampler's, which takes its features: of the fine-tuned encoder, where there is one
 
 
 class LinearHead(nn.Module):
@@ -70,21 +61,17 @@ class LinearHead(nn.Module):
 
 
 class TokenCutSeg(SegmentationModel):
-    """Image → tokens → contextual features → graph cut → mask.
-
-    `n_positions` is the length of the transformer's position table, by default one for each token of an image.
-    """
+    """Image → tokens → contextual features → graph cut → mask. `n_positions` as for the transformer."""
 
     def __init__(self, config: Config, n_classes: int = 2, n_positions: int | None = None) -> None:
         super().__init__()
         self.config = config
-        seg, n_features, T = config.segmentation, config.masked_gpt.d_model, n_positions or config.grid_size**2
-        K, D, is_released = config.vqgan.codebook_size, config.vqgan.code_dim, config.recipe == "released"
+        seg, n_features = config.segmentation, config.masked_gpt.d_model
         self.vqgan = VQGAN(config.vqgan)
-        self.masked_gpt = MaskedTransformer(config.masked_gpt, K, D, T, tied_head=is_released)
+        self.masked_gpt = MaskedTransformer(config, n_positions)
         self.head = DeepCut(seg, n_features, n_classes) if seg.use_deepcut else LinearHead(n_features, n_classes)
         self.upsampler = GuidedUpsampler(config.vqgan, n_features, n_classes) if seg.upsampling == "guided" else None
-        self.encoder = FineTunedEncoder(self.vqgan) if seg.encoder == "fine_tuned" else None
+        self.encoder = self.vqgan.copy_encoder() if seg.encoder == "fine_tuned" else None
         self.vqgan.requires_grad_(False)
         self.masked_gpt.requires_grad_(not seg.frozen_transformer)
         self.train()  # a frozen tokenizer must never be in training mode, in which modules start

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tokencutseg.config import RECIPES, Config, ConfigError, configure
+from tokencutseg.config import RECIPES, Config, ConfigError, VQGANConfig, configure
 from tokencutseg.data.images import DataError
 from tokencutseg.files import atomic_write
 from tokencutseg.models.perceptual import load_lpips
@@ -41,19 +41,8 @@ _NAMES = [
 """Prefixes of names, upstream's and ours; the first that fits counts. The tokenizer's names are the same."""
 _TRAINING_ONLY = re.compile(r"^(vqgan\.)?(loss|discriminator)\.|perceptual_loss\.")
 _DEFAULT_HEADS = 4
-_VGG_SLICES = (0, 4, 9, 16, 23, 30)
-_HYPER_PARAMETERS = {
-    "n_embed": "vqgan.codebook_size",
-    "embed_dim": "vqgan.code_dim",
-    "hidden_channels": "vqgan.hidden_channels",
-    "n_res_blocks": "vqgan.n_res_blocks",
-    "n_layer": "masked_gpt.n_layer",
-    "n_head": "masked_gpt.n_head",
-    "n_embd": "masked_gpt.d_model",
-}
-"""Upstream's names of our settings."""
 _OPTIONS = [
-    *(f"vqgan.{key}" for key in ("n_stages", "input_normalisation")),
+    *(f"vqgan.{key}" for key in ("n_stages", "input_normalisation", "norm_groups")),
     *(f"masked_gpt.{key}" for key in ("inputs", "norm", "positions")),
     *(f"segmentation.{key}" for key in ("use_deepcut", "affinity", "graph_radius", "radius_unit")),
     *(f"segmentation.{key}" for key in ("upsampling", "encoder", "loss_input", "test_time_flips")),
@@ -116,30 +105,25 @@ def save_segmenter(model: TokenCutSeg, path: str | Path) -> str:
     _check_released(config)
     if model.masked_gpt.tied_head is None:
         raise ConfigError("the released code cannot hold this model: it lacks the tied head of the recipe released")
-    block_size = len(model.masked_gpt.position_embedding.weight)
-    return _write(
-        path,
-        {_rename(key, to_ours=False): value for key, value in model.state_dict().items()},
-        {
-            "vqgan_path": "vqgan.ckpt",
-            "vqgan_config": _hyper_parameters(config, "vqgan"),
-            "gpt_config": {"vocab_size": config.vqgan.codebook_size + 1, "block_size": block_size}
-            | _hyper_parameters(config, "masked_gpt"),
-            "segmentation_config": {
-                "num_classes": model.head.gnn.mlp[-1].out_features,
-                "use_deepcut": True,
-                "deepcut_loss_weight": config.segmentation.deepcut_loss_weight,
-            },
-            "learning_rate": config.segmentation.learning_rate,
-        },
-    )
+    gpt, seg, n_classes = config.masked_gpt, config.segmentation, model.head.gnn.mlp[-1].out_features
+    vocabulary, block_size = config.vqgan.codebook_size + 1, len(model.masked_gpt.position_embedding.weight)
+    sizes = {"n_layer": gpt.n_layer, "n_head": gpt.n_head, "n_embd": gpt.d_model}
+    head = {"num_classes": n_classes, "use_deepcut": True, "deepcut_loss_weight": seg.deepcut_loss_weight}
+    parameters = {
+        "vqgan_path": "vqgan.ckpt",
+        "vqgan_config": _tokenizer_parameters(config.vqgan),
+        "gpt_config": {"vocab_size": vocabulary, "block_size": block_size} | sizes,
+        "segmentation_config": head,
+        "learning_rate": seg.learning_rate,
+    }
+    return _write(path, {_rename(key, to_ours=False): value for key, value in model.state_dict().items()}, parameters)
 
 
 def save_tokenizer(vqgan: VQGAN, config: Config, path: str | Path) -> str:
     """Write a tokenizer of the recipe `released` likewise; `load_tokenizer` is the inverse."""
     _check_released(config, "vqgan.")
     state = {f"vqgan.{key}": value for key, value in vqgan.state_dict().items()}
-    parameters = {"vqgan_config": _hyper_parameters(config, "vqgan"), "learning_rate": config.vqgan.learning_rate}
+    parameters = {"vqgan_config": _tokenizer_parameters(config.vqgan), "learning_rate": config.vqgan.learning_rate}
     return _write(path, state, parameters)
 
 
@@ -151,42 +135,32 @@ def _read(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's readers raise all kinds for files that are something else
         reason = (str(error) or type(error).__name__).strip().split("\n")[0]
-        raise DataError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values ({reason}); download it again, or give "
-            f"another file"
-        ) from error
+        raise DataError(f"{path} cannot be read as a checkpoint ({reason}); download it again") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise DataError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
     return checkpoint
 
 
 def _write(path: str | Path, state: dict[str, Tensor], hyper_parameters: dict[str, Any]) -> str:
-    parts, vgg = _training_parts()
+    """Write a checkpoint, with the discriminator and the perceptual loss beside the model; returns whose VGG it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LPIPS compares random features")  # the caller prints it
+        lpips = load_lpips()
+    loss, constants = "vqgan.loss.perceptual_loss", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    state |= {f"vqgan.discriminator.{key}": value for key, value in Discriminator(64).state_dict().items()}
+    for key, value in lpips.net.state_dict().items():  # slice1.0.weight, of VGG16's first five blocks
+        number, name = key.removeprefix("slice").split(".", 1)
+        state[f"{loss}.blocks.{int(number) - 1}.{name}"] = value
+    state |= {f"{loss}.{name}": torch.tensor(values).view(1, 3, 1, 1) for name, values in constants.items()}
     content = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.4.0", "hyper_parameters": hyper_parameters}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in (state | parts).items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic_write(path) as file:
         torch.save(content | {"state_dict": tensors}, file)
-    return vgg
+    return lpips.weights_name
 
 
 def _model_part(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {key: value for key, value in checkpoint["state_dict"].items() if not _TRAINING_ONLY.search(key)}
-
-
-def _training_parts() -> tuple[dict[str, Tensor], str]:
-    """What a released file holds beside its model, the discriminator and the perceptual loss; and whose VGG it is."""
-    parts = {f"vqgan.discriminator.{key}": value for key, value in Discriminator(64).state_dict().items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LPIPS compares random features")  # the caller prints it
-        lpips, name = load_lpips()
-    layers = [layer for part in lpips.net.children() if isinstance(part, nn.Sequential) for layer in part]
-    loss = "vqgan.loss.perceptual_loss"
-    for i, layer in enumerate(layers):
-        block = sum(i >= start for start in _VGG_SLICES) - 1
-        parts |= {f"{loss}.blocks.{block}.{i}.{key}": value for key, value in layer.state_dict().items()}
-    for key, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-        parts[f"{loss}.{key}"] = torch.tensor(values).view(1, 3, 1, 1)
-    return parts, name
 
 
 def _rename(key: str, to_ours: bool) -> str:
@@ -200,16 +174,13 @@ def _rename(key: str, to_ours: bool) -> str:
 
 
 def _load(model: Any, state: dict[str, Tensor], path: str | Path) -> Any:
-    own = model.state_dict()
-    missing, unexpected = (
-        sorted(_rename(key, to_ours=False) for key in a if key not in b) for a, b in ((own, state), (state, own))
-    )
-    if missing or unexpected:
-        raise DataError(f"{path} does not fit: missing {missing}, unexpected {unexpected}")
     try:
-        model.load_state_dict(state)
+        misfits = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise DataError(f"{path} does not fit: {' '.join(str(error).split())}") from error
+    missing, unexpected = ([_rename(key, to_ours=False) for key in keys] for keys in misfits)
+    if missing or unexpected:
+        raise DataError(f"{path} does not fit: missing {missing}, unexpected {unexpected}")
     return model.eval()
 
 
@@ -225,24 +196,21 @@ def _tokenizer_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _hyper_parameters(config: Config, stage: str) -> dict[str, int]:
-    return {name: config.value(key) for name, key in _HYPER_PARAMETERS.items() if key.startswith(stage)}
+def _tokenizer_parameters(c: VQGANConfig) -> dict[str, int]:
+    sizes = {"hidden_channels": c.hidden_channels, "n_res_blocks": c.n_res_blocks}
+    return {"n_embed": c.codebook_size, "embed_dim": c.code_dim} | sizes
 
 
 def _check_released(config: Config, part: str = "") -> None:
     """Raise ConfigError unless the released code, which has no options, computes what this configuration does."""
-    released = RECIPES["released"] | {"segmentation.use_deepcut": True}
+    released = RECIPES["released"] | {"segmentation.use_deepcut": True, "vqgan.norm_groups": 32}
     wrong = [
         f"{name} is {config.value(name)}, not {released[name]}"
         for name in _OPTIONS
         if name.startswith(part) and config.value(name) != released[name]
     ]
-    c = config.vqgan
-    if c.norm_groups != 32 or c.hidden_channels % 32:
-        wrong.append(
-            f"vqgan.hidden_channels is {c.hidden_channels} with {c.norm_groups} norm groups, not a multiple of 32 with "
-            f"32 groups"
-        )
+    if config.vqgan.hidden_channels % 32:
+        wrong.append(f"vqgan.hidden_channels is {config.vqgan.hidden_channels}, not a multiple of 32")
     if wrong:
         raise ConfigError(
             f"the released code cannot hold this model: {'; '.join(wrong)}; train one with `tokencutseg train-seg` or "

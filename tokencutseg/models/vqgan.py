@@ -21,19 +21,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Quantized(NamedTuple):
-    """Of the quantizer: `vectors` (B, D, H, W), `tokens` (B, H, W) int64, `commitment_loss` scalar."""
+    """The output of the quantizer."""
 
-    vectors: Tensor
-    tokens: Tensor
-    commitment_loss: Tensor
+    vectors: Tensor  # (B, D, H, W)
+    tokens: Tensor  # (B, H, W) int64
+    commitment_loss: Tensor  # scalar
 
 
 class Encoding(NamedTuple):
-    """An encoded image: `latents` (B, D, H, W) before quantization, and the encoder's feature pyramid, one map
-    (B, h·2^i, S/2^i, S/2^i) for each down-sampling stage i, finest first."""
+    """An encoded image."""
 
-    latents: Tensor
-    features: list[Tensor]
+    latents: Tensor  # (B, D, H, W), before quantization
+    features: list[Tensor]  # (B, h·2^i, S/2^i, S/2^i) of each down-sampling stage i, finest first
 
 
 class ResidualBlock(nn.Module):
@@ -102,20 +101,13 @@ class EMAQuantizer(nn.Module):
     """A code is dead when its EMA count falls below this share of the mean count; it restarts with twice that count,
     which is enough for some 70 updates."""
 
-    def __init__(
-        self,
-        codebook_size: int,
-        code_dim: int,
-        commitment: float = 0.25,
-        init: str = "kmeans",
-        restart_dead: bool = True,
-    ) -> None:
+    def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        self.codebook_size, self.commitment = codebook_size, commitment
-        self.init, self.restart_dead = init, restart_dead
-        self.embedding = nn.Embedding(codebook_size, code_dim)
-        self.embedding.weight.requires_grad_(False).uniform_(-1 / codebook_size, 1 / codebook_size)
-        self.register_buffer("cluster_size", torch.zeros(codebook_size))
+        self.config, self.codebook_size = config, config.codebook_size
+        K = self.codebook_size
+        self.embedding = nn.Embedding(K, config.code_dim)
+        self.embedding.weight.requires_grad_(False).uniform_(-1 / K, 1 / K)
+        self.register_buffer("cluster_size", torch.zeros(K))
         self.register_buffer("embedding_avg", self.embedding.weight.clone())
 
     def forward(self, z: Tensor) -> Quantized:
@@ -123,14 +115,14 @@ class EMAQuantizer(nn.Module):
         B, D, H, W = z.shape
         z = z.to(self.embedding.weight.dtype)  # distances in the codebook's precision, not in the encoder's
         flat = z.permute(0, 2, 3, 1).reshape(-1, D)  # (BHW, D)
-        if self.training and self.init == "kmeans" and not self.cluster_size.any():
+        if self.training and self.config.codebook_init == "kmeans" and not self.cluster_size.any():
             self._kmeans_init(flat.detach())
         tokens = self.nearest(flat)
         vectors = self.lookup(tokens.view(B, H, W))
         if self.training:
             self._update(flat.detach(), tokens)
-        commitment_loss = self.commitment * (vectors - z).square().mean()
-        return Quantized(z + (vectors - z).detach(), tokens.view(B, H, W), commitment_loss)
+        loss = self.config.commitment * (vectors - z).square().mean()
+        return Quantized(z + (vectors - z).detach(), tokens.view(B, H, W), loss)
 
     def nearest(self, flat: Tensor) -> Tensor:
         """(N, D) → (N,) index of the nearest code. |z|² is the same for every code and left out."""
@@ -143,11 +135,10 @@ class EMAQuantizer(nn.Module):
         return self.embedding(tokens).permute(0, 3, 1, 2)
 
     @torch.no_grad()
-    def _kmeans_init(self, flat: Tensor, iterations: int = 10) -> None:
-        """k-means on the first batch, the first process's (Łańcucki et al. 2020)."""
-        codes = self.embedding.weight
-        codes.copy_(self._draw(flat))
-        for _ in range(iterations):
+    def _kmeans_init(self, flat: Tensor) -> None:
+        """Ten iterations of k-means on the first batch, the first process's (Łańcucki et al. 2020)."""
+        codes = self.embedding.weight.copy_(self._draw(flat))
+        for _ in range(10):
             counts, sums = self._count_and_sum(flat, self.nearest(flat))
             codes.copy_(torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), codes))
         counts, _ = self._count_and_sum(flat, self.nearest(flat))
@@ -161,7 +152,7 @@ class EMAQuantizer(nn.Module):
         counts, sums = map(_all_reduce, self._count_and_sum(flat, tokens))
         self.cluster_size.lerp_(counts, 1 - self.DECAY)
         self.embedding_avg.lerp_(sums, 1 - self.DECAY)
-        if self.restart_dead:
+        if self.config.restart_dead_codes:
             mean = self.cluster_size.mean()
             dead = (self.cluster_size < self.DEAD * mean)[:, None]  # (K, 1)
             fresh, count = _broadcast(self._draw(flat)), 2 * self.DEAD * mean
@@ -179,11 +170,11 @@ class EMAQuantizer(nn.Module):
     def _count_and_sum(self, flat: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (N, D) and their codes (N,) → how many belong to each code (K,), and their sum (K, D)."""
         counts = torch.bincount(tokens, minlength=self.codebook_size).to(flat.dtype)
-        return counts, flat.new_zeros(self.codebook_size, flat.shape[1]).index_add_(0, tokens, flat)
+        return counts, flat.new_zeros(self.embedding_avg.shape).index_add_(0, tokens, flat)
 
 
 class ImageEncoder(nn.Module):
-    """What encodes images: the tokenizer, and the copy of its encoder that later stages fine-tune."""
+    """What encodes images: the tokenizer, or the copy of its encoder that later stages fine-tune."""
 
     encoder: Encoder
     quant_conv: nn.Conv2d
@@ -193,14 +184,11 @@ class ImageEncoder(nn.Module):
         features = self.encoder(x)
         return Encoding(self.quant_conv(features[-1]), features)
 
-
-class FineTunedEncoder(ImageEncoder):
-    """A trainable copy of the tokenizer's encoder."""
-
-    def __init__(self, tokenizer: VQGAN) -> None:
-        super().__init__()
-        self.encoder = copy.deepcopy(tokenizer.encoder)
-        self.quant_conv = copy.deepcopy(tokenizer.quant_conv)
+    def copy_encoder(self) -> ImageEncoder:
+        """An encoder of its own, which starts with the same weights."""
+        copied = ImageEncoder()
+        copied.encoder, copied.quant_conv = copy.deepcopy(self.encoder), copy.deepcopy(self.quant_conv)
+        return copied
 
 
 class VQGAN(ImageEncoder):
@@ -212,8 +200,7 @@ class VQGAN(ImageEncoder):
         width = config.hidden_channels * 2**config.n_stages
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        c = config
-        self.quantize = EMAQuantizer(c.codebook_size, c.code_dim, c.commitment, c.codebook_init, c.restart_dead_codes)
+        self.quantize = EMAQuantizer(config)
         self.quant_conv = nn.Conv2d(width, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, width, 1)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -244,9 +231,8 @@ class VQGAN(ImageEncoder):
     @torch.no_grad()
     def tokenize(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] (B, 3, S, S) → tokens (B, H, W) int64, in any mode without an update of the codebook."""
-        latents = self.encode(self.normalise(images)).latents
-        B, D, H, W = latents.shape
-        return self.quantize.nearest(latents.permute(0, 2, 3, 1).reshape(-1, D)).view(B, H, W)
+        latents = self.encode(self.normalise(images)).latents.permute(0, 2, 3, 1)  # (B, H, W, D)
+        return self.quantize.nearest(latents.flatten(0, 2)).view(latents.shape[:3])
 
     @torch.no_grad()
     def detokenize(self, tokens: Tensor) -> Tensor:
@@ -257,12 +243,11 @@ class VQGAN(ImageEncoder):
 class Discriminator(nn.Module):
     """PatchGAN with three layers and BatchNorm (Isola et al. 2017): (B, 3, S, S) → a map of logits."""
 
-    def __init__(self, channels: int = 64) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         c = channels
         layers: list[nn.Module] = [nn.Conv2d(3, c, 4, 2, 1), nn.LeakyReLU(0.2)]
-        for i, stride in ((1, 2), (2, 2), (3, 1)):
-            a, b = c * 2 ** (i - 1), c * 2**i
+        for a, b, stride in ((c, 2 * c, 2), (2 * c, 4 * c, 2), (4 * c, 8 * c, 1)):
             layers += [nn.Conv2d(a, b, 4, stride, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
         self.main = nn.Sequential(*layers, nn.Conv2d(c * 8, 1, 4, 1, 1))
 

@@ -143,18 +143,18 @@ def codebook_embedding(codes: Tensor, table: pd.DataFrame, patches: Tensor) -> F
 
 
 def code_explorer(
-    code: int, table: pd.DataFrame, images: ImageSet, tokens: Tensor, back: Tensor, alone: Tensor, columns: int = 5
+    code: int, table: pd.DataFrame, images: ImageSet, tokens: Tensor, back: Tensor, alone: Tensor
 ) -> Figure:
-    """One code: what it decodes to alone, and the images where it is assigned most, its tokens highlighted.
+    """One code: what it decodes to alone, and the five images where it is assigned most, its tokens highlighted.
 
     table: of `tables.codebook_usage`. images: a set with masks. tokens: (N, H, W), of its images. back: (N, 3, S, S) in
-    [0, 1], decoded from them. alone: (3, S, S), decoded from this code everywhere. columns: images at most.
+    [0, 1], decoded from them. alone: (3, S, S), decoded from this code everywhere.
     """
     row, assigned = table.set_index("code").loc[code], tokens == code
     counts = assigned.flatten(1).sum(1)
     title = f"Code {code}: {row['share']:.1%} of all tokens, {row['lesion_share']:.0%} of them lesion"
     title = title if row["count"] else f"Code {code} is assigned to no token of these {len(images)} images"
-    figure, axes = st.make_figure(2, 1 + columns, 1.35, title=title)
+    figure, axes = st.make_figure(2, 6, 1.35, title=title)
     for axis in axes.flat:
         axis.set_axis_off()
     st.show_image(axes[0, 0], alone, "this code alone")

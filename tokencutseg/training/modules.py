@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from tokencutseg.config import Config
@@ -19,14 +20,7 @@ from tokencutseg.data.transforms import Augmentation, recolour
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.per_image import score
 from tokencutseg.evaluation.statistics import summarise
-from tokencutseg.models.losses import (
-    PerceptualLoss,
-    discriminator_loss,
-    generator_loss,
-    masked_token_loss,
-    reconstruction_loss,
-    segmentation_loss,
-)
+from tokencutseg.models import losses
 from tokencutseg.models.masked_transformer import sample_token_mask
 from tokencutseg.models.predict import SegmentationModel
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -40,12 +34,12 @@ BETAS = (0.9, 0.95)
 class StageModule(pl.LightningModule):
     """What all stages share: a seed for every epoch and batch, augmentation on the device, metrics as epoch means."""
 
+    monitor: str | None = None
+    """The metric by which `fit` chooses the best epoch, if any."""
+
     def __init__(self, seed: int, augmentation: str = "released") -> None:
         super().__init__()
-        self.seed = seed
-        self.steps_per_epoch = 0
-        """Batches per epoch, which schedules need; `fit` sets it."""
-        self.augment = Augmentation(augmentation)
+        self.seed, self.augment = seed, Augmentation(augmentation)
 
     def on_train_epoch_start(self) -> None:
         # of dropout and code restarts: a function of the epoch, so that resuming changes nothing
@@ -57,19 +51,9 @@ class StageModule(pl.LightningModule):
         seed = combine_seeds(self.seed, 1 + self.current_epoch, batch_index)
         return torch.Generator().manual_seed(seed + self.global_rank)
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
-        return self.training_loss(batch, self.generator(batch_index))
-
-    def training_loss(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
-        """The loss of one batch, or None where the optimizers were stepped by hand."""
-        raise NotImplementedError
-
     def log_metrics(self, metrics: dict[str, Tensor | float], images: int = 1) -> None:
         """Log scalars as means over the epoch, weighted by the batch's `images` in validation."""
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=images, sync_dist=True)
-
-    def total_steps(self) -> int:
-        return self.trainer.max_epochs * self.steps_per_epoch
 
     def clip(self, parameters: Iterable[nn.Parameter]) -> None:
         """Clip the norm of the gradients at 1."""
@@ -95,19 +79,19 @@ class VQGANModule(StageModule):
         self.config = c = config.vqgan
         self.vqgan = VQGAN(c)
         self.discriminator = Discriminator(c.disc_channels)
-        self.perceptual = None if c.perceptual == "none" else PerceptualLoss(c.perceptual, c.perceptual_size)
+        self.perceptual = None if c.perceptual == "none" else losses.PerceptualLoss(c.perceptual, c.perceptual_size)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._validation_tokens: list[Tensor] = []
 
-    def training_loss(self, batch: Batch, generator: torch.Generator) -> None:
+    def training_step(self, batch: Batch, batch_index: int) -> None:
         c, step = self.config, int(self.step)
-        images, _ = self.augment(batch["images"], None, generator)
+        images, _ = self.augment(batch["images"], None, self.generator(batch_index))
         x = self.vqgan.normalise(images)
         autoencoder, discriminator = self.optimizers()
         adversarial = step >= c.disc_start
 
         reconstruction, quantized = self.vqgan(x)
-        l1 = reconstruction_loss(x, reconstruction, c.clamped_reconstruction, c.edge_weighted)
+        l1 = losses.reconstruction_loss(x, reconstruction, c.clamped_reconstruction, c.edge_weighted)
         loss = l1 + c.codebook_weight * quantized.commitment_loss
         if self.perceptual is not None and step % c.perceptual_every == 0:
             perceptual = self.perceptual(x, reconstruction)
@@ -115,14 +99,14 @@ class VQGANModule(StageModule):
             self.log_metrics({"train_perceptual": perceptual})
         if adversarial:
             self.discriminator.requires_grad_(False)
-            loss = loss + c.disc_weight * generator_loss(self.discriminator(reconstruction), c.clamped_adversary)
+            loss = loss + c.disc_weight * losses.generator_loss(self.discriminator(reconstruction), c.clamped_adversary)
             self.discriminator.requires_grad_(True)
         self.backward_and_step(autoencoder, loss, self.vqgan)
 
         if adversarial:
             real, fake = self.discriminator(x), self.discriminator(reconstruction.detach())
             # the released ramp follows Lightning's global step, which counts both optimizers
-            loss = discriminator_loss(real, fake, c.clamped_adversary, 2 * (step - c.disc_start))
+            loss = losses.discriminator_loss(real, fake, c.clamped_adversary, 2 * (step - c.disc_start))
             self.backward_and_step(discriminator, loss, self.discriminator)
             self.log_metrics({"train_discriminator": loss})
         if c.stepping_schedule:
@@ -160,8 +144,9 @@ class VQGANModule(StageModule):
         ]
         if not self.config.stepping_schedule:  # a schedule that never steps would leave the rate at its warm-up's start
             return optimizers
-        steps = self.total_steps(), max(1, self.total_steps() - self.config.disc_start)
-        return optimizers, [cosine_with_warmup(*pair) for pair in zip(optimizers, steps, strict=True)]
+        steps, (autoencoder, discriminator) = self.trainer.estimated_stepping_batches, optimizers
+        late = max(1, steps - self.config.disc_start)
+        return optimizers, [cosine_with_warmup(autoencoder, steps), cosine_with_warmup(discriminator, late)]
 
 
 class MaskedGPTModule(StageModule):
@@ -182,31 +167,34 @@ class MaskedGPTModule(StageModule):
         self.model.masked_gpt.train(mode)  # although a later stage may keep it frozen
         return self
 
-    def training_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        generator = self.generator(batch_index)
         images, _ = self.augment(batch["images"], None, generator)
-        loss, accuracy = self._masked_loss(images, token_mask_for(self.model, images, generator))
+        loss, accuracy = self.masked_loss(images, generator)
         self.log_metrics({"train_loss": loss, "train_accuracy": accuracy})
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        images = batch["images"]
-        mask = token_mask_for(self.model, images, torch.Generator().manual_seed(batch_index))  # same in every epoch
-        loss, accuracy = self._masked_loss(images, mask)
+        images, generator = batch["images"], torch.Generator().manual_seed(batch_index)  # the same in every epoch
+        loss, accuracy = self.masked_loss(images, generator)
         self.log_metrics({"validation_loss": loss, "validation_accuracy": accuracy}, len(images))
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
         if self.config.trains_encoder:  # the loss of blanked images has steep gradients at times
             self.clip(p for p in self.model.parameters() if p.requires_grad)
 
-    def _masked_loss(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def masked_loss(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and accuracy at the masked tokens."""
+        mask = token_mask_for(self.model, images, generator)
         tokens, logits = self.model.predict_masked(images, mask)
         flat = tokens.flatten(1)
-        return masked_token_loss(logits, flat, mask), (logits.argmax(-1) == flat)[mask].float().mean()
+        return losses.masked_token_loss(logits, flat, mask), (logits.argmax(-1) == flat)[mask].float().mean()
 
     def configure_optimizers(self) -> Any:
         c, learning = self.config, [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, c.learning_rate, BETAS, weight_decay=c.weight_decay, fused=True)
-        return [optimizer], [{"scheduler": cosine_with_warmup(optimizer, self.total_steps()), "interval": "step"}]
+        schedule = cosine_with_warmup(optimizer, self.trainer.estimated_stepping_batches)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
 class SegmenterModule(StageModule):
@@ -220,6 +208,7 @@ class SegmenterModule(StageModule):
     def __init__(self, config: Config, model: SegmentationModel, unlabelled: ImageSet | None = None) -> None:
         super().__init__(config.seed, config.segmentation.augmentation)
         self.config, self.reduction = config.segmentation, config.evaluation.score_reduction
+        self.monitor = f"validation_{self.reduction}_iou"
         self.model, self.unlabelled = model, unlabelled
         if unlabelled is not None:
             self.register_buffer("unlabelled_seen", torch.zeros((), dtype=torch.int64))
@@ -232,7 +221,8 @@ class SegmenterModule(StageModule):
     def eval_model(self) -> SegmentationModel:
         return self.model if self.ema_model is None else self.ema_model.module
 
-    def training_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        generator = self.generator(batch_index)
         images, masks = self.augment(batch["images"], batch["masks"], generator)
         terms = self.losses(images, masks, generator)
         weight = self.self_training_weight(self.trainer.global_step)
@@ -245,7 +235,8 @@ class SegmenterModule(StageModule):
         """Zero for the first tenth of the training, while the teacher is poor; then it rises over three tenths."""
         if self.unlabelled is None:
             return 0.0
-        return self.config.self_training_weight * min(1.0, max(0.0, (step / self.total_steps() - 0.1) / 0.3))
+        done = step / self.trainer.estimated_stepping_batches
+        return self.config.self_training_weight * min(1.0, max(0.0, (done - 0.1) / 0.3))
 
     def self_training_loss(self, labelled: int, generator: torch.Generator) -> Tensor:
         """The loss on half as many unlabelled images as there are `labelled` ones in the batch, warped and recoloured,
@@ -266,23 +257,11 @@ class SegmenterModule(StageModule):
     def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The weighted terms of the training loss, by name."""
         logits = self.model(images)
-        return self._supervised(logits, logits.softmax(1), masks, "logits")
-
-    def _supervised(self, logits: Tensor, probabilities: Tensor, masks: Tensor, kind: str) -> dict[str, Tensor]:
-        weights = self.config.class_weighted_dice, self.config.cross_entropy_weight
-        cross_entropy, dice = segmentation_loss(logits, probabilities, masks, kind, *weights)
-        return {"cross_entropy": cross_entropy, "dice": dice}
-
-    def lr_scale(self, parameter: str) -> float:
-        """The learning rate of a parameter of `model`, by its name, as a share of the configured one."""
-        return 1.0
+        return losses.segmentation_loss(logits, logits.softmax(1), masks, self.config)
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.ema_model is not None:
             self.ema_model.update_parameters(self.model)
-
-    def on_validation_epoch_start(self) -> None:
-        self.eval_model.eval()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         probabilities, masks = self.eval_model.probabilities(batch["images"]).float(), batch["masks"]
@@ -298,24 +277,20 @@ class SegmenterModule(StageModule):
             iou = summarise(records, reduction, "iou", draws=1).mean
             self.log_metrics({f"validation_{reduction}_iou": iou})
 
-    @property
-    def monitor(self) -> str:
-        """The metric by which the best epoch is chosen."""
-        return f"validation_{self.reduction}_iou"
-
     def configure_optimizers(self) -> Any:
         c = self.config
+        scales = {"encoder": c.encoder_lr_scale, "masked_gpt": c.transformer_lr_scale}  # parts that were pretrained
         groups: dict[tuple[float, bool], dict[str, Any]] = {}
         for name, p in self.model.named_parameters():
             if p.requires_grad:
-                scale, decays = self.lr_scale(name), p.ndim > 1 or c.schedule == "cosine"
+                scale, decays = scales.get(name.partition(".")[0], 1.0), p.ndim > 1 or c.schedule == "cosine"
                 options = {"params": [], "lr": scale * c.learning_rate, "weight_decay": c.weight_decay * decays}
                 groups.setdefault((scale, decays), options)["params"].append(p)
         optimizer = torch.optim.AdamW(list(groups.values()), c.learning_rate, BETAS, fused=True)
         if c.schedule == "cosine":  # released: once an epoch, down to a tenth of each group's rate
             schedule = cosine_with_warmup(optimizer, self.trainer.max_epochs, warmup=0, min_ratio=0.1)
             return [optimizer], [{"scheduler": schedule, "interval": "epoch"}]
-        schedule = cosine_with_warmup(optimizer, self.total_steps(), min_ratio=0.0)
+        schedule = cosine_with_warmup(optimizer, self.trainer.estimated_stepping_batches, min_ratio=0.0)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
@@ -324,16 +299,13 @@ class TokenCutSegModule(SegmenterModule):
 
     model: TokenCutSeg
 
-    def lr_scale(self, parameter: str) -> float:
-        scales = {"encoder": self.config.encoder_lr_scale, "masked_gpt": self.config.transformer_lr_scale}
-        return scales.get(parameter.partition(".")[0], 1.0)
-
     def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         c, model = self.config, self.model
         joint = c.mlm_weight > 0 or c.training_features == "masked"
         token_mask = token_mask_for(model, images, generator) if joint else None
         out = model(images, token_mask if c.training_features == "masked" else None)
-        terms = self._supervised(out.logits, out.probabilities, masks, c.loss_input)
+        scores = out.probabilities if c.loss_input == "probabilities" else out.logits
+        terms = losses.segmentation_loss(scores, out.probabilities, masks, c)
         if c.use_deepcut:
             terms["deepcut"] = c.deepcut_loss_weight * out.deepcut_loss
         if c.mlm_weight > 0:
@@ -342,13 +314,11 @@ class TokenCutSegModule(SegmenterModule):
                 _, logits = model.predict_masked(images, token_mask, encode(images)[:2])
             else:
                 logits = model.masked_gpt.lm_head(out.features)
-            terms["masked_tokens"] = c.mlm_weight * masked_token_loss(logits, out.tokens, token_mask)
+            terms["masked_tokens"] = c.mlm_weight * losses.masked_token_loss(logits, out.tokens, token_mask)
         return terms
 
 
-def cosine_with_warmup(
-    optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1, min_ratio: float = 0.05
-) -> torch.optim.lr_scheduler.LambdaLR:
+def cosine_with_warmup(optimizer: Any, steps: int, warmup: float = 0.1, min_ratio: float = 0.05) -> LambdaLR:
     """Linear warm-up over the share `warmup` of `steps`, then a cosine down to `min_ratio` times the peak."""
     rise = max(1, round(warmup * steps)) if warmup else 0
 
@@ -358,7 +328,7 @@ def cosine_with_warmup(
         progress = min(1.0, (step - rise) / max(1, steps - rise))
         return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, factor)
 
 
 def ema_with_warmup(averages: list[Tensor], new: list[Tensor], n: Tensor | int) -> None:
