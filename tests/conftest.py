@@ -21,6 +21,21 @@ def _own_cache(tmp_path_factory):
         del os.environ["TOKENCUTSEG_CACHE"]
 
 
+@pytest.fixture(scope="session")
+def write_notebook():
+    """A function that writes a notebook with a heading, a cell tagged `parameters`, and `cells`."""
+    import nbformat.v4 as nb
+
+    def write(folder, name, *cells, parameters='preset = "quick"\noverrides = {}'):
+        tagged = nb.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        cells = [nb.new_markdown_cell(f"# About {name}"), tagged, *map(nb.new_code_cell, cells)]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.ipynb").write_text(nb.writes(nb.new_notebook(cells=cells)))
+        return folder / f"{name}.ipynb"
+
+    return write
+
+
 @pytest.fixture
 def tiny():
     """The smallest configuration of the revised recipe."""

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,18 +33,11 @@ def run(*arguments):
 
 
 @pytest.fixture
-def notebooks(tmp_path):
+def notebooks(write_notebook, tmp_path):
     """A folder with two notebooks: one that finishes and one that fails."""
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
     for name, code in (("01_good", SEEN), ("02_bad", "1 / 0")):
-        tagged = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-        notebook = nbformat.v4.new_notebook(
-            cells=[tagged, nbformat.v4.new_code_cell(code)],
-            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
-        )
-        nbformat.write(notebook, folder / f"{name}.ipynb")
-    return folder
+        write_notebook(tmp_path / "notebooks", name, code, parameters=PARAMETERS)
+    return tmp_path / "notebooks"
 
 
 def own_data(folder, shared=False):
@@ -98,7 +92,7 @@ def test_without_a_command_it_lists_them_by_group(capsys):
         (["run", "--only", "01,99"], "no notebook '99'. Known: 01_good, 02_bad"),
         (["run", "--only", "01", "--table", "budgets"], "not allowed with"),
         (["run", "--only", "01", "--precision", "32"], "--only takes no --dask, --gpus or --precision"),
-        (["run", "--preset", "tiny", "--table", "budgets,stage"], "unknown table stage. Known: "),
+        (["run", "--preset", "tiny", "--table", "budgets,stage"], "unknown table 'stage'. Known: "),
         (["run", "--data", "nowhere"], "nowhere does not exist"),
         (["run", "--jobs", "0"], "must be 1 or more"),
         (["run", "--seed", "-1"], "must lie in 0"),
@@ -118,6 +112,16 @@ def test_bad_usage_is_one_sentence_and_status_2(arguments, message, notebooks, t
     shown = capsys.readouterr()
     assert message in shown.err and "error: " in shown.err and "Traceback" not in shown.err
     assert [path.name for path in tmp_path.iterdir()] == ["notebooks"], "nothing may have been started"
+
+
+def test_names_that_cannot_be_printed(tmp_path):
+    """A file's name that is not UTF-8, and a terminal without umlauts, give an escape instead of a traceback."""
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfc.png")).write_bytes(b"no image")
+    for encoding in ("utf-8", "ascii"):
+        command = [sys.executable, "-m", "tokencutseg", "segment", tmp_path, "--out", tmp_path / "für"]
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 1 and "\\udcff" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_errors_of_the_system(notebooks, tmp_path, monkeypatch, capsys):
@@ -174,8 +178,8 @@ def test_run_executes_all_and_reports_the_failed_one(notebooks, tmp_path, monkey
 def test_run_passes_its_options_on(notebooks, tmp_path, monkeypatch, capsys):
     executed = []
 
-    def run_notebooks(chosen, parameters, study, **options):
-        executed.append(([path.stem for path in chosen], parameters["data"], *options.values()))
+    def run_notebooks(chosen, parameters, study, *options):
+        executed.append(([path.stem for path in chosen], parameters["data"], *options))
         study.mkdir(parents=True, exist_ok=True)
         return {path.stem: None for path in chosen}
 
@@ -186,7 +190,7 @@ def test_run_passes_its_options_on(notebooks, tmp_path, monkeypatch, capsys):
     assert "1 of 1 notebooks done" in capsys.readouterr().out
     assert run("run", *options, "--preset", "tiny", "--again", "--data", data) == 0
     assert executed[0] == (["01_good"], "", 1, 9, False)
-    assert executed[1] == (["01_good", "02_bad"], [str(data)], 2, runner.CELL_TIMEOUT, True)
+    assert executed[1] == (["01_good", "02_bad"], [str(data)], 2, 7 * 24 * 3600, True)
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(notebooks, tmp_path, monkeypatch, capsys):
@@ -199,8 +203,9 @@ def test_dry_run_shows_the_plan_and_writes_nothing(notebooks, tmp_path, monkeypa
     assert "tiny-clinic-" in shown and "released-set-" in shown and '"vqgan.codebook_size": 8' in shown
     assert "clinic/train: 5" in shown and "clinic/test: 3" in shown and "clinic → clinic: scored" in shown
     assert "01_good.ipynb" in shown and "02_bad.ipynb" in shown
-    assert run("run", *options) == 0
+    assert run("run", *options, "--table", "budgets,cross_dataset", "--table", "claims") == 0
     shown = capsys.readouterr().out
+    assert re.findall(r"^table +(.+)", shown, re.MULTILINE) == ["budgets", "cross_dataset", "claims"]
     assert "24 train, 8 validation, 12 test" in shown and "site_a → site_b: scored" in shown
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -225,8 +230,8 @@ def test_single_tables(tmp_path, capsys):
         "--results",
         tmp_path,
         "--set",
-        "vqgan.perceptual=none",
         "evaluation.train_sets=site_a",
+        "vqgan.perceptual=none",
     ]
     assert run("run", "--table", "budgets", "--precision", "bf16", *options) == 0
     (table,) = tmp_path.glob("tiny-synthetic*/tables/budgets.csv")
@@ -243,9 +248,8 @@ def test_train_only(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(registry, "trainings", lambda study: ["all"])
     monkeypatch.setattr(engine, "train_missing", lambda study, them: asked.append((study.jobs, study.dask, them)))
-    assert (
-        run("run", "--train-only", "--preset", "tiny", "--results", tmp_path, "--jobs", 3, "--dask", "tcp://a:1") == 0
-    )
+    options = ["--preset", "tiny", "--results", tmp_path, "--jobs", 3, "--dask", "tcp://a:1"]
+    assert run("run", "--train-only", *options) == 0
     assert asked == [(3, "tcp://a:1", ["all"])] and f"{tmp_path / 'runs'}" in capsys.readouterr().out
 
 

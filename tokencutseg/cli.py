@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: threads that wait leave cores to others
 
-OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
     "the study": {
         "run": ("Execute the notebooks, or make single tables; what is done is not done again.", "--preset quick"),
@@ -54,25 +54,28 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 something failed, 2 bad usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what cannot be encoded, such as a file's name, is escaped
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.command is None:
         parser.print_help()
-        return OK
+        return 0
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs is ended on the way out
     try:
         return arguments.handler(arguments)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return INTERRUPTED
+        return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return 1
     except Exception as error:
         if not (sentence := _of_the_user(error, arguments)):
             raise
         print(f"error: {sentence}", file=sys.stderr)
-        return FAILED if isinstance(error, OSError) and error.errno == errno.ENOSPC else BAD_USAGE
+        return 1 if isinstance(error, OSError) and error.errno == errno.ENOSPC else 2
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -80,17 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _of_the_user(error: Exception, arguments: argparse.Namespace) -> str:
     """One sentence for an error about what the user gave; empty for a defect, whose traceback is wanted."""
     from tokencutseg.data.images import DataError
-    from tokencutseg.report.notebooks import RunError
 
-    if isinstance(error, ConfigError | DataError | RunError):
+    if isinstance(error, ConfigError | DataError):
         return str(error)
-    if isinstance(error, OSError):
-        values = [one for value in vars(arguments).values() for one in (value if isinstance(value, list) else [value])]
-        given = {value.absolute() for value in values if isinstance(value, Path)}
-        file = Path(str(error.filename or "")).absolute()
-        if error.errno == errno.ENOSPC or given & {file, *file.parents}:
-            return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    return ""
+    if not isinstance(error, OSError):
+        return ""
+    values = [one for value in vars(arguments).values() for one in (value if isinstance(value, list) else [value])]
+    given = {value.absolute() for value in values if isinstance(value, Path)}
+    file = Path(str(error.filename or "")).absolute()
+    if error.errno != errno.ENOSPC and not given & {file, *file.parents}:
+        return ""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run)
     run.add_argument("--preset", choices=PRESETS, default="quick", help="how much work (default: %(default)s)")
     run.add_argument("--recipe", choices=RECIPES, default="revised", help="which method (default: %(default)s)")
-    _add_data(run, "folder with datasets, see data/README.md; several times for several (default: synthetic lesions)")
+    folders: dict[str, Any] = {"action": "append", "default": [], "type": Path, "metavar": "DIR"}
+    text = "folder with datasets, see data/README.md; several times for several (default: synthetic lesions)"
+    run.add_argument("--data", help=text, **folders)
     run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default: %(default)s)")
     cli_upstream.add_seed_and_set(run)
     part = run.add_mutually_exclusive_group()
@@ -128,14 +133,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=_positive, metavar="N", help="notebooks (or trainings, without notebooks) at once")
     run.add_argument("--dask", metavar="ADDRESS", help="train on the cluster of this Dask scheduler, then go on here")
     cli_upstream.add_hardware(run, gpus=None, precision="auto")
-    run.add_argument("--timeout", type=_positive, metavar="SECONDS", help="most time for one cell (default: a week)")
+    text = "most time for one cell (default: a week)"  # so that a hung kernel ends some day, and no honest training
+    run.add_argument("--timeout", type=_positive, default=7 * 24 * 3600, metavar="SECONDS", help=text)
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="other notebooks than the checkout's own")
     run.add_argument("--again", action="store_true", help="execute notebooks that are done and unchanged, too")
     run.add_argument("--dry-run", action="store_true", help="check everything, show what would be run, start nothing")
 
     command("recipes", _recipes)
 
-    cli_segment.add_command(command)
+    segment = command("segment", cli_segment.segment)
+    segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
+    segment.add_argument("--model", type=Path, metavar="RUN", help="a run's folder (default: the included model)")
+    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
+
     explore = command("explore", _explore)
     explore.add_argument("--model", type=Path, metavar="RUN", help="(default: the last segmenter, else the included)")
     explore.add_argument("--data", type=Path, metavar="DIR", help="folder with datasets (default: synthetic lesions)")
@@ -148,15 +158,11 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
 
     audit = command("audit", _audit)
-    _add_data(audit, "folder with datasets; several times for several", required=True)
+    audit.add_argument("--data", required=True, help="folder with datasets; several times for several", **folders)
     audit.add_argument("--out", type=Path, metavar="DIR", help="write overlaps.csv and contact_sheet.png here")
 
     cli_upstream.add_commands(command)
     return parser
-
-
-def _add_data(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
-    parser.add_argument("--data", action="append", default=[], type=Path, required=required, metavar="DIR", help=text)
 
 
 def _positive(text: str) -> int:
@@ -178,13 +184,14 @@ def _run(arguments: argparse.Namespace) -> int:
     overrides = cli_upstream.read_overrides(arguments.overrides)
     config = configure(arguments.preset, arguments.recipe, arguments.seed, overrides)  # checked before slow imports
     executes = not (arguments.table or arguments.train_only)
-    trains_here = bool(arguments.dask or arguments.gpus is not None or arguments.precision != "auto")
-    if arguments.only and trains_here:
+    trains = not executes or arguments.dask or arguments.gpus is not None or arguments.precision != "auto"
+    if arguments.only and trains:
         raise ConfigError("--only takes no --dask, --gpus or --precision; train with --train-only first")
     if executes:
         _need("papermill", "nbconvert")
 
     from tokencutseg.data.images import DataError, summed_up
+    from tokencutseg.experiments.registry import TABLES
     from tokencutseg.experiments.study import Study
     from tokencutseg.experiments.tables import available_rows
     from tokencutseg.report import notebooks as runner
@@ -192,40 +199,37 @@ def _run(arguments: argparse.Namespace) -> int:
 
     notebooks = runner.find_notebooks(arguments.notebooks, arguments.only) if executes else []
     results, data = arguments.results.absolute(), [str(folder.absolute()) for folder in arguments.data] or ""
-    hardware = cli_upstream.hardware(arguments) if trains_here or not executes else None
+    hardware = cli_upstream.hardware(arguments) if trains else None
     study = Study.open(config.preset, config.recipe, config.seed, data, results, overrides, hardware)
     available_rows(study)
     parameters = {"preset": config.preset, "recipe": config.recipe, "seed": config.seed}
     parameters |= {"data": data, "results": str(results), "overrides": config.changes()}
     for notebook in notebooks:
         runner.check_parameters(notebook, parameters)
-    if not executes:
-        from tokencutseg.experiments.registry import TABLES
-
-        if unknown := [name for name in arguments.table if name not in TABLES]:
-            raise ConfigError(f"unknown table {', '.join(unknown)}. Known: {', '.join(TABLES)}")
+    if unknown := [name for name in arguments.table if name not in TABLES]:
+        raise ConfigError(f"unknown table {unknown[0]!r}. Known: {', '.join(TABLES)}")
     # files are read now, so that what is wrong with them is not said by the first notebook
     problems = study.source.check() if arguments.data and not study.folder.exists() else []
     if arguments.dry_run:
-        _describe(study, notebooks, parameters)
+        planned = [("notebook", path) for path in notebooks] or [("table", name) for name in arguments.table]
+        _describe(study, parameters, planned or [("trainings", "all that the tables rest on")])
     if problems:
         raise DataError(summed_up(problems))
     if arguments.dry_run:
-        return OK
+        return 0
     runner.check_writable(results, "--results")
-    if trains_here or not executes:
+    if trains:
         _train(study, arguments)
     if not executes:
-        return OK
+        return 0
     folder = study.folder
     del study  # the notebooks open the images themselves
     jobs = arguments.jobs or (2 if config.preset == "tiny" else 1)  # tiny's notebooks are mostly start-up
-    options = {"jobs": jobs, "timeout": arguments.timeout or runner.CELL_TIMEOUT, "again": arguments.again}
-    outcomes = runner.run_notebooks(notebooks, parameters, folder, **options)
+    outcomes = runner.run_notebooks(notebooks, parameters, folder, jobs, arguments.timeout, arguments.again)
     index = write_index(folder, runner.find_notebooks(arguments.notebooks))
     done = sum(failure is None for failure in outcomes.values())
     print(f"{done} of {len(outcomes)} notebooks done: {index}")
-    return OK if done == len(outcomes) else FAILED
+    return 0 if done == len(outcomes) else 1
 
 
 def _train(study: Study, arguments: argparse.Namespace) -> None:
@@ -245,18 +249,15 @@ def _train(study: Study, arguments: argparse.Namespace) -> None:
         print(f"all trainings are in {study.store.folder}", flush=True)
 
 
-def _describe(study: Study, notebooks: Sequence[Path], parameters: dict[str, Any]) -> None:
-    data = study.config.data
-    print(f"study      {study.folder}{'' if study.folder.exists() else ' (new)'}")
-    for name, value in parameters.items():
-        print(f"{name:10} {json.dumps(value)}")
+def _describe(study: Study, parameters: dict[str, Any], planned: Sequence[tuple[str, Any]]) -> None:
+    data, images = study.config.data, study.source.describe()
     if not parameters["data"]:
         counts = f"{data.synthetic_train} train, {data.synthetic_validation} validation, {data.synthetic_test} test"
-        print(f"images     synthetic lesions at two sites, each {counts}")
-    for line in study.source.describe():
-        print(f"images     {line}")
-    for notebook in notebooks:
-        print(f"notebook   {notebook}")
+        images = [f"synthetic lesions at two sites, each {counts}", *images]
+    rows = [("study", f"{study.folder}{'' if study.folder.exists() else ' (new)'}")]
+    rows += [(name, json.dumps(value)) for name, value in parameters.items()]
+    for name, value in (*rows, *(("images", line) for line in images), *planned):
+        print(f"{name:10} {value}")
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
@@ -267,7 +268,7 @@ def _recipes(arguments: argparse.Namespace) -> int:
         print("  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
         if reason := reasons.get(row[0]):
             print(textwrap.fill(reason, 110, initial_indent="    ", subsequent_indent="    "))
-    return OK
+    return 0
 
 
 # explore ------------------------------------------------------------------------------------------------------------
@@ -281,10 +282,10 @@ def _explore(arguments: argparse.Namespace) -> int:
     if not (notebooks / "explorer.ipynb").exists():
         raise ConfigError(f"{notebooks} holds no explorer.ipynb; name a folder that does with --notebooks")
     environment = dict(os.environ)
-    for name in ("model", "data"):
-        if (path := getattr(arguments, name)) is not None:
-            if not path.exists():
-                raise ConfigError(f"--{name} {path} does not exist")
+    for name, path in (("model", arguments.model), ("data", arguments.data)):
+        if path and not path.exists():
+            raise ConfigError(f"--{name} {path} does not exist")
+        if path:
             environment[f"TOKENCUTSEG_EXPLORE_{name.upper()}"] = str(path.absolute())
     # defaults of JupyterLab's settings, which the user's own override: it does not ask whether it may fetch news
     paths = [str(Path(__file__).parent / "explore" / "jupyter"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
@@ -313,14 +314,14 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
     for name in arguments.names:
         archives(name)  # an unknown name is an error before anything is downloaded
-    status = OK
+    failed = 0
     for name in arguments.names:
         try:
             print(f"{name} is in {fetch(name, arguments.data)}")
         except DataError as error:
+            failed = 1
             print(f"error: {error}", file=sys.stderr)
-            status = FAILED
-    return status
+    return failed
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -336,20 +337,15 @@ def _audit(arguments: argparse.Namespace) -> int:
     print("\n".join(source.describe()))
     if problems:
         raise DataError(summed_up(problems))
-    pairs = [(dataset, split) for dataset, splits in source.datasets.items() for split in splits]
-    sets = {pair: source.load(*pair) for pair in pairs}
-    shared = source.overlaps
+    shared, left_out = source.overlaps, source.unlabelled_exclusions
     print(shared.to_string(index=False) if len(shared) else "no image is shared")
-    left_out = source.unlabelled_exclusions
     print(f"\nself-supervised stages use {len(source.unlabelled())} images; left out are {len(left_out)}")
     for reason, count in Counter(exclusion["reason"] for exclusion in left_out).most_common():
         print(f"{count:7d} {reason}")
     if arguments.out:
+        pairs = [(dataset, split) for dataset, splits in source.datasets.items() for split in splits]
         shared.to_csv(arguments.out / "overlaps.csv", index=False)
-        contact_sheet(shared, sets).savefig(arguments.out / "contact_sheet.png", dpi=150, bbox_inches="tight")
+        sheet = contact_sheet(shared, {pair: source.load(*pair) for pair in pairs})
+        sheet.savefig(arguments.out / "contact_sheet.png", dpi=150, bbox_inches="tight")
         print(f"\nthe pairs: {arguments.out / 'overlaps.csv'}, {arguments.out / 'contact_sheet.png'}")
-    return OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,36 +18,35 @@ SOFTWARE = "tokencutseg segment"
 """What our PNG files say wrote them: only such files are overwritten."""
 
 
-def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add this module's command; `command(name, handler)` makes its parser."""
-    segment = command("segment", _segment)
-    segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
-    segment.add_argument("--model", type=Path, metavar="RUN", help="a run's folder (default: the included model)")
-    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
-
-
-def _segment(arguments: argparse.Namespace) -> int:
+def segment(arguments: argparse.Namespace) -> int:
+    """Write two PNG files per image, a mask (0 or 255) and an overlay; the exit status."""
     import tokencutseg
     from tokencutseg.data.images import DataError, read_image
     from tokencutseg.report.notebooks import check_writable
 
     images, failures = _find_images(arguments.images)
-    stems = _output_stems(images)
-    for file in (arguments.out / f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "overlay")):
+    outputs: dict[tuple[Path, Path], Path] = {}  # (mask, overlay): image
+    stems: set[str] = set()
+    for image in images:  # by its own name, with a number behind it where that is taken, in any case
+        names = (image.stem, *(f"{image.stem}-{number}" for number in range(2, len(images) + 2)))
+        stem = next(name for name in names if name.lower() not in stems)
+        stems.add(stem.lower())
+        outputs[arguments.out / f"{stem}_mask.png", arguments.out / f"{stem}_overlay.png"] = image
+    for file in (file for pair in outputs for file in pair):
         if file.exists() and not _is_ours(file):
             raise ConfigError(f"{file} is there already and not from an earlier call; choose another folder with --out")
     model = tokencutseg.load(arguments.model)
     check_writable(arguments.out, "--out")
-    for stem, image in stems.items():
+    for (mask_file, overlay_file), image in outputs.items():
         try:
             pixels = read_image(image)
         except DataError as error:
             failures.append(str(error))
             continue
         mask = model.predict(pixels)
-        _save(_overlay(pixels, mask.astype(bool)), arguments.out / f"{stem}_overlay.png")
-        _save(mask.astype("uint8") * 255, arguments.out / f"{stem}_mask.png")
-        print(f"{image} -> {arguments.out / f'{stem}_mask.png'}")
+        _save(_overlay(pixels, mask.astype(bool)), overlay_file)
+        _save(mask.astype("uint8") * 255, mask_file)
+        print(f"{image} -> {mask_file}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -76,19 +75,6 @@ def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values()), failures
-
-
-def _output_stems(images: Sequence[Path]) -> dict[str, Path]:
-    """Each image by a name for its files: its own, with a number behind it where that is taken, in any case."""
-    stems: dict[str, Path] = {}
-    taken = set()
-    for image in images:
-        stem, number = image.stem, 2
-        while stem.lower() in taken:
-            stem, number = f"{image.stem}-{number}", number + 1
-        taken.add(stem.lower())
-        stems[stem] = image
-    return stems
 
 
 def _overlay(pixels: np.ndarray, lesion: np.ndarray) -> np.ndarray:

@@ -29,31 +29,27 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this module's commands; `command(name, handler)` makes one parser."""
     vq = command("train-vq", _train_vq)
     _add_folders(vq, "train", "val", masks=False)
-    _add_settings(vq, "data", image_size=224)
     _add_settings(vq, "vqgan", batch_size=4, learning_rate=1e-4, max_epochs=100)
     _add_settings(vq, "vqgan", disc_start=10_000, disc_weight=0.5, perceptual_weight=0.8, codebook_weight=1.0)
-    _add_settings(vq, "vqgan", "vq-", embed_dim=256, n_embed=64, hidden_channels=128, n_res_blocks=2)
+    _add_sizes(vq, 64)
     _add_training(vq, "32", "vqgan_pretrain_full", "vqgan_pretrain_isic_full")
 
     seg = command("train-seg", _train_seg)
     _add_folders(seg, "train", "val")
-    _add_settings(seg, "data", image_size=224)
     _add_settings(seg, "segmentation", batch_size=1, learning_rate=1e-4, max_epochs=200, deepcut_loss_weight=0.2)
     graph: dict[str, Any] = {"dest": "segmentation.use_deepcut", "choices": ("True", "False"), "default": "True"}
     seg.add_argument("--use-deepcut", help="False: a linear layer instead of the graph (default: True)", **graph)
     _add_file(seg, "--vqgan-checkpoint", "model_trained_in_step1.ckpt", "what train-vq wrote, or the authors' .ckpt")
-    _add_settings(seg, "vqgan", "vq-", embed_dim=256, n_embed=512, hidden_channels=128, n_res_blocks=2)
+    _add_sizes(seg, 512)
     _add_settings(seg, "masked_gpt", "gpt-", n_layer=12, n_head=4, n_embd=256)
     _add_training(seg, "16", "segmentation_training_2018_codebook_full", "segmentation_isic2018_codebook_full")
 
     test = command("test-seg", _test_seg)
     _add_folders(test, "test")
-    _add_settings(test, "data", image_size=224)
     _add_file(test, "--checkpoint-path", "model_trained_in_step2.ckpt", "the authors' .ckpt, or one of our runs")
     test.add_argument("--batch-size", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    _add_settings(test, "vqgan", "vq-", embed_dim=256, n_embed=1024, hidden_channels=128, n_res_blocks=2)
+    _add_sizes(test, 1024)
     _add_settings(test, "masked_gpt", "gpt-", n_layer=12, n_head=4, n_embd=256)
-    _add_workers(test)
     test.add_argument("--records", type=Path, metavar="FILE.csv", help="write one row of scores per image")
 
     export = command("export", _export)
@@ -126,10 +122,15 @@ def _add_folders(parser: argparse.ArgumentParser, *splits: str, masks: bool = Tr
 
 def _add_settings(parser: argparse.ArgumentParser, section: str, prefix: str = "", **defaults: Any) -> None:
     for name, default in defaults.items():
-        options = {"dest": f"{section}.{_OURS.get(name, name)}", "type": type(default), "default": default}
-        parser.add_argument(
-            f"--{prefix}{name.replace('_', '-')}", metavar="N", help="(default: %(default)s)", **options
-        )
+        flag, ours = f"--{prefix}{name.replace('_', '-')}", f"{section}.{_OURS.get(name, name)}"
+        options = {"type": type(default), "default": default, "help": "(default: %(default)s)"}
+        parser.add_argument(flag, dest=ours, metavar="N", **options)
+
+
+def _add_sizes(parser: argparse.ArgumentParser, codebook_size: int) -> None:
+    _add_settings(parser, "data", image_size=224)
+    _add_settings(parser, "vqgan", "vq-", embed_dim=256, n_embed=codebook_size, hidden_channels=128, n_res_blocks=2)
+    parser.add_argument("--num-workers", type=int, default=4, metavar="N", help="accepted and not needed")
 
 
 def _add_file(parser: argparse.ArgumentParser, flag: str, default: str, text: str) -> None:
@@ -137,16 +138,11 @@ def _add_file(parser: argparse.ArgumentParser, flag: str, default: str, text: st
 
 
 def _add_training(parser: argparse.ArgumentParser, precision: str, output: str, experiment: str) -> None:
-    _add_workers(parser)
     add_hardware(parser, 1, precision)
     parser.add_argument("--output-dir", type=Path, default=Path(output), metavar="DIR", help="(default: %(default)s)")
     text = "runs go to OUTPUT_DIR/NAME/runs (default: %(default)s)"
     parser.add_argument("--experiment-name", default=experiment, metavar="NAME", help=text)
     add_seed_and_set(parser)
-
-
-def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-workers", type=int, default=4, metavar="N", help="accepted and not needed")
 
 
 # training -----------------------------------------------------------------------------------------------------------
@@ -252,10 +248,11 @@ def _test_seg(arguments: argparse.Namespace) -> int:
     from tokencutseg.evaluation.per_image import score
     from tokencutseg.evaluation.statistics import summarise
     from tokencutseg.files import write_csv
+    from tokencutseg.report.notebooks import check_writable
 
     size, path = getattr(arguments, "data.image_size"), arguments.checkpoint_path
     if arguments.records:
-        _check_file(arguments.records, "--records")
+        check_writable(arguments.records, "--records", file=True)
     model = _open_model(path, "segmentation", n_head=getattr(arguments, "masked_gpt.n_head"))
     stride = 2**model.config.vqgan.n_stages
     if size % stride:
@@ -294,17 +291,8 @@ def _export(arguments: argparse.Namespace) -> int:
     stage, config = stage_and_config(run)
     if stage not in ("vqgan", "segmentation"):
         raise ConfigError(f"{run} is a {stage} run; the released code has files of tokenizers and segmenters only")
-    _check_file(target, "--released")
+    check_writable(target, "--released", file=True)
     model = load(run)
     vgg = save_tokenizer(model, config, target) if stage == "vqgan" else save_segmenter(model, target)
     print(f"{run} -> {target} (its loss network, which only training reads, is {vgg})")
     return 0
-
-
-def _check_file(path: Path, option: str) -> None:
-    """Make sure that `path` can be written, before anything that takes long. Raises ConfigError and RunError."""
-    from tokencutseg.report.notebooks import check_writable
-
-    if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder; give the name of a file")
-    check_writable(path.absolute().parent, option)

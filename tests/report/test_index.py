@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 import nbformat
 import numpy as np
@@ -9,7 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tokencutseg.report.index import MAX_ROWS, readable, write_index
+from tokencutseg.files import CHECKOUT
+from tokencutseg.report.index import MAX_ROWS, SHOW_IMAGES, readable, write_index
 
 
 @pytest.fixture
@@ -98,3 +100,13 @@ def test_readable_joins_an_estimate_and_its_interval():
         index=[4, 2],
     )
     pd.testing.assert_frame_equal(readable(table), expected)
+
+
+def test_committed_results_hold_no_weights_and_no_images():
+    figures = [f"figures/{name}.{kind}" for name in SHOW_IMAGES for kind in ("pdf", "png")]
+    kept_out = [*figures, "notebooks/01_a.html", "runs/a/model.safetensors", "runs/a/last.ckpt"]
+    paths = [f"results/reference/study/{name}" for name in (*kept_out, "figures/budgets.png", "tables/a.csv")]
+    done = subprocess.run(["git", "check-ignore", *paths], cwd=CHECKOUT, capture_output=True, text=True)
+    if done.returncode == 128:
+        pytest.skip("this is no git checkout")
+    assert done.stdout.splitlines() == paths[:-2]

@@ -22,27 +22,20 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _describe(error: Exception) -> str:
-    if type(error).__name__ == "DeadKernelError":
-        return "the kernel died (killed, or out of memory)"
-    if isinstance(error, papermill.PapermillExecutionError):
-        return f"{error.ename}: {error.evalue}"
-    return f"{type(error).__name__}: {error}"
-
-
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an exception, on whose way up the kernel is shut down
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    options = {"kernel_name": "python3", "language": "python", "progress_bar": False}
+    options["start_timeout"] = 600  # papermill's 60 s are too few on a busy machine
     try:
         papermill.execute_notebook(
-            **json.loads(sys.argv[1]),
-            kernel_name="python3",
-            language="python",
-            start_timeout=600,  # papermill's 60 s are too few on a busy machine
-            progress_bar=False,
-            on_cell_execute=lambda **_: print("cell", flush=True),
+            **json.loads(sys.argv[1]), **options, on_cell_execute=lambda **_: print("cell", flush=True)
         )
     except Exception as error:  # of the notebook or of papermill: the runner says it
         traceback.print_exc()
-        print(" ".join(_describe(error).split()))
+        name, text = type(error).__name__, str(error)
+        if isinstance(error, papermill.PapermillExecutionError):
+            name, text = error.ename, error.evalue
+        text = "the kernel died (killed, or out of memory)" if name == "DeadKernelError" else f"{name}: {text}"
+        print(" ".join(text.split()))
         sys.exit(1)

@@ -22,13 +22,22 @@ SHOW_IMAGES = frozenset({
 """Figures that show images of the data, or patches decoded from them: not to be passed on where the images are not."""
 MAX_ROWS = 60
 """Rows of a table that the page shows; the CSV file has them all."""
-_STYLE = """
-body { margin: 0 auto; max-width: 76rem; padding: 1rem 1.25rem 4rem; font: 16px/1.5 system-ui, sans-serif; }
-nav a { margin-right: 1rem; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } summary { cursor: pointer; font-weight: 600; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; margin: .5rem 0; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-p, figcaption { overflow-wrap: anywhere; } h1 { overflow-wrap: anywhere; }
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ margin: 0 auto; max-width: 76rem; padding: 1rem 1.25rem 4rem; font: 16px/1.5 system-ui, sans-serif; }}
+nav a {{ margin-right: 1rem; }} h2 {{ margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }}
+figure {{ margin: 1rem 0; }} img {{ max-width: 100%; height: auto; }} summary {{ cursor: pointer; font-weight: 600; }}
+.scroll {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-size: .875rem; margin: .5rem 0; }}
+th, td {{ padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }}
+h1, p, figcaption {{ overflow-wrap: anywhere; }}
+</style>
+<h1>{title}</h1>
+<p>{settings}</p>
+<nav aria-label="Sections">{links}</nav>
+<main>
+{body}</main>
 """
 
 
@@ -39,10 +48,10 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
     those that no notebook names come last. The page needs no network, and its links are relative.
     """
     executed = {path.stem: path for path in (study / "notebooks").glob("[!.]*.ipynb")}
-    kinds = ("tables/*.csv", "figures/*.png")
-    left = sorted(path.relative_to(study).as_posix() for kind in kinds for path in study.glob(kind))
+    files = sorted([*study.glob("tables/*.csv"), *study.glob("figures/*.png")])
+    left = [path.relative_to(study).as_posix() for path in files]
     sections = {}
-    for name, path in sorted(({path.stem: path for path in notebooks} | executed).items()):
+    for name, path in sorted((executed | {path.stem: path for path in notebooks}).items()):
         outputs = [output for output in named_outputs(path) if (study / output).is_file()]
         sections[name] = _status(name, executed.get(name)) + "".join(_shown(study, output) for output in outputs)
         left = [output for output in left if output not in outputs]
@@ -51,27 +60,24 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
     described = [json.loads(path.read_text()) for path in study.glob("[ce]*.json")]  # config and environment
     named = ("preset", "recipe", "seed", "commit", "processor", "gpu")
     settings = " · ".join(f"{key} {part[key]}" for key in named for part in described if part.get(key) is not None)
-    links = "".join(f'<a href="#{quote(name)}">{escape(name)}</a> ' for name in sections)
-    body = "\n".join(f'<h2 id="{quote(name)}">{escape(name)}</h2>\n{text}' for name, text in sections.items())
-    title = escape(study.absolute().name)
+    page = _PAGE.format(
+        title=escape(study.absolute().name),
+        settings=escape(settings),
+        links="".join(f'<a href="#{name}">{name}</a> ' for name in map(escape, sections)),
+        body="".join(f'<h2 id="{escape(name)}">{escape(name)}</h2>\n{text}' for name, text in sections.items()),
+    )
     with atomic_write(study / "index.html") as file:
-        file.write_text(
-            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p>{escape(settings)}</p>\n"
-            f'<nav aria-label="Sections">{links}</nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n',
-            encoding="utf-8",
-        )
+        file.write_text(page, encoding="utf-8")
     return study / "index.html"
 
 
 def _status(name: str, executed: Path | None) -> str:
     if executed is None:
         return "<p>Not executed yet.</p>\n"
-    seconds, file = facts(executed).get("seconds"), f"notebooks/{quote(name)}"
+    seconds = facts(executed).get("seconds")
     state = "Not finished: it failed or was interrupted." if seconds is None else f"Done in {seconds} s."
-    links = "".join(f' · <a href="{file}.{kind}">{kind}</a>' for kind in ("html", "ipynb", "log"))
-    return f"<p>{state}{links}</p>\n"
+    links = [f' · <a href="notebooks/{quote(name)}.{kind}">{kind}</a>' for kind in ("html", "ipynb", "log")]
+    return f"<p>{state}{''.join(links)}</p>\n"
 
 
 def _shown(study: Path, output: str) -> str:

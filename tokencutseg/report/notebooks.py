@@ -1,11 +1,11 @@
 """Runs a study's notebooks with papermill, each in a subprocess whose exit status says whether it has succeeded.
 
-papermill's own word is not enough: it only warns about an unknown parameter, and after a kernel was killed the executed
-notebook reads "completed" in every cell.
+papermill's own word is not enough: after a kernel was killed the executed notebook reads "completed" in every cell.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -19,112 +19,104 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import Any, TextIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import tokencutseg
+from tokencutseg.config import ConfigError
 from tokencutseg.files import CHECKOUT, available_cores, write_json
 
-CELL_TIMEOUT = 7 * 24 * 3600
-"""Seconds one cell may take: a week, so that a hung kernel ends some day and no honest training is cut off."""
 _OUTPUT = re.compile(r"""study\.(table|figure)\(\s*["'](\w+)["']""")
-
-
-class RunError(RuntimeError):
-    """A study that cannot be run. The message says what is wrong and what to do."""
 
 
 def find_notebooks(folder: Path | None = None, only: Iterable[str] = ()) -> list[Path]:
     """The numbered notebooks of `folder` (by default the checkout's) in order; `only` names some, as "03" or in full.
 
-    Raises RunError when there are none, or for a name that is not there.
+    Raises ConfigError when there are none, or for a name that is not there.
     """
     if folder is None and CHECKOUT is None:
-        raise RunError("the notebooks do not come with the installed package; clone the repository, or use --notebooks")
+        raise ConfigError("the notebooks are not in the installed package; clone the repository, or use --notebooks")
     folder, only = folder or Path(f"{CHECKOUT}/notebooks"), set(only)
     notebooks = sorted(folder.absolute().glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
-        raise RunError(f"no notebooks named NN_….ipynb in {folder}; give their folder with --notebooks")
+        raise ConfigError(f"no notebooks named NN_….ipynb in {folder}; give their folder with --notebooks")
     if unknown := only - {name for path in notebooks for name in (path.stem, path.stem[:2])}:
-        raise RunError(f"no notebook {min(unknown)!r}. Known: {', '.join(path.stem for path in notebooks)}")
+        raise ConfigError(f"no notebook {min(unknown)!r}. Known: {', '.join(path.stem for path in notebooks)}")
     return [path for path in notebooks if not only or only & {path.stem, path.stem[:2]}]
 
 
-def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
-    """Raises RunError unless `notebook` declares every one of `parameters` and their values are plain JSON."""
-    import papermill
-
+def check_parameters(notebook: Path, names: Iterable[str]) -> None:
+    """Raise ConfigError unless `notebook` assigns all `names` in its cell tagged `parameters`; papermill only warns."""
     try:
-        known = papermill.inspect_notebook(_literal(notebook))
-    except (OSError, ValueError) as error:  # no such file, not JSON, not a notebook, no kernel named in it
-        raise RunError(f"{notebook} cannot be read as a notebook: {' '.join(str(error).split())}") from error
-    if unknown := [name for name in parameters if name not in known]:
-        raise RunError(f"{notebook.name} has no parameter {unknown[0]!r}. Known: {', '.join(known) or 'none'}")
-    try:
-        plain = json.loads(json.dumps(parameters, allow_nan=False)) == parameters
-    except (TypeError, ValueError):
-        plain = False
-    if not plain:
-        raise RunError(f"parameters must be made of plain JSON types, not {parameters!r}")
+        nodes = ast.walk(ast.parse("\n".join(_code(notebook, "parameters"))))
+    except (OSError, ValueError, LookupError, TypeError, SyntaxError) as error:
+        raise ConfigError(f"{notebook} cannot be read as a notebook: {type(error).__name__}: {error}") from error
+    known = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"{notebook.name} has no parameter {unknown[0]!r}. Known: {', '.join(known) or 'none'}")
 
 
-def check_writable(folder: Path, option: str) -> None:
-    """Make `folder` and write in it. Raises RunError, naming the `option` to change, before hours have been spent."""
+def check_writable(path: Path, option: str, file: bool = False) -> None:
+    """Write in the folder `path`, or in that of the `file`, and make it, before anything that takes long.
+
+    Raises ConfigError, which names the `option` to change.
+    """
+    if file and path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; give the name of a file")
+    folder = path.absolute().parent if file else path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
         what = error.strerror or error
-        raise RunError(f"{folder} cannot be written ({what}); choose another folder with {option}") from error
+        raise ConfigError(f"{folder} cannot be written ({what}); choose another folder with {option}") from error
 
 
 def run_notebooks(
     notebooks: Sequence[Path],
     parameters: dict[str, Any],
     study: Path,
-    *,
     jobs: int = 1,
-    timeout: int = CELL_TIMEOUT,
+    timeout: int | None = None,
     again: bool = False,
-    stream: TextIO | None = None,
 ) -> dict[str, str | None]:
     """Execute `notebooks` with `parameters`, `jobs` at a time, into the folder `study`; one that fails stops no other.
 
     Writes ``notebooks/<name>.ipynb`` and ``.html`` (also of a failed notebook, as far as it came), ``.log``, and
     ``.done.json`` (of those that succeeded). Such a notebook is left alone unless `again` is set, as long as its text,
     the package, `parameters` and the study's name (in which the data are hashed) are the same, and its outputs are
-    there. `timeout` is in seconds per cell; progress goes to `stream` (default: standard error).
+    there. `timeout` is in seconds per cell; progress goes to standard error.
 
-    Returns, by notebook, None or one line that names the cell and the error. Raises RunError, before anything starts,
-    for a parameter that a notebook lacks, and where another process is executing notebooks in this folder.
+    Returns, by notebook, None or one line that names the cell and the error. Raises ConfigError where another process
+    is executing notebooks in this folder.
     """
-    for notebook in notebooks:
-        check_parameters(notebook, parameters)
-    study, stream = study.absolute(), stream or sys.stderr
+    study = study.absolute()
     folder, keys = study / "notebooks", _keys(notebooks, [study.name, parameters])
     folder.mkdir(parents=True, exist_ok=True)
 
-    def say(text: str) -> None:
-        tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=stream)
-
     def run(notebook: Path) -> str | None:
-        name, target, cells, failure = notebook.stem, folder / notebook.name, 0, ""
+        target, before, failure, cells = folder / notebook.name, facts(folder / notebook.name), "", 0
         partial, log, done = folder / f".{notebook.name}", target.with_suffix(".log"), target.with_suffix(".done.json")
-        left = [target.with_suffix(".html"), *(study / output for output in facts(target).get("outputs", ()))]
-        if not again and facts(target).get("key") == keys[notebook] and all(path.is_file() for path in left):
+
+        def say(text: str) -> None:
+            tqdm.write(f"{time.strftime('%H:%M:%S')} {notebook.stem}: {text}", file=sys.stderr)
+
+        left = [target, target.with_suffix(".html"), *(study / output for output in before.get("outputs", ()))]
+        if not again and before.get("key") == keys[notebook] and all(path.is_file() for path in left):
             bar.update(len(_code(notebook)) + 1)
-            say(f"{name}: unchanged since it was done")
+            say("unchanged since it was done")
             return None
-        say(f"{name}: started")
-        started = time.monotonic()
-        job: dict[str, Any] = {"input_path": _literal(notebook), "output_path": _literal(partial)}
-        job |= {"parameters": parameters, "cwd": str(CHECKOUT or notebook.parent), "execution_timeout": timeout}
-        command = [sys.executable, "-m", "tokencutseg.report.execute", json.dumps(job)]
-        options: dict[str, Any] = {"stdin": alive, "stdout": subprocess.PIPE, "text": True, "env": environment}
-        with log.open("w") as errors, subprocess.Popen(command, stderr=errors, cwd=job["cwd"], **options) as process:
+        say("started")
+        started, cwd = time.monotonic(), str(CHECKOUT or notebook.parent)
+        # papermill formats paths with the parameters, so braces must be doubled
+        paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, partial)]
+        job = {"input_path": paths[0], "output_path": paths[1], "parameters": parameters, "cwd": cwd}
+        command = [sys.executable, "-m", "tokencutseg.report.execute", json.dumps(job | {"execution_timeout": timeout})]
+        options: dict[str, Any] = {"stdin": alive, "stdout": subprocess.PIPE, "encoding": "utf-8", "env": environment}
+        with log.open("w") as errors, subprocess.Popen(command, stderr=errors, cwd=cwd, **options) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 if line == "cell\n":
@@ -133,11 +125,10 @@ def run_notebooks(
                 else:
                     failure = f"{f'cell In [{cells}]' if cells else 'before its first cell'}: {line.strip():.300}"
         if process.returncode == -signal.SIGINT:  # how Python ends on KeyboardInterrupt
+            say("interrupted")
             return "interrupted"
-        if process.returncode == 0:
-            failure = ""
-        elif not failure:
-            failure = f"its process ended with exit status {process.returncode} (killed, or out of memory)"
+        ended = f"its process ended with exit status {process.returncode} (killed, or out of memory)"
+        failure = (failure or ended) if process.returncode else ""
         done.unlink(missing_ok=True)
         if partial.is_file():
             partial.replace(target)
@@ -148,12 +139,12 @@ def run_notebooks(
             except Exception as error:  # such as LaTeX that cannot be read
                 failure = failure or f"its page cannot be written: {type(error).__name__}: {error}"
         if failure:
-            say(f"{name}: FAILED, {failure}. As far as it came: {target if target.is_file() else log}")
+            say(f"FAILED, {failure}. As far as it came: {target if target.is_file() else log}")
             return failure
         seconds = round(time.monotonic() - started)
         outputs = [output for output in named_outputs(notebook) if (study / output).is_file()]
         write_json({"key": keys[notebook], "seconds": seconds, "outputs": outputs}, done)
-        say(f"{name}: done in {seconds} s")
+        say(f"done in {seconds} s")
         return None
 
     with ExitStack() as stack:
@@ -161,10 +152,10 @@ def run_notebooks(
             stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
         except Timeout:
             reason = "is executing notebooks there; wait for it, or choose another folder with --results"
-            raise RunError(f"{study} is in use: another process {reason}") from None
+            raise ConfigError(f"{study} is in use: another process {reason}") from None
         environment = _kernel_environment(Path(stack.enter_context(TemporaryDirectory())), available_cores() // jobs)
         total = sum(len(_code(notebook)) + 1 for notebook in notebooks)  # papermill adds a cell with the parameters
-        bar = stack.enter_context(tqdm(total=total, unit="cell", file=stream, disable=not stream.isatty(), leave=False))
+        bar = stack.enter_context(tqdm(total=total, unit="cell", disable=None, leave=False))
         pool = stack.enter_context(ThreadPoolExecutor(jobs))
         alive, parent = os.pipe()  # what runs in the pool ends when `parent` is closed, be it because this was killed
         stack.callback(os.close, alive)
@@ -184,14 +175,15 @@ def facts(executed: Path) -> dict[str, Any]:
 
 def named_outputs(notebook: Path) -> list[str]:
     """The files of a study that a notebook's code writes, as ``tables/<name>.csv`` and ``figures/<name>.png``."""
-    names = [found for source in _code(notebook) for found in _OUTPUT.findall(source)]
-    return [f"tables/{name}.csv" if kind == "table" else f"figures/{name}.png" for kind, name in dict.fromkeys(names)]
+    names = dict.fromkeys(found for source in _code(notebook) for found in _OUTPUT.findall(source))
+    return [f"tables/{name}.csv" if kind == "table" else f"figures/{name}.png" for kind, name in names]
 
 
-def _code(notebook: Path) -> list[str]:
-    """The sources of a notebook's code cells."""
+def _code(notebook: Path, tag: str = "") -> list[str]:
+    """The sources of a notebook's code cells, or of those with a tag."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    chosen = [cell for cell in cells if cell["cell_type"] == "code"]
+    return ["".join(cell["source"]) for cell in chosen if not tag or tag in cell["metadata"].get("tags", ())]
 
 
 def _kernel_environment(private: Path, threads: int) -> dict[str, str]:
@@ -203,10 +195,10 @@ def _kernel_environment(private: Path, threads: int) -> dict[str, str]:
     spec.parent.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     write_json({"argv": argv, "display_name": "Python 3", "language": "python"}, spec)
-    environment = {"OMP_NUM_THREADS": str(max(1, threads)), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(max(1, threads)), **os.environ, "TOKENCUTSEG_HEADLESS": "1"}
     environment.pop("MPLBACKEND", None)  # left to IPython
-    own = {"JUPYTER_PATH": str(private), "IPYTHONDIR": str(private / "ipython"), "TOKENCUTSEG_HEADLESS": "1"}
-    return environment | own
+    own = {"JUPYTER_PATH": str(private), "IPYTHONDIR": str(private / "ipython")}
+    return environment | own | {"PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 
 def _keys(notebooks: Sequence[Path], common: Any) -> dict[Path, str]:
@@ -216,8 +208,3 @@ def _keys(notebooks: Sequence[Path], common: Any) -> dict[Path, str]:
         if source.suffix in (".py", ".toml", ".safetensors"):
             digest.update(source.read_bytes())
     return {path: hashlib.sha256(digest.digest() + path.read_bytes()).hexdigest() for path in notebooks}
-
-
-def _literal(path: Path) -> str:
-    """A path as papermill wants it: it formats paths with the parameters, so braces must be doubled."""
-    return str(path).replace("{", "{{").replace("}", "}}")
