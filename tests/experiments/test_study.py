@@ -193,7 +193,7 @@ def test_saved_pretraining_holds_encoder(study, tmp_path):
 
 def test_small_sets_have_samples_of_largest(study):
     half = study.config.override({"data.label_fraction": 0.5})
-    spec = study.spec(study.training("baseline", half, baseline="unet"))
+    spec = study.spec(study.method("unet", config=half))
     assert spec.config.segmentation.images_per_epoch == len(study.source.load("site_a", "train"))
     fixed = half.override({"segmentation.images_per_epoch": 5})
     assert study.spec(study.training("segmentation", fixed)).config.segmentation.images_per_epoch == 5
