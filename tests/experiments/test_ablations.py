@@ -22,24 +22,11 @@ from tokencutseg.experiments.study import Study
 from tokencutseg.models.checkpoint import build
 from tokencutseg.training.modules import TokenCutSegModule
 
-SMALL = {
-    "data.synthetic_train": 16,
-    "data.synthetic_validation": 6,
-    "data.synthetic_test": 6,
-    "data.synthetic_unlabelled": 8,
-    "vqgan.perceptual": "none",
-    "vqgan.images_per_epoch": 16,
-    "vqgan.epochs": 2,
-    "masked_gpt.images_per_epoch": 16,
-    "masked_gpt.batch_size": 16,
-    "segmentation.images_per_epoch": 16,
-    "segmentation.batch_size": 16,
-    "segmentation.learning_rate": 1e-2,
-    "ablation.images_per_epoch": 12,
-    "ablation.seeds": 2,
-    "ablation.plain_unet": True,
-    "ablation.label_recipes": ["released"],
-}
+IMAGES = {"train": 16, "validation": 6, "test": 6, "unlabelled": 8}
+SMALL = {f"data.synthetic_{name}": n for name, n in IMAGES.items()} | {"vqgan.perceptual": "none", "vqgan.epochs": 2}
+SMALL |= {f"{stage}.images_per_epoch": 16 for stage in ablations.CHAIN} | {"ablation.images_per_epoch": 12}
+SMALL |= {"masked_gpt.batch_size": 16, "segmentation.batch_size": 16, "segmentation.learning_rate": 1e-2}
+SMALL |= {"ablation.seeds": 2, "ablation.plain_unet": True, "ablation.label_recipes": ["released"]}
 SCORE = ["reduction", "measure", "n", "seeds", "mean", "low", "high", "diff", "diff_low", "diff_high", "p", "p_holm"]
 
 
@@ -66,32 +53,26 @@ def table(monkeypatch):
     stub = SimpleNamespace(
         config=configure("tiny", overrides={"ablation.seeds": 2}),
         source=SimpleNamespace(primary="site_a"),
-        training=lambda stage, config, seed, **_: (config.recipe, seed),
+        method=lambda name, config, seed, **_: (config.recipe, seed),
         run=lambda training: SimpleNamespace(id="/".join(map(str, training))),
         records=records,
     )
 
-    def of(reference, group=None, seeds="ablation.seeds"):
-        rows = [
-            Row({"row": name, "half": i // 3}, dataclasses.replace(stub.config, recipe=name))
-            for i, name in enumerate(IOU)
-        ]
-        monkeypatch.setitem(ABLATIONS, "by hand", Ablation(lambda _: rows, reference, group, seeds=seeds))
+    def of(reference, group):
+        configs = {name: dataclasses.replace(stub.config, recipe=name) for name in IOU}
+        rows = [Row({"row": name, "half": i // 3}, configs[name]) for i, name in enumerate(IOU)]
+        declared = Ablation(lambda _: rows, reference, group, seeds="ablation.seeds")
+        monkeypatch.setitem(ABLATIONS, "by hand", declared)
         return run_ablation(stub, "by hand")
 
     return of
 
 
-@pytest.mark.parametrize(
-    ("reference", "group", "expected"),
-    [
-        ("first", None, "-aaaaa"),
-        ("first", "half", "-aa-dd"),
-        ("previous", None, "-abcde"),
-        ("proposed", "half", "-aa-dd"),
-        ("best", None, None),
-    ],
-)
+RULES = [("first", None, "-aaaaa"), ("first", "half", "-aa-dd"), ("previous", None, "-abcde")]
+RULES += [("proposed", "half", "-aa-dd"), ("best", None, None)]
+
+
+@pytest.mark.parametrize(("reference", "group", "expected"), RULES)
 def test_reference_rules(table, reference, group, expected):
     found, p = table(reference, group), []
     if expected is None:  # the highest mean above it
@@ -114,9 +95,10 @@ def test_reference_rules(table, reference, group, expected):
 # ---- what rows are made of ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("first", "epochs"), [("vqgan", (2, 3, 5)), ("masked_gpt", (10, 3, 5)), ("segmentation", (10, 12, 5))]
-)
+EPOCHS = {"vqgan": (2, 3, 5), "masked_gpt": (10, 3, 5), "segmentation": (10, 12, 5)}
+
+
+@pytest.mark.parametrize(("first", "epochs"), EPOCHS.items())
 def test_reduced_budget(first, epochs):
     full = {"vqgan.epochs": 10, "masked_gpt.epochs": 12, "segmentation.epochs": 20}
     config = configure(overrides=full | {"ablation.budget": 0.25, "ablation.images_per_epoch": 37})
@@ -220,20 +202,20 @@ def test_a_new_ablation_is_one_entry(study, monkeypatch):
     assert runs[0].metadata["dependencies"]["tokenizer"] == study.tokenizer().id, "that of the main study"
 
 
+COLUMNS = {
+    "codebook_size": "codebook_size usage perplexity psnr psnr_low psnr_high ssim",
+    "stages": "stages",
+    "graph_radius": "radius neighbours",
+    "deviations": "switch recipe setting instead also",
+    "revised_steps": "step setting instead also kept",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "columns"),
-    [
-        ("codebook_size", ["codebook_size", "usage", "perplexity", "psnr", "psnr_low", "psnr_high", "ssim"]),
-        ("stages", ["stages"]),
-        ("graph_radius", ["radius", "neighbours"]),
-        ("deviations", ["switch", "recipe", "setting", "instead", "also"]),
-        ("revised_steps", ["step", "setting", "instead", "also", "kept"]),
-    ],
-)
-def test_tables_of_validation_scores(study, name, columns):
+@pytest.mark.parametrize("name", COLUMNS)
+def test_tables_of_validation_scores(study, name):
     table = run_ablation(study, name)
-    assert list(table) == [*columns, *SCORE, "runs"] and (table["n"] == 6).all()
+    assert list(table) == [*COLUMNS[name].split(), *SCORE, "runs"] and (table["n"] == 6).all()
     assert (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()
     for runs in table["runs"].str.split():
         assert all((study.store.folder / run / "metrics.json").is_file() for run in runs)
@@ -248,19 +230,16 @@ def test_tables_of_validation_scores(study, name, columns):
 def test_label_efficiency(study, monkeypatch):
     table = run_ablation(study, "label_efficiency")
     methods = [OURS, "released", "unet", "unet_plain"]
-    assert list(zip(table["fraction"], table["method"], table["labels"], strict=True)) == [
-        (share, method, labels) for share, labels in ((0.25, 4), (1.0, 16)) for method in methods
-    ]
+    found = list(table[["fraction", "labels", "method"]].itertuples(index=False, name=None))
+    assert found == [(*share, method) for share in ((0.25, 4), (1.0, 16)) for method in methods]
     assert (table["labels_seen"] == table["labels"].clip(upper=12)).all(), "as many as the training draws"
     np.testing.assert_allclose(table["mean"], (table["seed_low"] + table["seed_high"]) / 2)
     assert table["runs"].str.split().explode().is_unique
     for column in ("n", "mean", "low", "high"):  # no synthetic image is in two sets
         assert (table[f"{column}_without"] == table[column]).all()
-    row = table.query("method == 'unet' and fraction == 1").iloc[0]
-    ours, unet = (
-        [study.records(Run(study.store.folder / id), "site_a", "test") for id in runs.split()]
-        for runs in (table.query(f"method == '{OURS}' and fraction == 1")["runs"].iloc[0], row["runs"])
-    )
+    whole = table[table["fraction"] == 1].set_index("method")
+    runs, row = [whole.loc[name, "runs"].split() for name in (OURS, "unet")], whole.loc["unet"]
+    ours, unet = ([study.records(Run(study.store.folder / id), "site_a", "test") for id in ids] for ids in runs)
     result = seeded_difference(ours, unet, draws=200)
     assert (row["diff"], row["diff_low"], row["diff_high"]) == (result.difference, result.low, result.high)
     kept, every = list(ours[0]["id"][:4]), pd.concat(unet)
@@ -294,9 +273,7 @@ def test_feature_quality(study, monkeypatch):
     tokens = features.feature_quality_tokens(study)
     table = features.feature_quality(study, tokens)
     names = ["colour", "untrained CNN", "tokenizer", "transformer block 1", "transformer", "supervised U-Net"]
-    assert list(zip(table["head"], table["features"], strict=True)) == [
-        (head, name) for head in ("linear probe", "graph") for name in names
-    ]
+    assert table["head"].tolist() == ["linear probe"] * 6 + ["graph"] * 6 and table["features"].tolist() == names * 2
     masks = reduced_budget(study.config).segmentation
     supervised = table["features"] == "supervised U-Net"
     assert (table["images_seen"] == np.where(supervised, masks.epochs * masks.images_per_epoch, 0)).all()
@@ -310,9 +287,12 @@ def test_feature_quality(study, monkeypatch):
     tp, fp, fn, tn = (groups[name].sum().to_numpy() for name in ("tp", "fp", "fn", "tn"))
     np.testing.assert_allclose(table["iou"], tp / (tp + fp + fn))
     np.testing.assert_allclose(table["balanced_accuracy"], (tp / (tp + fn) + tn / (tn + fp)) / 2)
-    joint = Study(study.config.with_recipe("released"), study.source, study.results)
-    seen = features.feature_quality(joint, tokens).set_index("features")["images_seen"]
-    assert (seen[names[:3]] == 0).all() and (seen[names[3:5]] == joint.segmenter().metrics["images_seen"]).all()
+    runs = ["", "", study.tokenizer().id, *[study.transformer().id] * 2]
+    assert groups["runs"].agg(set).tolist()[:5] == [{run} for run in runs]
+    joint = Study(study.config.with_recipe("released"), study.source, study.results).segmenter()
+    seen = features.feature_quality(study, tokens.replace({"runs": {study.transformer().id: joint.id}}))
+    seen = seen.set_index("features")["images_seen"]
+    assert (seen[names[:3]] == 0).all() and (seen[names[3:5]] == joint.metrics["images_seen"]).all()
     torch.manual_seed(7)  # whatever numbers were drawn before
     monkeypatch.setattr(features, "UNTRAINED", 1)
     differs = (features.feature_quality(study)["iou"] != table["iou"]).tolist()

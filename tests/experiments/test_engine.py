@@ -9,9 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import joblib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from PIL import Image
 
 from tokencutseg.config import ConfigError
 from tokencutseg.experiments import engine
@@ -21,21 +25,14 @@ from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
 
 TEST, OTHER = ("site_a", "test"), ("site_b", "test")
-SHORT = {
-    "vqgan.perceptual": "none",
-    "data.synthetic_train": 16,
-    "data.synthetic_validation": 4,
-    "data.synthetic_unlabelled": 8,
-    "ablation.codebook_sizes": [4, 8],
-    "ablation.images_per_epoch": 8,
-    "segmentation.epochs": 40,  # long enough to be killed in the middle
-    "masked_gpt.epochs": 2,
-    "vqgan.epochs": 2,
-}
+SHORT = {"data.synthetic_train": 16, "data.synthetic_validation": 4, "data.synthetic_unlabelled": 8}
+SHORT |= {"vqgan.perceptual": "none", "vqgan.epochs": 2, "masked_gpt.epochs": 2}
+SHORT |= {"segmentation.epochs": 40}  # long enough to be killed in the middle
+SHORT |= {"ablation.codebook_sizes": [4, 8], "ablation.images_per_epoch": 8}
 
 
-def open_study(folder, **options):
-    return Study.open("tiny", results=folder, overrides=SHORT, **options)
+def open_study(folder):
+    return Study.open("tiny", results=folder, overrides=SHORT)
 
 
 @pytest.fixture
@@ -61,13 +58,8 @@ def order(study, monkeypatch):
 
 def test_waves(study, order):
     larger = study.config.override({"vqgan.codebook_size": 32})
-    wanted = [
-        study.method("unet"),
-        study.method("tokencutseg"),
-        study.method("tokencutseg"),
-        study.method("tokencutseg", config=larger),
-        study.method("released"),
-    ]
+    wanted = [study.method(name) for name in ("unet", "tokencutseg", "tokencutseg", "released")]
+    wanted.insert(3, study.method("tokencutseg", config=larger))
     train_missing(study, wanted)
     assert order == ["vqgan"] * 3 + ["masked_gpt"] * 2 + ["unet"] + ["segmentation"] * 3
     train_missing(study, wanted)
@@ -105,10 +97,45 @@ def test_missing_cluster(study, monkeypatch):
         patch.setitem(sys.modules, "distributed", None)
         with pytest.raises(ConfigError, match=r"pip install 'tokencutseg\[cluster\]'"):
             train_missing(study, [study.training("vqgan")])
-    pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed")
     monkeypatch.setattr(engine, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(engine, "WORKER_SECONDS", 1)
     with pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9"):
         train_missing(study, [study.training("vqgan")])
+    with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None, protocol="tcp://") as cluster:
+        study.dask = cluster.scheduler_address
+        with pytest.raises(ConfigError, match="has had no worker for 1 s"):
+            train_missing(study, [study.training("vqgan")])
+
+
+def test_workers_that_always_die(study, monkeypatch):
+    def kill(*_, **__):
+        raise TerminatedWorkerError
+
+    monkeypatch.setattr(joblib, "Parallel", kill)
+    with pytest.raises(ConfigError, match=r"were killed 3 times, .* fewer jobs"):
+        train_missing(study, [study.method("otsu")])
+
+
+def test_workers_open_changed_data_anew(tmp_path):
+    """A worker that has the images of an earlier training in memory does not go on with them."""
+    for kind, suffix in (("images", ""), ("masks", "_segmentation")):
+        (tmp_path / kind).mkdir()
+        for i in range(40):
+            pixels = np.random.default_rng(i).integers(0, 256, (24, 32), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{i}{suffix}.png")
+
+    def in_worker(study):
+        return engine._open(study.config, str(tmp_path), study.source.study_name, tmp_path, None, None)
+
+    before = Study.open("tiny", data=tmp_path)
+    assert in_worker(before) is in_worker(before)
+    for kind, suffix in (("images", ""), ("masks", "_segmentation")):
+        (tmp_path / kind / f"7{suffix}.png").unlink()
+    now = Study.open("tiny", data=tmp_path)
+    assert in_worker(now).source.study_name == now.source.study_name != before.source.study_name
+    with pytest.raises(ConfigError, match="other images for a worker"):
+        in_worker(before)
 
 
 # ---- workers --------------------------------------------------------------------------------------------------------

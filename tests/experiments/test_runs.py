@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import pandas as pd
@@ -34,18 +36,10 @@ def split(name, ids, **facts):
     return dataclasses.replace(images, **facts)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"stage": "masked_gpt"},
-        {"hashed_config": {"n": 2}},
-        {"dependencies": {"train": "abd"}},
-        {"name": "unet"},
-        {"declaration": {"encoder": "resnet34"}},
-    ],
-)
-def test_id(change, monkeypatch):
-    assert dataclasses.replace(SPEC, **change).id != SPEC.id
+def test_id(monkeypatch):
+    changes = {"stage": "masked_gpt", "hashed_config": {"n": 2}, "dependencies": {"train": "abd"}, "name": "unet"}
+    changes |= {"declaration": {"encoder": "resnet34"}}
+    assert len({SPEC.id, *(dataclasses.replace(SPEC, **{name: new}).id for name, new in changes.items())}) == 6
     assert dataclasses.replace(SPEC, config=configure("quick")).id == SPEC.id
     before = SPEC.id
     monkeypatch.setattr(runs, "FORMAT", runs.FORMAT + 1)
@@ -113,11 +107,8 @@ def test_killed_training_is_resumed(tmp_path):
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL and not Run(tmp_path / SPEC.id).done
-    found = []
-    run = RunStore(tmp_path).get_or_train(
-        SPEC, lambda folder: (found.append((folder / "last.ckpt").read_text()), weights(folder))[1]
-    )
-    assert run.done and found == ["half way"]
+    resume = lambda folder: ({}, {"found": (folder / "last.ckpt").read_text()})  # noqa: E731
+    assert RunStore(tmp_path).get_or_train(SPEC, resume).metrics["found"] == "half way"
 
 
 def ask(path, lock=None):
@@ -153,14 +144,41 @@ def test_two_processes_train_once(tmp_path, lock):
     assert (tmp_path / SPEC.id / "calls").read_text() == "x"
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-        RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"),
-    ],
-)
+@pytest.mark.parametrize("held", [True, False])
+def test_lock_file_of_another_machine(tmp_path, monkeypatch, capsys, held):
+    """It may be of a process that was killed there."""
+    monkeypatch.setattr(runs, "FileLock", NoLocks)
+    monkeypatch.setattr(runs, "WAIT_SECONDS", 0.01)
+    if held:
+        (tmp_path / ".locked").write_text("12345\nanother-machine\n")
+    remover = threading.Timer(0.5, (tmp_path / ".locked").unlink, [True])
+    remover.start()
+    with runs.locked(tmp_path / ".lock"):
+        assert remover.finished.is_set() == held
+    assert (f"waiting for {tmp_path}/.locked" in capsys.readouterr().out) == held
+    remover.join()
+
+
+def test_removed_folder(tmp_path):
+    def train(folder):
+        shutil.rmtree(folder)
+        return weights(folder)
+
+    with pytest.raises(FileNotFoundError, match="was removed while it was written") as caught:
+        RunStore(tmp_path).get_or_train(SPEC, train)
+    assert caught.value.filename == str(tmp_path / SPEC.id)
+    assert RunStore(tmp_path).get_or_train(SPEC, weights).done
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"),
+]
+
+
+@pytest.mark.parametrize("error", FULL)
 def test_full_disk(tmp_path, monkeypatch, error):
     def full(*_):
         raise error
@@ -205,11 +223,12 @@ def test_records_of_other_images(run):
     assert table.groupby("split")["id"].agg(list).to_dict() == {"test": ["0012", "0013"], "validation": ["0014"]}
 
 
-@pytest.mark.parametrize(
-    "change", [{"masks": torch.ones(1, 8, 8, dtype=torch.uint8)}, {"native_sizes": [(9, 7)]}, {"clusters": ["P1"]}]
-)
-def test_records_of_changed_facts(run, change):
-    before, after = split("test", ["0012"]), split("test", ["0012"], **change)
+FACTS = {"masks": torch.ones(1, 8, 8, dtype=torch.uint8), "native_sizes": [(9, 7)], "clusters": ["P1"]}
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_records_of_changed_facts(run, fact):
+    before, after = split("test", ["0012"]), split("test", ["0012"], **{fact: FACTS[fact]})
     for iou, images, expected in ((0.1, before, 0.1), (0.2, before, 0.1), (0.3, after, 0.3), (0.4, after, 0.3)):
         rows = run.records(images, lambda iou=iou: pd.DataFrame({"id": ["0012"], "iou": [iou]}))
         assert rows["iou"].tolist() == [expected]

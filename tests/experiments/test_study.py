@@ -58,19 +58,19 @@ def test_neutral_new_option_changes_no_id(study, section):
     assert changed == set(chain.get(section, []))
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "stages"),
-    [
-        ("vqgan.commitment", 0.5, STAGES[:3]),
-        ("masked_gpt.mask_ratio", 0.3, STAGES[1:3]),
-        ("segmentation.affinity", "feature", ["segmentation"]),
-        ("segmentation.learning_rate", 0.1, ["segmentation", "unet"]),
-        ("evaluation.score_reduction", "micro_lesion", ["segmentation", "unet"]),
-        ("data.label_fraction", 0.5, ["segmentation", "unet", "otsu"]),
-        ("ablation.seeds", 5, []),
-        ("evaluation.bootstrap_draws", 7, []),
-    ],
-)
+CHANGED = [
+    ("vqgan.commitment", 0.5, STAGES[:3]),
+    ("masked_gpt.mask_ratio", 0.3, STAGES[1:3]),
+    ("segmentation.affinity", "feature", ["segmentation"]),
+    ("segmentation.learning_rate", 0.1, ["segmentation", "unet"]),
+    ("evaluation.score_reduction", "micro_lesion", ["segmentation", "unet"]),
+    ("data.label_fraction", 0.5, ["segmentation", "unet", "otsu"]),
+    ("ablation.seeds", 5, []),
+    ("evaluation.bootstrap_draws", 7, []),
+]
+
+
+@pytest.mark.parametrize(("setting", "value", "stages"), CHANGED)
 def test_settings_in_ids(study, setting, value, stages):
     new, old = ids(study, study.config.override({setting: value})), ids(study)
     assert {stage for stage in STAGES if new[stage] != old[stage]} == set(stages)
@@ -157,12 +157,7 @@ def starts(study, monkeypatch):
         with monkeypatch.context() as patch, pytest.raises(Started) as started:
             patch.setattr(fit, "fit", stop)
             study.segmenter(config=config.override({"segmentation.epochs": 9}), pretrained=pretrained)
-        found = started.value.args[0].state_dict()
-        parts = ("vqgan", "masked_gpt", "encoder", "head", "upsampler")
-        return {
-            part: {name.removeprefix(f"{part}."): value for name, value in found.items() if name.startswith(f"{part}.")}
-            for part in parts
-        }
+        return {name: part.state_dict() for name, part in started.value.args[0].named_children()}
 
     return of
 
@@ -214,8 +209,10 @@ def test_otsu_is_a_run(study):
 
 
 def test_adopted_tokenizer(study):
-    own, config = Study(study.config, study.source, study.results), study.config.override({"vqgan.codebook_size": 8})
-    run = own.adopt_tokenizer(VQGAN(config.vqgan), "a checkpoint")
-    assert own.tokenizer() == run and own.config.vqgan == config.vqgan
+    own = Study(study.config, study.source, study.results)
+    assert ids(own) == ids(study)  # and remembers them
+    run = own.adopt_tokenizer(VQGAN(own.config.vqgan), "a checkpoint")
+    assert own.tokenizer() == run and run.metrics["adopted_from"] == "a checkpoint"
     assert own.spec(own.training("segmentation")).dependencies["tokenizer"] == run.id
-    assert run.metrics["adopted_from"] == "a checkpoint"
+    config = own.config.override({"vqgan.codebook_size": 8})
+    assert own.adopt_tokenizer(VQGAN(config.vqgan), "another") == own.tokenizer() and own.config == config

@@ -82,6 +82,19 @@ def test_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, stage):
     assert len(lines) == 1 and lines[0].startswith("broken epoch 3/3  ")
 
 
+@pytest.mark.parametrize("left", [0, 1, 0.5, 0.99])
+def test_broken_checkpoint_starts_anew(tmp_path, capsys, left):
+    history, *_ = train(made("vqgan"), tmp_path, epochs=1)
+    checkpoint = tmp_path / "last.ckpt"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(b"0" if left == 1 else whole[: int(left * len(whole))])
+    capsys.readouterr()
+    again, *_ = train(made("vqgan"), tmp_path, epochs=1)
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), again.drop(columns="seconds"))
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 1 and out[0].startswith(f"{checkpoint} cannot be read")
+
+
 @RECIPES
 @pytest.mark.parametrize("stage", ["vqgan", "masked_gpt", "segmentation"])
 def test_mixed_precision_stays_close_to_single(tmp_path, stage, recipe):

@@ -44,12 +44,9 @@ class Row:
 
     labels: Mapping[str, Any]
     config: Config
-    method: str = OURS
-    """Ours, or a baseline by name."""
-    pretrained: bool = True
-    """Whether the transformer starts from stage 2."""
-    shown: bool = True
-    """False for a reference that the table has no row of."""
+    method: str = OURS  # or a baseline by name
+    pretrained: bool = True  # whether the transformer starts from stage 2
+    shown: bool = True  # False for a reference that the table has no row of
 
 
 @dataclass(frozen=True)
@@ -61,29 +58,20 @@ class Ablation:
     reference: Literal["first", "previous", "best", "proposed"] = "first"
     """What a row is compared with: the first row (of its group), the row above, or the best so far, as row − reference;
     or our method, the first of its group, as ours − row."""
-    group: str | None = None
-    """The label whose values make groups."""
-    split: str = "validation"
-    """Of the primary set, to score on."""
-    seeds: str | None = None
-    """The option with the number of trainings for each row; one without."""
-    whole_chain: bool = False
-    """Whether the seeds reach all stages, and not only the supervised one and the choice of labels."""
-    every_measure: bool = False
-    """Every reduction and measure, and not only lesion IoU per image; for one seed."""
-    measures: Callable[[Study, Row, list[Run], Records], dict[str, Any]] = lambda *_: {}
-    """Further columns."""
+    group: str | None = None  # the label whose values make groups
+    split: str = "validation"  # of the primary set, to score on
+    seeds: str | None = None  # the option with the number of trainings for each row; one without
+    whole_chain: bool = False  # whether the seeds reach all stages, and not only the supervised one and the labels
+    every_measure: bool = False  # every reduction and measure, and not only lesion IoU per image; for one seed
+    measures: Callable[[Study, Row, list[Run], Records], dict[str, Any]] = lambda *_: {}  # further columns
 
     def trainings(self, study: Study, row: Row) -> list[Training]:
         """The trainings of a row, one for each seed."""
         first, score_on = study.config.seed, ((study.source.primary, self.split),)
         seeds = range(first, first + (study.config.value(self.seeds) if self.seeds else 1))
-        options: dict[str, Any] = {"pretrained": row.pretrained, "score_on": score_on}
-        if row.method != OURS:
-            options["baseline"] = row.method
-        stage = "segmentation" if row.method == OURS else "baseline"
-        configs = [dataclasses.replace(row.config, seed=seed if self.whole_chain else first) for seed in seeds]
-        return [study.training(stage, own, seed=seed, **options) for seed, own in zip(seeds, configs, strict=True)]
+        configs = {seed: dataclasses.replace(row.config, seed=seed if self.whole_chain else first) for seed in seeds}
+        options = {"pretrained": row.pretrained, "score_on": score_on}
+        return [study.method(row.method, config=own, seed=seed, **options) for seed, own in configs.items()]
 
 
 def run_ablation(study: Study, name: str) -> pd.DataFrame:
@@ -104,9 +92,8 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
         row = row if isinstance(row, Row) else row(best[-1][0].config)
         runs = [study.run(training) for training in ablation.trainings(study, row)]
         records = [study.records(run, primary, ablation.split) for run in runs]
-        group = [
-            one for one in done if not ablation.group or one[0].labels[ablation.group] == row.labels[ablation.group]
-        ]
+        label = ablation.group
+        group = [one for one in done if label is None or one[0].labels[label] == row.labels[label]]
         reference = {"best": best[-1:], "previous": done[-1:]}.get(ablation.reference, group[:1])
         scores = _scores(study, ablation, records, reference[0][1] if reference else None)
         labels = dict(row.labels)
@@ -154,20 +141,15 @@ def reduced_budget(config: Config, first_stage: str = "segmentation") -> Config:
 
 
 def vary(
-    column: str,
-    option: str,
-    values: str | Sequence[Any],
-    first_stage: str | None = None,
-    also: Mapping[str, Any] | None = None,
-    **declared: Any,
+    column: str, option: str, values: str | Sequence[Any], also: Mapping[str, Any] | None = None, **declared: Any
 ) -> Ablation:
     """An ablation of one option, a row for each of its `values` (or of those that the plan's option of that name has).
 
-    The budget is reduced from `first_stage` on, by default the option's own; `also` is set in all rows.
+    The budget is reduced from the option's stage on; `also` is set in all rows.
     """
 
     def rows(study: Study) -> list[Row]:
-        base = reduced_budget(study.config, first_stage or option.partition(".")[0]).override(also or {})
+        base = reduced_budget(study.config, option.partition(".")[0]).override(also or {})
         chosen = study.config.value(values) if isinstance(values, str) else values
         return [Row({column: value}, base.override({option: value})) for value in chosen]
 
@@ -201,14 +183,11 @@ NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
 ALTERNATIVES = {"segmentation.affinity": "feature", "segmentation.frozen_codebook": False}
 """The other value of an option that `released` and `revised` set alike."""
 PLAIN = {
-    "segmentation.augmentation": "plain",
-    "segmentation.weight_average": False,
-    "segmentation.test_time_flips": False,
-    "segmentation.schedule": "one_cycle",
-    "segmentation.batch_size": 16,
-    "segmentation.learning_rate": 2e-3,
-    "segmentation.class_weighted_dice": False,
-    "segmentation.cross_entropy_weight": 1.0,
+    f"segmentation.{key}": value
+    for key, value in (
+        *(("augmentation", "plain"), ("weight_average", False), ("test_time_flips", False), ("schedule", "one_cycle")),
+        *(("batch_size", 16), ("learning_rate", 2e-3), ("class_weighted_dice", False), ("cross_entropy_weight", 1.0)),
+    )
 }
 """How a U-Net is commonly trained: flips, turns and brightness, larger batches, no averaged weights."""
 
@@ -232,23 +211,19 @@ def changed(base: Config, option: str, recipe: str, labels: Mapping[str, Any]) -
 def component_rows(study: Study) -> list[Row]:
     """The method built up, one change per row: the encoder is the tokenizer's frozen one, the transformer learns at the
     full rate, and only labelled images are learned from, until the last rows of a recipe that has it otherwise."""
-    last = reduced_budget(study.config)
-    labelled = last.override({"segmentation.self_training_weight": 0.0})
-    tuned = labelled.override({"masked_gpt.encoder": "frozen"})
-    frozen = tuned.override({"segmentation.encoder": "frozen"})
-    whole = frozen.override({"segmentation.transformer_lr_scale": 1.0})  # that of one without pretraining
-    pretrained = whole.override({"segmentation.use_deepcut": False})
-    transformer = pretrained.override({"segmentation.mlm_weight": 0.0})
-    rows = [
-        Row({"stages": "tokenizer"}, transformer.override({"masked_gpt.n_layer": 0}), pretrained=False),
-        Row({"stages": "+ transformer"}, transformer, pretrained=False),
-        Row({"stages": "+ masked pretraining"}, pretrained),
-        Row({"stages": "+ graph module"}, whole),
-        Row({"stages": "+ slower transformer"}, frozen),
-        Row({"stages": "+ fine-tuned encoder"}, tuned),
-        Row({"stages": "+ encoder in the pretraining"}, labelled),
-        Row({"stages": "+ self-training"}, last),
-    ]
+    config, rows = reduced_budget(study.config), list[Row]()
+    for row, option, without in (
+        ("+ self-training", "segmentation.self_training_weight", 0.0),
+        ("+ encoder in the pretraining", "masked_gpt.encoder", "frozen"),
+        ("+ fine-tuned encoder", "segmentation.encoder", "frozen"),
+        ("+ slower transformer", "segmentation.transformer_lr_scale", 1.0),  # that of one without pretraining
+        ("+ graph module", "segmentation.use_deepcut", False),
+        ("+ masked pretraining", "segmentation.mlm_weight", 0.0),
+        ("+ transformer", "masked_gpt.n_layer", 0),
+    ):
+        rows.insert(0, Row({"stages": row}, config, pretrained=row != "+ transformer"))
+        config = config.override({option: without})
+    rows.insert(0, Row({"stages": "tokenizer"}, config, pretrained=False))
     return rows[:4] + [row for above, row in itertools.pairwise(rows[3:]) if row.config != above.config]
 
 
@@ -279,9 +254,8 @@ def label_rows(study: Study) -> list[Row]:
     a plain one (`ablation.plain_unet`), by share of the labels."""
     short, ablation = reduced_budget(study.config), study.config.ablation
     recipes = [recipe for recipe in ablation.label_recipes if recipe != study.config.recipe]
-    methods = {OURS: (short, OURS)}
-    methods |= {recipe: (reduced_budget(study.config.with_recipe(recipe)), OURS) for recipe in recipes}
-    methods["unet"] = (short, "unet")
+    others = {recipe: (reduced_budget(study.config.with_recipe(recipe)), OURS) for recipe in recipes}
+    methods = {OURS: (short, OURS), **others, "unet": (short, "unet")}
     if ablation.plain_unet:
         methods["unet_plain"] = (short.override(PLAIN), "unet")
     return [
@@ -333,15 +307,10 @@ def label_measures(study: Study, row: Row, runs: list[Run], records: Records) ->
     without = statistics.UNSCORED
     if len(kept):
         without = statistics.summarise(kept, "per_image", "iou", settings.bootstrap_draws, study.config.seed)
-    return {
-        "initialisation": initialisation(runs[0]),
-        "labels": labels,
-        "labels_seen": min(labels, runs[0].metrics["images_seen"]),
-        "seed_low": min(means),
-        "seed_high": max(means),
-        "n_without": kept["id"].nunique(),
-        **{f"{name}_without": getattr(without, name) for name in ("mean", "low", "high")},
-    }
+    facts = {"initialisation": initialisation(runs[0]), "labels": labels}
+    facts |= {"labels_seen": min(labels, runs[0].metrics["images_seen"])}
+    facts |= {"seed_low": min(means), "seed_high": max(means), "n_without": kept["id"].nunique()}
+    return facts | {f"{name}_without": getattr(without, name) for name in ("mean", "low", "high")}
 
 
 @functools.lru_cache(maxsize=1)  # for all rows of a table
@@ -353,23 +322,18 @@ def baseline_measures(study: Study, row: Row, runs: list[Run], _: Records) -> di
     """What a method starts from (initialisation), images_seen and seconds of its supervised training, and the
     pretraining_seconds of the stages before it."""
     before = [study.run(one) for one in study.parents(study.method(row.method)).values()]
-    facts = {"initialisation": initialisation(runs[0])} | {
-        key: runs[0].metrics[key] for key in ("images_seen", "seconds")
-    }
+    own = runs[0].metrics
+    facts = {"initialisation": initialisation(runs[0]), "images_seen": own["images_seen"], "seconds": own["seconds"]}
     return facts | {"pretraining_seconds": sum(run.metrics["seconds"] for run in before)}
 
 
+_codebooks = vary("codebook_size", "vqgan.codebook_size", "ablation.codebook_sizes", measures=codebook_measures)
+_unit = {"segmentation.radius_unit": "cells"}
 ABLATIONS = {
-    "codebook_size": vary(
-        "codebook_size", "vqgan.codebook_size", "ablation.codebook_sizes", measures=codebook_measures
-    ),
+    "codebook_size": _codebooks,
     "stages": Ablation(component_rows, "previous"),
     "graph_radius": vary(
-        "radius",
-        "segmentation.graph_radius",
-        "ablation.graph_radii",
-        also={"segmentation.radius_unit": "cells"},
-        measures=radius_measures,
+        "radius", "segmentation.graph_radius", "ablation.graph_radii", _unit, measures=radius_measures
     ),
     "deviations": Ablation(deviation_rows, group="recipe", seeds="ablation.deviation_seeds", whole_chain=True),
     "revised_steps": Ablation(step_rows, "best"),
@@ -382,16 +346,14 @@ ABLATIONS = {
 def efficiency(study: Study) -> pd.DataFrame:
     """Parameters, operations, latency and memory of one image, for our method and the baseline networks."""
     config = study.config
-    models = {OURS: TokenCutSeg(config)} | {
-        name: build("baseline", config, name) for name in config.ablation.baselines if name != "otsu"
-    }
+    networks = [name for name in config.ablation.baselines if name != "otsu"]
+    models = {OURS: TokenCutSeg(config)} | {name: build("baseline", config, name) for name in networks}
     return pd.DataFrame([cost_row(name, model, config.data.image_size) for name, model in models.items()])
 
 
 def recipe_table() -> pd.DataFrame:
     """Every option of a recipe with its value under each: columns switch, released, described, revised, reason."""
     reasons = option_reasons()
-    return pd.DataFrame(
-        {"switch": name, **{recipe: values[name] for recipe, values in RECIPES.items()}, "reason": reasons[name]}
-        for name in RECIPES["released"]
-    )
+    values = [{recipe: RECIPES[recipe][name] for recipe in RECIPES} for name in RECIPES["released"]]
+    rows = zip(RECIPES["released"], values, strict=True)
+    return pd.DataFrame({"switch": name, **row, "reason": reasons[name]} for name, row in rows)

@@ -29,20 +29,17 @@ if TYPE_CHECKING:
 
 WAVES = (("vqgan",), ("masked_gpt",), ("segmentation", "baseline"))
 """The trainings of one wave are independent of each other once the waves before it are done."""
-CONNECT_SECONDS, WORKER_SECONDS = 10, 60
-"""How long to wait for a scheduler to answer, and for its first worker."""
-ATTEMPTS = 3
-"""How often trainings are given to local workers that die."""
-_ONE_AT_A_TIME = threading.Lock()
-"""A Dask worker may run tasks in several threads, and these share PyTorch's random numbers."""
+CONNECT_SECONDS, WORKER_SECONDS = 10, 60  # to wait for a scheduler to answer, and for its first worker
+ATTEMPTS = 3  # how often trainings are given to workers that die
+_ONE_AT_A_TIME = threading.Lock()  # a Dask worker may have several threads, which share PyTorch's random numbers
 
 
 def train_missing(study: Study, trainings: Iterable[Training]) -> None:
     """Train and score what is missing of `trainings` and of what they build on, each once, wave after wave: on
     `study.jobs` local processes that share the cores, or on the cluster of the Dask scheduler at `study.dask`.
 
-    Does nothing where the study does not train. Raises ConfigError where the cluster cannot be used, and RuntimeError
-    where workers die again and again.
+    Does nothing where the study does not train. Raises ConfigError where the cluster cannot be used, or workers die
+    again and again.
     """
     wanted = _missing(study, trainings) if study.store.training else {}
     for stages in WAVES:
@@ -75,8 +72,9 @@ def _train_wave(study: Study, wave: dict[str, Training]) -> None:
             raise ConfigError("the images of this study are open in this process only: it trains with one job")
         data = str(study.data) if isinstance(study.data, str | Path) else tuple(map(str, study.data))
         threads = None if study.dask else max(1, available_cores() // jobs)
-        opened = functools.partial(_open, study.config, data, study.results.resolve(), study.hardware, threads)
-    backend: dict[str, Any] = {"backend": "dask", "wait_for_workers_timeout": WORKER_SECONDS} if study.dask else {}
+        held = study.source.study_name
+        opened = functools.partial(_open, study.config, data, held, study.results.resolve(), study.hardware, threads)
+    backend: dict[str, Any] = {"backend": "dask"} if study.dask else {}
     for _ in range(ATTEMPTS):
         left = [training for id, training in wave.items() if not _done(study, id, training)]
         try:
@@ -89,12 +87,11 @@ def _train_wave(study: Study, wave: dict[str, Training]) -> None:
                 raise
             died = error
     else:
-        raise RuntimeError(
-            f"the processes that train were killed {ATTEMPTS} times, maybe for want of memory; start again with fewer "
-            f"jobs: what they have trained is kept"
-        ) from died
+        what = f"the processes that train were killed {ATTEMPTS} times, maybe for want of memory"
+        raise ConfigError(f"{what}; start again with fewer jobs: what they have trained is kept") from died
     if lost := [id for id, training in wave.items() if not _done(study, id, training)]:
-        raise ConfigError(f"a worker has trained {lost[0]} elsewhere; all workers must share {study.store.folder}")
+        what = f"a worker has trained {lost[0]} elsewhere or scored other images"
+        raise ConfigError(f"{what}; all workers must share the data and {study.store.folder}")
 
 
 def _train(opened: Callable[[], Study], training: Training) -> None:
@@ -107,19 +104,31 @@ def _train(opened: Callable[[], Study], training: Training) -> None:
 
 
 @functools.lru_cache(maxsize=1)  # the images stay in memory from one training to the next
-def _open(config: Config, data: Data, results: Path, hardware: Hardware | None, threads: int | None) -> Study:
+def _open(
+    config: Config, data: Data, held: str, results: Path, hardware: Hardware | None, threads: int | None
+) -> Study:
+    """The study in a worker; `held` is the source's `study_name`, with its digest of what the data hold."""
     if threads:
         torch.set_num_threads(threads)
-    return Study(config, open_source(data if isinstance(data, str | Path) else list(data), config), results, hardware)
+    source = open_source(data if isinstance(data, str | Path) else list(data), config)
+    if source.study_name != held:
+        raise ConfigError(f"{data} holds other images for a worker than for this process; start again if they changed")
+    return Study(config, source, results, hardware)
 
 
 def _client(address: str) -> Any:
-    """The scheduler at an address such as tcp://host:8786."""
+    """The scheduler at an address such as tcp://host:8786, when it has a worker."""
     try:
         from distributed import Client
     except ImportError:
         raise ConfigError("--dask needs Dask; install it with: pip install 'tokencutseg[cluster]'") from None
     try:
-        return Client(address, timeout=CONNECT_SECONDS)
+        client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no Dask scheduler answers at {address}: {error}") from error
+    try:
+        client.wait_for_workers(1, timeout=WORKER_SECONDS)
+    except OSError as error:
+        client.close()
+        raise ConfigError(f"the Dask scheduler at {address} has had no worker for {WORKER_SECONDS} s") from error
+    return client

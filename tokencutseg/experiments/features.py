@@ -11,17 +11,8 @@ import torch
 from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
+from tokencutseg.evaluation import probes
 from tokencutseg.evaluation.per_image import COUNTS
-from tokencutseg.evaluation.probes import (
-    decoder_features,
-    layer_features,
-    layer_names,
-    token_labels,
-    token_records,
-    token_scores,
-    train_graph_probe,
-    train_linear_probe,
-)
 from tokencutseg.evaluation.statistics import paired_difference
 from tokencutseg.experiments.ablations import reduced_budget
 from tokencutseg.experiments.runs import Run
@@ -38,48 +29,45 @@ def feature_quality_tokens(study: Study) -> pd.DataFrame:
     draw of an untrained network's weights, and image.
 
     Colour, an untrained CNN (the tokenizer's encoder), tokenizer and transformer (block by block) have seen no mask,
-    but for the transformer of a recipe that trains all together. Columns features, head, draw, id, tp, fp, fn, tn, and
-    cluster where it is known.
+    but for the transformer of a recipe that trains all together. Columns features, head, draw, id, tp, fp, fn, tn,
+    cluster where it is known, and runs (the id of the training, empty where there is none).
     """
     primary, grid = study.source.primary, (study.config.grid_size,) * 2
     train, test = study.source.load(primary, "train"), study.source.load(primary, "validation")
     train = train.subset(range(min(len(train), 200)))
-    labels, test_labels = token_labels(train, grid), token_labels(test, grid)
-    graph = study.config.segmentation
-    heads: dict[str, Callable[..., Any]] = {
-        "linear probe": train_linear_probe,
-        "graph": partial(train_graph_probe, grid=grid, config=graph),
-    }
+    labels, test_labels = probes.token_labels(train, grid), probes.token_labels(test, grid)
+    graph = partial(probes.train_graph_probe, grid=grid, config=study.config.segmentation)
+    heads: dict[str, Callable[..., Any]] = {"linear probe": probes.train_linear_probe, "graph": graph}
     parts: dict[str, list[pd.DataFrame]] = {head: [] for head in heads}
-    for name, draw, (features, test_features) in _frozen_features(study, train, test):
+    for name, draw, run, (features, test_features) in _frozen_features(study, train, test):
         for head, probe in heads.items():
-            records = token_records(probe(features, labels, test_features), test_labels, test.units)
-            parts[head].append(records.assign(id=test.ids, features=name, head=head, draw=draw))
+            records = probes.token_records(probe(features, labels, test_features), test_labels, test.units)
+            facts = {"features": name, "head": head, "draw": draw, "runs": run.id if run else ""}
+            parts[head].append(records.assign(id=test.ids, **facts))
     table = pd.concat([part for head in heads for part in parts[head]], ignore_index=True)
-    return table[["features", "head", "draw", "id", *COUNTS, *(["cluster"] if "cluster" in table else [])]]
+    return table[["features", "head", "draw", "id", *COUNTS, *(["cluster"] if "cluster" in table else []), "runs"]]
 
 
-def _frozen_features(study: Study, *sets: ImageSet) -> Iterator[tuple[str, int, list[Tensor]]]:
-    """Each kind of features by name and draw, with those of every set of images, (N, T, E)."""
-    model = study.transformer().model()
+def _frozen_features(study: Study, *sets: ImageSet) -> Iterator[tuple[str, int, Run | None, list[Tensor]]]:
+    """Each kind of features by name, draw and the run that learned it, with those of each set of images, (N, T, E)."""
+    layer_features, tokenizer, transformer = probes.layer_features, study.tokenizer(), study.transformer()
+    model = transformer.model()
     torch.manual_seed(study.config.seed)
     untrained = [TokenCutSeg(study.config).eval() for _ in range(UNTRAINED)]
-    blocks = [name for name in layer_names(model) if name.startswith("block")][:-1]  # the last: the output but its norm
+    blocks = [name for name in probes.layer_names(model) if name.startswith("block")][
+        :-1
+    ]  # the last: the output but its norm
     layers = [layer_features(model, images, ["colour", "tokenizer", *blocks, "output"]) for images in sets]
-    yield "colour", 0, [known.pop("colour") for known in layers]
+    yield "colour", 0, None, [known.pop("colour") for known in layers]
     for draw, one in enumerate(untrained):
-        yield "untrained CNN", draw, [layer_features(one, images, ["tokenizer"])["tokenizer"] for images in sets]
+        yield "untrained CNN", draw, None, [layer_features(one, images, ["tokenizer"])["tokenizer"] for images in sets]
     for name in list(layers[0]):
         shown = {"tokenizer": "tokenizer", "output": OUTPUT}.get(name, f"transformer {name}")
-        yield shown, 0, [known.pop(name) for known in layers]
-    unet = _unet(study).model()
-    yield UNET, 0, [decoder_features(unet, images, (study.config.grid_size,) * 2) for images in sets]
-
-
-def _unet(study: Study) -> Run:
-    """The U-Net of the main results where these hold one, else one trained as long as an ablation's."""
-    full = "unet" in study.config.evaluation.rivals
-    return study.baseline("unet", config=study.config if full else reduced_budget(study.config))
+        yield shown, 0, tokenizer if name == "tokenizer" else transformer, [known.pop(name) for known in layers]
+    full = "unet" in study.config.evaluation.rivals  # the one of the main results, else one as long as an ablation's
+    run = study.baseline("unet", config=study.config if full else reduced_budget(study.config))
+    unet, grid = run.model(), (study.config.grid_size,) * 2
+    yield UNET, 0, run, [probes.decoder_features(unet, images, grid) for images in sets]
 
 
 def feature_quality(study: Study, tokens: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -89,23 +77,21 @@ def feature_quality(study: Study, tokens: pd.DataFrame | None = None) -> pd.Data
     high (its 95 % interval over images), iou (over all tokens), iou_low, iou_high, n (tokens), for every row but the
     transformer's output the paired difference of that to it under the same head, diff, diff_low, diff_high; and runs.
     """
-    tokens = feature_quality_tokens(study) if tokens is None else tokens
-    draws, joint = study.config.evaluation.bootstrap_draws, study.config.masked_gpt.pretraining == "joint"
-    tokenizer, own, unet = study.tokenizer(), study.transformer(), _unet(study)
-    together = ["id", *(["cluster"] if "cluster" in tokens else [])]
+    tokens, draws = feature_quality_tokens(study) if tokens is None else tokens, study.config.evaluation.bootstrap_draws
+    together, keys = ["id", *(["cluster"] if "cluster" in tokens else [])], ["features", "head", "runs"]
     counted = {
-        key: part.groupby(together, sort=False, as_index=False)[list(COUNTS)].sum()
-        for key, part in tokens.groupby(["features", "head"], sort=False)
+        (name, head): (run, part.groupby(together, sort=False, as_index=False)[list(COUNTS)].sum())
+        for (name, head, run), part in tokens.groupby(keys, sort=False)
     }
     rows = []
-    for (name, head), records in counted.items():
-        run = {"tokenizer": tokenizer, UNET: unet}.get(name, own if name.startswith(OUTPUT) else None)
-        supervised = name == UNET or (joint and name.startswith(OUTPUT))
-        row = {"features": name, "head": head, "images_seen": run.metrics["images_seen"] if run and supervised else 0}
-        row |= token_scores(records, draws)
-        row["n"] = int(counted[OUTPUT, head][list(COUNTS)].to_numpy().sum())  # each token once, however many draws
+    for (name, head), (id, records) in counted.items():
+        run, own = Run(study.store.folder / id), counted[OUTPUT, head][1]
+        supervised = bool(id) and run.metadata["stage"] in ("segmentation", "baseline")
+        row = {"features": name, "head": head, "images_seen": run.metrics["images_seen"] if supervised else 0}
+        row |= probes.token_scores(records, draws)
+        row["n"] = int(own[list(COUNTS)].to_numpy().sum())  # each token once, however many draws
         if name != OUTPUT:
-            difference = paired_difference(counted[OUTPUT, head], records, "micro_lesion", "iou", draws).columns()
+            difference = paired_difference(own, records, "micro_lesion", "iou", draws).columns()
             row |= {column: value for column, value in difference.items() if column != "p"}
-        rows.append(row | {"runs": run.id if run else ""})
+        rows.append(row | {"runs": id})
     return pd.DataFrame(rows)

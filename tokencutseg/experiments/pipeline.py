@@ -42,19 +42,13 @@ BASELINE_SETTINGS = {
 class Training:
     """One training, by what decides it; small, hashable and picklable."""
 
-    stage: str
-    """vqgan, masked_gpt, segmentation or baseline."""
+    stage: str  # vqgan, masked_gpt, segmentation or baseline
     config: Config
-    train_set: str
-    """The dataset whose training split it learns from; no matter to a stage that learns from the unlabelled images."""
-    baseline: str | None = None
-    """Which baseline; `otsu` learns nothing."""
-    seed: int | None = None
-    """Replaces the configuration's for this stage alone, and not for those that it builds on."""
-    pretrained: bool = True
-    """False: the segmenter's transformer starts untrained, and learns at the full rate."""
-    score_on: tuple[tuple[str, str], ...] = ()
-    """The (dataset, split) pairs whose scores are going to be needed; they decide nothing."""
+    train_set: str  # whose training split it learns from; no matter to a stage that learns from unlabelled images
+    baseline: str | None = None  # which one; `otsu` learns nothing
+    seed: int | None = None  # replaces the configuration's for this stage alone, and not for those that it builds on
+    pretrained: bool = True  # False: the segmenter's transformer starts untrained, and learns at the full rate
+    score_on: tuple[tuple[str, str], ...] = ()  # (dataset, split) pairs to be scored on; they decide nothing
 
     @property
     def section(self) -> str:
@@ -86,18 +80,18 @@ class Pipeline:
 
     def segmenter(self, train_set: str | None = None, config: Config | None = None, **options: Any) -> Run:
         """Stage 3, trained on the (labelled share of the) training split of `train_set`."""
-        return self.run(self.training("segmentation", config, train_set, **options))
+        return self.run(self.method(OURS, train_set, config, **options))
 
     def baseline(self, name: str, train_set: str | None = None, config: Config | None = None, **options: Any) -> Run:
         """A baseline network under stage 3's loop: same images, budget, augmentation, loss and choice of epoch."""
-        return self.run(self.training("baseline", config, train_set, baseline=name, **options))
+        return self.run(self.method(name, train_set, config, **options))
 
     def method(self, name: str, train_set: str | None = None, config: Config | None = None, **options: Any) -> Training:
         """The supervised training of a method: `tokencutseg`, another recipe of it by name, or a baseline."""
-        if name == OURS or name in RECIPES:
-            own = config or self.config
-            return self.training("segmentation", own if name == OURS else own.with_recipe(name), train_set, **options)
-        return self.training("baseline", config, train_set, baseline=name, **options)
+        if name in RECIPES:
+            return self.method(OURS, train_set, (config or self.config).with_recipe(name), **options)
+        options |= {} if name == OURS else {"baseline": name}
+        return self.training("segmentation" if name == OURS else "baseline", config, train_set, **options)
 
     def training(self, stage: str, config: Config | None = None, train_set: str | None = None, **more: Any) -> Training:
         """A declaration, for `run` and the engine."""
@@ -106,6 +100,7 @@ class Pipeline:
     def adopt_tokenizer(self, vqgan: VQGAN, origin: str) -> Run:
         """Make a tokenizer trained elsewhere (`origin` says where), and its settings, what everything builds on."""
         self.config, digest = dataclasses.replace(self.config, vqgan=vqgan.config), hashlib.sha256()
+        self._specs.clear()  # which may name the tokenizer of before
         for key, value in vqgan.state_dict().items():
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         settings = {"image_size": self.config.data.image_size, "vqgan": self.config.non_default("vqgan")}
@@ -141,24 +136,24 @@ class Pipeline:
         return self._specs[training]
 
     def _spec(self, training: Training) -> RunSpec:
+        config, size = training.config, {"image_size": training.config.data.image_size}
         if training.baseline == "otsu":
-            own = {"image_size": training.config.data.image_size, "data": training.config.non_default("data")}
-            return RunSpec("baseline", training.config, own, {"data": self.source.study_name}, "otsu")
+            own = size | {"data": config.non_default("data")}
+            return RunSpec("baseline", config, own, {"data": self.source.study_name}, "otsu")
         data = self._data(training)
         config = self._settings(training, len(data["train"]))
-        settings: dict[str, Any] = {"image_size": config.data.image_size, "seed": config.seed}
-        settings[training.section] = config.non_default(training.section)
+        own = config.non_default(training.section)
+        if training.stage == "baseline":
+            own = {key: value for key, value in own.items() if key in BASELINE_SETTINGS}
+        settings: dict[str, Any] = {**size, "seed": config.seed, training.section: own}
         if training.section == "segmentation":
             settings["score_reduction"] = config.evaluation.score_reduction
         if training.stage == "segmentation":
             settings["masked_gpt"] = config.non_default("masked_gpt")
-        if training.stage == "baseline":
-            shared = {key: value for key, value in settings["segmentation"].items() if key in BASELINE_SETTINGS}
-            settings["segmentation"] = shared
         dependencies = {name: images.fingerprint for name, images in data.items()}
-        for name, parent in self.parents(training).items():
-            adopted = self._adopted if name == "tokenizer" else None
-            dependencies[name] = adopted.id if adopted else self.spec(parent).id
+        dependencies |= {name: self.spec(parent).id for name, parent in self.parents(training).items()}
+        if self._adopted is not None and "tokenizer" in dependencies:
+            dependencies["tokenizer"] = self._adopted.id
         declared = None if training.baseline is None else declaration(training.baseline)
         return RunSpec(training.stage, config, settings, dependencies, training.baseline, declared)
 
@@ -178,18 +173,15 @@ class Pipeline:
     def _data(self, training: Training) -> dict[str, ImageSet]:
         """The images that a training learns from, and those that its epochs are scored on."""
         config, source, name = training.config, self.source, training.train_set
-
-        def images(kind: str) -> ImageSet:
-            return source.unlabelled() if kind == "unlabelled" else source.load(name, "train")
-
+        kind = (config.vqgan if training.stage == "vqgan" else config.masked_gpt).images
         if training.section != "segmentation":
-            validation = source.load(source.primary, "validation")
-            return {"train": images(getattr(config, training.stage).images), "validation": validation}
+            images = source.unlabelled() if kind == "unlabelled" else source.load(name, "train")
+            return {"train": images, "validation": source.load(source.primary, "validation")}
         seed = config.seed if training.seed is None else training.seed
-        data = {"train": source.train(name, config.data.label_fraction, seed)}
-        data["validation"] = source.load(name, "validation")
+        labelled = source.train(name, config.data.label_fraction, seed)
+        data = {"train": labelled, "validation": source.load(name, "validation")}
         if training.stage == "segmentation" and config.segmentation.self_training_weight > 0:
-            data["unlabelled"] = images(config.masked_gpt.images)
+            data["unlabelled"] = source.unlabelled() if kind == "unlabelled" else source.load(name, "train")
         return data
 
     def _train(
@@ -216,16 +208,14 @@ class Pipeline:
                 encoder = transformer.encoder.state_dict() if config.masked_gpt.trains_encoder else None
                 parts += [transformer.masked_gpt.state_dict(), encoder]
             model.load_pretrained(*parts)
-            module = (
-                modules.MaskedGPTModule(config, model)
-                if stage == "masked_gpt"
-                else modules.TokenCutSegModule(config, model, data.get("unlabelled"))
-            )
+            if stage == "masked_gpt":
+                module = modules.MaskedGPTModule(config, model)
+            else:
+                module = modules.TokenCutSegModule(config, model, data.get("unlabelled"))
         loop = getattr(config, training.section)
         train = TrainLoader(data["train"], loop.batch_size, loop.images_per_epoch, config.seed)
         validation = EvalLoader(data["validation"], config.evaluation.batch_size)
-        hardware = self.hardware or Hardware()
-        state, facts = fit(module, train, validation, loop.epochs, folder, hardware)
+        state, facts = fit(module, train, validation, loop.epochs, folder, self.hardware or Hardware())
         if stage == "vqgan":
             perceptual = None if module.perceptual is None else module.perceptual.lpips.weights_name
             return module.vqgan.state_dict(), facts | {"perceptual_weights": perceptual}

@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.distributed as dist
-from filelock import FileLock, SoftFileLock
+from filelock import FileLock, SoftFileLock, Timeout
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
@@ -36,6 +36,8 @@ from tokencutseg.models.checkpoint import CONFIG, load, save_weights
 
 FORMAT = 4
 """Part of every id. Raise it when the same settings would train to another result, as after a fix of a training."""
+WAIT_SECONDS = 60
+"""For a lock file, before saying so: no other machine can tell that its holder was killed."""
 ENVIRONMENT, HISTORY, METRICS, CHECKPOINT = "environment.json", "history.csv", "metrics.json", "last.ckpt"
 RECORDS, SCORED = f"per_image-{COLUMNS_VERSION}.csv", "scored.json"
 """Per-image records, and which images those of each split are of: ``dataset/split`` → `ImageSet.digest`."""
@@ -47,17 +49,12 @@ TrainFunction = Callable[[Path], tuple[dict[str, Tensor] | None, dict[str, Any]]
 class RunSpec:
     """What decides the outcome of a training, and so its id; `config` is the whole configuration, for the record."""
 
-    stage: str
-    """vqgan, masked_gpt, segmentation or baseline."""
+    stage: str  # vqgan, masked_gpt, segmentation or baseline
     config: Config
-    hashed_config: dict[str, Any]
-    """What this stage depends on, as far as it differs from the neutral defaults."""
-    dependencies: dict[str, str] = field(default_factory=dict)
-    """Fingerprints of the data and ids of the runs it builds on."""
-    name: str | None = None
-    """Which baseline."""
-    declaration: Any = None
-    """What that is declared as: another network under the same name is another run."""
+    hashed_config: dict[str, Any]  # what this stage depends on, as far as it differs from the neutral defaults
+    dependencies: dict[str, str] = field(default_factory=dict)  # ids of runs it builds on, fingerprints of the data
+    name: str | None = None  # which baseline
+    declaration: Any = None  # of that baseline: another network under the same name is another run
 
     @property
     def id(self) -> str:
@@ -107,7 +104,7 @@ class Run:
         """The per-image records on a split: scored once and then read from the run's table; scored anew where the split
         holds other images, masks or facts about them than when it was scored."""
         split = (images.dataset, images.split)
-        with locked(self.folder / ".records.lock"), one_sentence_when_full(self.folder):
+        with locked(self.folder / ".records.lock"), explained(self.folder):
             if not self.scored(images):
                 fresh = score().assign(dataset=images.dataset, split=images.split)
                 others = [part for key, part in self._records().items() if key != split]
@@ -135,16 +132,14 @@ class RunStore:
     """All runs of a results folder."""
 
     folder: Path
-    training: bool = True
-    """Whether missing runs are trained."""
-    leading: bool = True
-    """Whether this process writes, where several processes train each run and all of them call `get_or_train`."""
+    training: bool = True  # whether missing runs are trained
+    leading: bool = True  # whether this process writes, where several train each run and all call `get_or_train`
 
     def get_or_train(self, spec: RunSpec, train: TrainFunction) -> Run:
         """A done run at once; else resume a broken one or start a missing one.
 
         Two processes that want the same run wait for each other. Raises NotTrained where the store does not train, and
-        OSError where the disk is full.
+        OSError where the disk is full or the folder is removed in the middle.
         """
         run = Run(self.folder / spec.id)
         if run.done:
@@ -153,7 +148,7 @@ class RunStore:
             raise NotTrained(f"the training {run.id} (recipe {spec.config.recipe}) is not done in {self.folder}")
         run.folder.mkdir(parents=True, exist_ok=True)
         if self.leading:
-            with locked(run.folder / ".lock"), one_sentence_when_full(run.folder):
+            with locked(run.folder / ".lock"), explained(run.folder):
                 if not run.done:
                     self._train(run.folder, spec, train)
         else:
@@ -177,7 +172,7 @@ class RunStore:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock that other processes wait for and that a killed process releases; where the file system has none, a
-    lock file with the holder's name."""
+    lock file, which a process killed on another machine does not release."""
     lock: FileLock | SoftFileLock = FileLock(path)
     try:
         lock.acquire()
@@ -185,7 +180,11 @@ def locked(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
             raise
         lock = SoftFileLock(path.with_name(f"{path.name}ed"))  # not the same file, which would count as held
-        lock.acquire()
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+        except Timeout:
+            print(f"waiting for {lock.lock_file}; remove it if no other process is at this run", flush=True)
+            lock.acquire()
     try:
         yield
     finally:
@@ -193,12 +192,15 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def one_sentence_when_full(folder: Path) -> Iterator[None]:
-    """Turn what a full disk raises within, an OSError or an error of the library that wrote, into one OSError."""
+def explained(folder: Path) -> Iterator[None]:
+    """Turn what a full disk or a removed folder raises within, in whatever library wrote, into one clear OSError."""
     try:
         yield
     except Exception as error:
-        if re.search("No space left|unexpected pos|file write failed", str(error)):  # the last two are PyTorch's
+        if not folder.is_dir():
+            what = "was removed while it was written; start again, which does it anew"
+            raise FileNotFoundError(errno.ENOENT, what, str(folder)) from error
+        if re.search("No space left|Disk quota|unexpected pos|file write failed", str(error)):  # the last two: PyTorch
             what = f"the disk is full: {folder} could not be written; free some space and start again, which resumes it"
             raise OSError(errno.ENOSPC, what) from error
         raise
@@ -225,13 +227,10 @@ def environment() -> dict[str, Any]:
 @functools.cache  # asked for once: the code is loaded once, too
 def commit(checkout: Path) -> str | None:
     """The commit that a checkout is at, with a + behind it where tracked files have changed since; None elsewhere."""
-
-    def git(*command: str) -> str:
-        return subprocess.run(["git", "-C", str(checkout), *command], capture_output=True, text=True, check=True).stdout
-
+    if not (checkout / ".git").exists():  # perhaps installed in a folder of another repository
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != checkout.resolve():
-            return None  # of another repository, in whose folders the package is installed
-        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
-    except (OSError, subprocess.CalledProcessError):  # there is no git, or no repository
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # there is no git, or no commit
         return None

@@ -33,23 +33,16 @@ Data = str | Path | Sequence[str | Path]
 class Study(Pipeline):
     """What a notebook works with: finished runs and their scores (`Pipeline`), `table` and `figure` to write results.
 
-    `jobs` local processes, or the cluster of the scheduler at `dask`, train what a table needs (`engine`).
+    `jobs` local processes, or the cluster of the scheduler at `dask`, train what a table needs (`engine`): they open
+    `data` themselves; without it trainings run in this process only.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        source: DataSource,
-        results: str | Path = "results",
-        hardware: Hardware | None = None,
-        training: bool = True,
-        data: Data | None = None,
-    ) -> None:
-        """`data` is what `source` was opened from; without it trainings run in this process only."""
+    def __init__(self, config: Config, source: DataSource, results: Path, hardware: Hardware | None = None) -> None:
         leading = hardware is None or hardware.leading
-        super().__init__(config, source, RunStore(Path(results) / "runs", training, leading), hardware)
-        self.results, self.data, self.jobs, self.dask = Path(results), data, 1, None
-        self.folder = self.results / study_name(config, source.study_name)
+        super().__init__(config, source, RunStore(results / "runs", leading=leading), hardware)
+        self.folder, self.results = results / study_name(config, source.study_name), results
+        self.jobs, self.dask = 1, None
+        self.data: Data | None = None
 
     @classmethod
     def open(
@@ -71,7 +64,9 @@ class Study(Pipeline):
         _check_methods(config)
         if data:
             data = str(resolve(data)) if isinstance(data, str | Path) else [str(resolve(one)) for one in data]
-        return cls(config, open_source(data, config), resolve(results), hardware, training, data)
+        study = cls(config, open_source(data, config), resolve(results), hardware)
+        study.data, study.store.training = data, training
+        return study
 
     def table(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
         """Write tables/<name>.csv, with the study's config.json and environment.json above it, and return the table.

@@ -127,8 +127,7 @@ def fit(
         callbacks=[history, last, *([TQDMProgressBar()] if bar else [])],  # an epoch's row goes into its checkpoint
         plugins=[AtomicCheckpointIO()],
     )
-    checkpoint = folder / "last.ckpt"
-    resumed = checkpoint if checkpoint.is_file() else None
+    resumed = folder / "last.ckpt" if _readable(folder / "last.ckpt", hardware) else None
     torch.manual_seed(module.seed)
     with warnings.catch_warnings():
         for expected in ("Checkpoint directory .* exists", "Found .* in eval mode", ".*LeafSpec"):
@@ -150,3 +149,16 @@ def fit(
     if not history.best:
         return None, facts
     return history.best["state"], facts | {"best_epoch": history.best["epoch"], "best_score": history.best["score"]}
+
+
+def _readable(checkpoint: Path, hardware: Hardware) -> bool:
+    """Whether there is a checkpoint to resume from; says so where there is one that is broken."""
+    if not checkpoint.is_file():
+        return False
+    try:
+        torch.load(checkpoint, "cpu", weights_only=True)
+    except Exception as error:  # of a dozen types, by where the file was cut off
+        if hardware.leading:
+            print(f"{checkpoint} cannot be read ({type(error).__name__}): this training starts anew", flush=True)
+        return False
+    return True
