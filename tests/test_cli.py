@@ -94,6 +94,7 @@ def test_without_a_command_it_lists_them_by_group(capsys):
         (["run", "--only", "01", "--precision", "32"], "--only takes no --dask, --gpus or --precision"),
         (["run", "--preset", "tiny", "--table", "budgets,stage"], "unknown table 'stage'. Known: "),
         (["run", "--data", "nowhere"], "nowhere does not exist"),
+        (["run", "--results", "r\udcff"], "which is not UTF-8"),
         (["run", "--jobs", "0"], "must be 1 or more"),
         (["run", "--seed", "-1"], "must lie in 0"),
         (["run", "--preset", "huge"], "invalid choice: 'huge'"),

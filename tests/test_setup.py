@@ -13,15 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ["run_all.sh", "run_tests.sh", "setup.sh", ".ci/run"]
-HOSTS = [
-    "pypi" + ".org",
-    "pythonhosted" + ".org",
-    "download.pytorch" + ".org",
-    "anaconda" + ".org",
-    "npmjs" + ".org",
-    "index" + "-url",
-]
+REGISTRIES = ("pypi", "pythonhosted", "download.pytorch", "anaconda", "npmjs")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 STARTED = {"jupyterlab", "ipykernel", "dask"}  # used by name or through another package, not by an import
@@ -38,32 +30,26 @@ def names(requirements):
 BASE = names(PROJECT["project"]["dependencies"])
 EXTRAS = {extra: names(listed) for extra, listed in PROJECT["project"]["optional-dependencies"].items()}
 DEV = names(PROJECT["dependency-groups"]["dev"])
+FULL = BASE.union(*EXTRAS.values())
 
 
 def imported(*folders):
     """The distributions behind every import of the Python files in `folders`, the standard library's apart."""
-    local = {"tokencutseg", *(path.stem for folder in folders for path in (ROOT / folder).rglob("*"))}
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     found = set()
-    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            found |= {module.split(".")[0] for module in modules}
+    for node in (node for path in files if path.suffix == ".py" for node in ast.walk(ast.parse(path.read_text()))):
+        modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {module.split(".")[0] for module in modules}
+    local = {"tokencutseg", *(path.stem for path in files)}
     return {normalised(DISTRIBUTIONS.get(name, name)) for name in found - local - set(sys.stdlib_module_names)}
 
 
 def test_declared_dependencies_are_the_imported_ones():
-    optional = set().union(*EXTRAS.values())
-    assert imported("tokencutseg") | STARTED == BASE | optional
-    rooms = [path.name for path in (ROOT / "tokencutseg").iterdir() if path.is_dir() and path.name != "__pycache__"]
-    assert (
-        not imported(*(f"tokencutseg/{room}" for room in rooms if room not in {"report", "explore"}))
-        & EXTRAS["notebooks"]
-    )
-
-
-def test_tests_import_what_is_declared():
-    assert imported("tests", "benchmarks", "scripts") <= BASE | DEV | set().union(*EXTRAS.values())
+    assert imported("tokencutseg") | STARTED == FULL
+    rooms = {path.name for path in (ROOT / "tokencutseg").iterdir() if path.is_dir()} - {"report", "explore"}
+    assert not imported(*(f"tokencutseg/{room}" for room in rooms)) & EXTRAS["notebooks"]
+    assert imported("tests", "benchmarks", "scripts") <= FULL | DEV
 
 
 def test_package_works_without_its_extras():
@@ -84,47 +70,29 @@ def test_lock_holds_every_dependency_hashed_and_without_addresses():
     assert "://" not in lock
     entries = [entry for entry in re.split(r"\n(?=\S)", lock.strip()) if not entry.startswith("#")]
     assert all("--hash=sha256:" in entry for entry in entries)
-    assert BASE.union(*EXTRAS.values(), DEV) <= names(entries)
+    assert names(entries) >= FULL | DEV
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ["run_all.sh", "run_tests.sh", "setup.sh", ".ci/run"])
 def test_scripts_parse(script):
     checked = subprocess.run(["bash", "-n", ROOT / script], capture_output=True, text=True)
     assert checked.returncode == 0 and not checked.stderr
     assert script == "setup.sh" or os.access(ROOT / script, os.X_OK)
 
 
-@pytest.mark.parametrize(
-    "file", ["environment.yml", ".pre-commit-config.yaml", ".github/workflows/ci.yml", "CITATION.cff"]
-)
-def test_yaml_files_parse(file):
-    assert yaml.safe_load((ROOT / file).read_text())
+def test_yaml_files_parse_and_hooks_use_locked_tools():
+    files = ("environment.yml", ".github/workflows/ci.yml", "CITATION.cff", ".pre-commit-config.yaml")
+    *_, hooks = [yaml.safe_load((ROOT / file).read_text()) for file in files]
+    tools = {Path(hook["entry"].split()[0]) for repo in hooks["repos"] for hook in repo["hooks"]}
+    assert {tool.name for tool in tools} <= DEV and {tool.parent for tool in tools} == {Path(".venv/bin")}
 
 
-def test_hooks_use_locked_tools():
-    hooks = [
-        hook
-        for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
-        for hook in repo["hooks"]
-    ]
-    tools = {Path(hook["entry"].split()[0]) for hook in hooks}
-    assert tools and {tool.name for tool in tools} <= DEV and {tool.parent for tool in tools} == {Path(".venv/bin")}
-
-
-def test_no_file_names_a_registry_host():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
-    binary = {".ckpt", ".npz", ".pdf", ".png", ".safetensors"}
-    files = [ROOT / name for name in listed if Path(name).suffix not in binary]
-    if not files:
+def test_no_file_names_a_package_registry():
+    pattern = "|".join(("index" + "-url", *(rf"{name}\.org" for name in REGISTRIES)))
+    found = subprocess.run(["git", "grep", "-IlE", pattern], cwd=ROOT, capture_output=True, text=True)
+    if found.returncode == 128:
         pytest.skip("this is no git checkout")
-    named = [
-        (path.name, host)
-        for path in files
-        if path.exists()
-        for host in HOSTS
-        if host in path.read_text(errors="ignore")
-    ]
-    assert not named
+    assert not found.stdout
 
 
 # the set-up itself, in a folder where python is a stand-in that cannot reach anything ---------------------------------
@@ -142,34 +110,30 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def set_up(checkout, **environment):
-    return subprocess.run(
-        [shutil.which("bash"), "-c", "source ./setup.sh; set_up"],
-        cwd=checkout,
-        text=True,
-        capture_output=True,
-        env={"PATH": str(checkout / "tools"), **environment},
-    )
+def set_up(checkout):
+    """A started `set_up`, whose errors are read from its pipe."""
+    command, environment = [shutil.which("bash"), "-c", "source ./setup.sh; set_up"], {"PATH": str(checkout / "tools")}
+    return subprocess.Popen(command, cwd=checkout, env=environment, text=True, stderr=subprocess.PIPE)
 
 
-def put_python(checkout, body, name="python3"):
+def put_python(checkout, body):
     """A stand-in for python: `body` is shell code that looks at "$*"."""
-    path = checkout / "tools" / name
+    path = checkout / "tools" / "python3"
     path.write_text(f"#!{shutil.which('bash')}\n{body}\n")
     path.chmod(0o755)
 
 
-def test_no_python_is_one_clear_sentence(checkout):
-    put_python(checkout, "exit 1")  # Python 3.10: the version check fails
-    done = set_up(checkout)
-    assert done.returncode == 1 and "error: no Python 3.11 or newer found" in done.stderr
-
-
-def test_python_without_venv_is_one_clear_sentence(checkout):
-    put_python(checkout, '[ "$2" != venv ]')
-    done = set_up(checkout)
-    assert done.returncode == 1
-    assert "error: python3 cannot make a virtual environment" in done.stderr and "python3-venv" in done.stderr
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("exit 1", "no Python 3.11 or newer found"),  # as an older one answers the version check
+        ('[ "$2" != venv ]', "python3 cannot make a virtual environment; install its venv"),
+    ],
+)
+def test_unfit_python_is_one_clear_sentence(checkout, body, message):
+    put_python(checkout, body)
+    started = set_up(checkout)
+    assert f"error: {message}" in started.communicate()[1] and started.returncode == 1
     assert not (checkout / ".venv").exists()
 
 
@@ -192,10 +156,8 @@ def fake(checkout):
     def calls(fails=False):
         (checkout / "log.fail").touch() if fails else (checkout / "log.fail").unlink(missing_ok=True)
         log.write_text("")
-        done = set_up(checkout)
-        return done.returncode, [
-            line for line in log.read_text().splitlines() if re.search(r"venv |uv|sync|install", line)
-        ]
+        status = set_up(checkout).wait()
+        return status, [line for line in log.read_text().splitlines() if re.search(r"venv |uv|sync|install", line)]
 
     return calls
 
@@ -243,15 +205,7 @@ def test_two_calls_at_once_install_once(fake, checkout):
     fake()
     shutil.rmtree(checkout / ".venv")
     (checkout / "log").write_text("")
-    both = [
-        subprocess.Popen(
-            [shutil.which("bash"), "-c", "source ./setup.sh; set_up"],
-            cwd=checkout,
-            env={"PATH": str(checkout / "tools")},
-            stderr=subprocess.PIPE,
-        )
-        for _ in range(2)
-    ]
-    errors = [process.communicate()[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], errors
+    both = [set_up(checkout) for _ in range(2)]
+    errors = [started.communicate()[1] for started in both]
+    assert [started.returncode for started in both] == [0, 0], errors
     assert (checkout / "log").read_text().count("-m venv") == 1

@@ -204,6 +204,9 @@ def _run(arguments: argparse.Namespace) -> int:
     available_rows(study)
     parameters = {"preset": config.preset, "recipe": config.recipe, "seed": config.seed}
     parameters |= {"data": data, "results": str(results), "overrides": config.changes()}
+    for path in (results, *arguments.data):
+        if executes and os.fsencode(path) != str(path).encode(errors="replace"):
+            raise ConfigError(f"the notebooks cannot be given {path}, which is not UTF-8; choose another folder")
     for notebook in notebooks:
         runner.check_parameters(notebook, parameters)
     if unknown := [name for name in arguments.table if name not in TABLES]:
