@@ -83,10 +83,12 @@ def test_scored_on_all_pairs(study, monkeypatch):
     assert scored == [TEST, OTHER]
 
 
-def test_study_without_data_has_one_job(study):
-    study.data, study.jobs = None, 2
-    with pytest.raises(ConfigError, match="one job"):
-        train_missing(study, [study.method("otsu"), study.method("unet")])
+def test_what_only_this_process_knows(study):
+    study.jobs = 2
+    for name, value in (("adopted", Run(study.folder)), ("data", None)):
+        setattr(study, name, value)
+        with pytest.raises(ConfigError, match="one job"):
+            train_missing(study, [study.method("otsu"), study.method("unet")])
 
 
 def test_missing_cluster(study, monkeypatch):

@@ -68,8 +68,9 @@ def _train_wave(study: Study, wave: dict[str, Training]) -> None:
     opened: Callable[[], Study] = lambda: study  # noqa: E731
     jobs = min(study.jobs, len(wave))
     if study.dask or jobs > 1:
-        if study.data is None:
-            raise ConfigError("the images of this study are open in this process only: it trains with one job")
+        if study.data is None or study.adopted:
+            what = "data source" if study.data is None else "tokenizer"
+            raise ConfigError(f"the {what} of this study is known to this process only: it trains with one job")
         data = str(study.data) if isinstance(study.data, str | Path) else tuple(map(str, study.data))
         threads = None if study.dask else max(1, available_cores() // jobs)
         held = study.source.study_name

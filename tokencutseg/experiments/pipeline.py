@@ -65,7 +65,7 @@ class Pipeline:
 
     def __init__(self, config: Config, source: DataSource, store: RunStore, hardware: Hardware | None = None) -> None:
         self.config, self.source, self.store, self.hardware = config, source, store, hardware
-        self._adopted: Run | None = None
+        self.adopted: Run | None = None
         self._specs: dict[Training, RunSpec] = {}
 
     def tokenizer(self, config: Config | None = None, train_set: str | None = None) -> Run:
@@ -104,15 +104,15 @@ class Pipeline:
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         settings = {"image_size": self.config.data.image_size, "vqgan": self.config.non_default("vqgan")}
         spec = RunSpec("vqgan", self.config, settings, {"weights": digest.hexdigest()})
-        self._adopted = self.store.get_or_train(spec, lambda _: (vqgan.state_dict(), {"adopted_from": origin}))
-        return self._adopted
+        self.adopted = self.store.get_or_train(spec, lambda _: (vqgan.state_dict(), {"adopted_from": origin}))
+        return self.adopted
 
     # ---- the graph of stages ----------------------------------------------------------------------------------------
 
     def run(self, training: Training) -> Run:
         """The finished run of a training, which is done, resumed or started with those that it builds on."""
-        if training.stage == "vqgan" and self._adopted is not None:
-            return self._adopted
+        if training.stage == "vqgan" and self.adopted is not None:
+            return self.adopted
         spec = self.spec(training)
         if not Run(self.store.folder / spec.id).done:
             for parent in self.parents(training).values():
@@ -150,8 +150,8 @@ class Pipeline:
             settings["masked_gpt"] = config.non_default("masked_gpt")
         dependencies = {name: images.fingerprint for name, images in data.items()}
         dependencies |= {name: self.spec(parent).id for name, parent in self.parents(training).items()}
-        if self._adopted is not None and "tokenizer" in dependencies:
-            dependencies["tokenizer"] = self._adopted.id
+        if self.adopted is not None and "tokenizer" in dependencies:
+            dependencies["tokenizer"] = self.adopted.id
         declared = None if training.baseline is None else declaration(training.baseline)
         return RunSpec(training.stage, config, settings, dependencies, training.baseline, declared)
 
