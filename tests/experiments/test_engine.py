@@ -1,17 +1,15 @@
 """Which trainings run, in which order, and that workers that die cost nothing but an epoch."""
 
-import itertools
-import os
-import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -158,24 +156,16 @@ def kill_in_the_middle(results):
     while time.monotonic() < deadline:
         for folder in Path(results, "runs").glob("segmentation-*"):
             if (folder / "history.csv").is_file() and not Run(folder).done:
-                threads = Path("/proc/self/task").glob("*/children")  # each with the processes it started
-                for child in itertools.chain.from_iterable(thread.read_text().split() for thread in threads):
-                    if any(str(folder) in str(file) for file in open_files(child)):  # the lock of the run
-                        os.kill(int(child), signal.SIGKILL)
-                        return folder
+                for child in psutil.Process().children(recursive=True):
+                    with suppress(psutil.Error):  # one that has just ended
+                        if any(str(folder) in file.path for file in child.open_files()):  # the lock of the run
+                            child.kill()
+                            return folder
         time.sleep(0.02)
     raise AssertionError("no worker trained a segmenter")
 
 
-def open_files(process):
-    try:
-        return [link.readlink() for link in Path(f"/proc/{process}/fd").iterdir()]
-    except OSError:
-        return []
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the worker by its open files")
 @pytest.mark.parametrize("where", ["local", "dask"])
 def test_killed_worker(tmp_path, expected, where):
     """The table is that of one process."""

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pandas as pd
 import pytest
@@ -69,6 +70,7 @@ def test_commit(tmp_path):
     asked = commit.__wrapped__  # each time
     assert asked(tmp_path) is None
     git("init")
+    assert asked(tmp_path) is None, "no commit"
     (tmp_path / "file").write_text("one")
     git("add", "file")
     git("commit", "-m", "first")
@@ -135,12 +137,8 @@ class NoLocks:
 
 @pytest.mark.parametrize("lock", [None, NoLocks], ids=["locks", "no locks"])
 def test_two_processes_train_once(tmp_path, lock):
-    processes = [FORK.Process(target=ask, args=(tmp_path, lock)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    with ProcessPoolExecutor(2, FORK) as pool:
+        assert list(pool.map(ask, [tmp_path] * 2, [lock] * 2)) == [None, None]
     assert (tmp_path / SPEC.id / "calls").read_text() == "x"
 
 

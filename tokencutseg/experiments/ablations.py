@@ -70,7 +70,7 @@ class Ablation:
         first, score_on = study.config.seed, ((study.source.primary, self.split),)
         seeds = range(first, first + (study.config.value(self.seeds) if self.seeds else 1))
         configs = {seed: dataclasses.replace(row.config, seed=seed if self.whole_chain else first) for seed in seeds}
-        options = {"pretrained": row.pretrained, "score_on": score_on}
+        options: dict[str, Any] = {"pretrained": row.pretrained, "score_on": score_on}
         return [study.method(row.method, config=own, seed=seed, **options) for seed, own in configs.items()]
 
 
@@ -85,9 +85,7 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
     ablation, primary = ABLATIONS[name], study.source.primary
     rows = ablation.rows(study)
     train_missing(study, [one for row in rows if isinstance(row, Row) for one in ablation.trainings(study, row)])
-    done: list[tuple[Row, Records]] = []
-    best: list[tuple[Row, Records]] = []
-    parts = []
+    done, best, parts = list[tuple[Row, Records]](), list[tuple[Row, Records]](), []
     for row in rows:
         row = row if isinstance(row, Row) else row(best[-1][0].config)
         runs = [study.run(training) for training in ablation.trainings(study, row)]
@@ -102,8 +100,7 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
             labels["kept"] = not best or bool(scores["diff"].iloc[0] > 0)
             best += done[-1:] if labels["kept"] else []
         if row.shown:
-            labels |= ablation.measures(study, row, runs, records)
-            first = pd.DataFrame([labels] * len(scores))
+            first = pd.DataFrame([labels | ablation.measures(study, row, runs, records)] * len(scores))
             parts.append(pd.concat([first, scores], axis=1).assign(runs=" ".join(run.id for run in runs)))
     table = pd.concat(parts, ignore_index=True)
     adjusted = table.groupby(["reduction", "measure"])["p"].transform(statistics.holm)
@@ -168,16 +165,13 @@ COUPLED = {
     "segmentation.batch_size": ("segmentation.learning_rate",),
 }
 """Options that change with another one, since they mean something only with it: a rate has its batch."""
+ENCODER_USERS = ["masked_gpt.inputs", *(f"segmentation.{key}" for key in ("encoder", "encoder_lr_scale", "upsampling"))]
+"""What an encoder that is trained in the pretraining is for."""
 NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
     ("segmentation.encoder", "fine_tuned"): {"segmentation.upsampling": "guided"},  # else nothing may use it
     ("segmentation.encoder", "frozen"): {"masked_gpt.encoder": "frozen"},
     ("masked_gpt.inputs", "tokens"): {"masked_gpt.encoder": "frozen"},
-    ("masked_gpt.encoder", "trained"): {
-        "masked_gpt.inputs": "tokens_and_vectors",
-        "segmentation.encoder": "fine_tuned",
-        "segmentation.encoder_lr_scale": RECIPES["revised"]["segmentation.encoder_lr_scale"],
-        "segmentation.upsampling": "guided",
-    },
+    ("masked_gpt.encoder", "trained"): {name: RECIPES["revised"][name] for name in ENCODER_USERS},
 }
 """What an option's value cannot do without."""
 ALTERNATIVES = {"segmentation.affinity": "feature", "segmentation.frozen_codebook": False}
@@ -229,12 +223,11 @@ def component_rows(study: Study) -> list[Row]:
 
 def deviation_rows(study: Study) -> list[Row]:
     """`released` with one option corrected, and `revised` with one set back, for each of `ablation.deviations`."""
-    rows = []
+    rows, options = list[Row](), study.config.ablation.deviations
     for recipe, other in (("released", "revised"), ("revised", "released")):
         base = reduced_budget(study.config.with_recipe(recipe), "vqgan")
         rows.append(Row({"recipe": recipe}, base, shown=False))
-        for option in study.config.ablation.deviations:
-            rows.append(changed(base, option, other, {"switch": option, "recipe": recipe}))
+        rows += [changed(base, option, other, {"switch": option, "recipe": recipe}) for option in options]
     return rows
 
 
@@ -266,14 +259,9 @@ def label_rows(study: Study) -> list[Row]:
 
 
 def baseline_rows(study: Study) -> list[Row]:
-    """Our method and `ablation.baselines` under one budget."""
-    config = baselines_budget(study.config)
+    """Our method and `ablation.baselines` under one budget, reduced or not (`ablation.full_baselines`)."""
+    config = study.config if study.config.ablation.full_baselines else reduced_budget(study.config)
     return [Row({"method": name}, config, name) for name in (OURS, *study.config.ablation.baselines)]
-
-
-def baselines_budget(config: Config) -> Config:
-    """`config` with the supervised budget of the table of baselines (`ablation.full_baselines`)."""
-    return config if config.ablation.full_baselines else reduced_budget(config)
 
 
 # ---- further measures -----------------------------------------------------------------------------------------------
@@ -293,8 +281,8 @@ def codebook_measures(study: Study, row: Row, *_: Any) -> dict[str, Any]:
 
 def radius_measures(study: Study, row: Row, *_: Any) -> dict[str, Any]:
     """The neighbours of a token."""
-    side = study.config.grid_size
-    return {"neighbours": len(stencil_offsets(side, side, row.labels["radius"], "cells")) - 1}
+    grid = (study.config.grid_size,) * 2
+    return {"neighbours": len(stencil_offsets(*grid, row.labels["radius"], "cells")) - 1}
 
 
 def label_measures(study: Study, row: Row, runs: list[Run], records: Records) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from tokencutseg.config import RECIPES, Config
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.inference import predict_lesion_scores
 from tokencutseg.evaluation.per_image import contrast, native_scores, score
-from tokencutseg.experiments.runs import Run, RunSpec, RunStore
+from tokencutseg.experiments.runs import Run, RunSpec, RunStore, Trained
 from tokencutseg.models.baselines import declaration, otsu
 from tokencutseg.models.checkpoint import PRETRAINED_PARTS, build
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -131,9 +130,8 @@ class Pipeline:
 
     def spec(self, training: Training) -> RunSpec:
         """What decides the outcome of a training; nothing is trained for that."""
-        if training not in self._specs:
-            self._specs[training] = self._spec(training)
-        return self._specs[training]
+        found = self._specs[training] = self._specs.get(training) or self._spec(training)
+        return found
 
     def _spec(self, training: Training) -> RunSpec:
         config, size = training.config, {"image_size": training.config.data.image_size}
@@ -184,10 +182,7 @@ class Pipeline:
             data["unlabelled"] = source.unlabelled() if kind == "unlabelled" else source.load(name, "train")
         return data
 
-    def _train(
-        self, training: Training, config: Config, folder: Path
-    ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
-        """Train in a folder: the weights to keep, and the metrics."""
+    def _train(self, training: Training, config: Config, folder: Path) -> Trained:
         if training.baseline == "otsu":
             return {}, {"images_seen": 0, "training_images": 0, "seconds": 0.0, "pretrained_weights": "none"}
         from tokencutseg.training import modules

@@ -14,7 +14,6 @@ import json
 import platform
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,8 +40,8 @@ WAIT_SECONDS = 60
 ENVIRONMENT, HISTORY, METRICS, CHECKPOINT = "environment.json", "history.csv", "metrics.json", "last.ckpt"
 RECORDS, SCORED = f"per_image-{COLUMNS_VERSION}.csv", "scored.json"
 """Per-image records, and which images those of each split are of: ``dataset/split`` → `ImageSet.digest`."""
-TrainFunction = Callable[[Path], tuple[dict[str, Tensor] | None, dict[str, Any]]]
-"""Trains in a folder; returns the weights to keep and the metrics."""
+Trained = tuple[dict[str, Tensor] | None, dict[str, Any]]
+"""The weights to keep, which only a process that leads has, and the metrics."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,9 @@ class Run:
         return json.loads((self.folder / SCORED).read_text()) if (self.folder / SCORED).is_file() else {}
 
     def _records(self) -> dict[tuple[str, str], pd.DataFrame]:
-        if not (self.folder / RECORDS).is_file():
+        if not (path := self.folder / RECORDS).is_file():
             return {}
-        types = {"id": str, "cluster": str}
-        table = pd.read_csv(self.folder / RECORDS, dtype=types, float_precision="round_trip")
+        table = pd.read_csv(path, dtype={"id": str, "cluster": str}, float_precision="round_trip")
         return dict(iter(table.groupby(["dataset", "split"], sort=False)))
 
 
@@ -135,7 +133,7 @@ class RunStore:
     training: bool = True  # whether missing runs are trained
     leading: bool = True  # whether this process writes, where several train each run and all call `get_or_train`
 
-    def get_or_train(self, spec: RunSpec, train: TrainFunction) -> Run:
+    def get_or_train(self, spec: RunSpec, train: Callable[[Path], Trained]) -> Run:
         """A done run at once; else resume a broken one or start a missing one.
 
         Two processes that want the same run wait for each other. Raises NotTrained where the store does not train, and
@@ -157,15 +155,14 @@ class RunStore:
             dist.barrier()  # the others go on when the leading process has written
         return run
 
-    def _train(self, folder: Path, spec: RunSpec, train: TrainFunction) -> None:
+    def _train(self, folder: Path, spec: RunSpec, train: Callable[[Path], Trained]) -> None:
         parts = {name: getattr(spec, name) for name in ("stage", "name", "hashed_config", "dependencies")}
         write_json(parts | {"config": spec.config.to_dict()}, folder / CONFIG)
         write_json(environment(), folder / ENVIRONMENT)
-        started = time.perf_counter()
         state, metrics = train(folder)
         assert state is not None, "only processes that do not lead have no weights"
         save_weights(state, folder)
-        write_json(metrics | {"last_session_seconds": time.perf_counter() - started}, folder / METRICS)
+        write_json(metrics, folder / METRICS)
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
