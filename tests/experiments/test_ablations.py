@@ -139,7 +139,7 @@ def test_deviations_change_one_option_each():
     rows = list(deviations("full"))
     assert len(rows) == 2 * len(configure("full").ablation.deviations)
     for base, row in rows:
-        option, other = row.labels["switch"], {"released": "revised", "revised": "released"}[base.recipe]
+        option, other = row.labels["option"], {"released": "revised", "revised": "released"}[base.recipe]
         wanted, new = RECIPES[other][option], row.config.value(option)
         assert row.labels["setting"] == base.value(option) != new == row.labels["instead"]
         assert new == (ablations.ALTERNATIVES[option] if wanted == base.value(option) else wanted)
@@ -205,7 +205,7 @@ COLUMNS = {
     "codebook_size": "codebook_size usage perplexity psnr psnr_low psnr_high ssim",
     "stages": "stages",
     "graph_radius": "radius neighbours",
-    "deviations": "switch recipe setting instead also",
+    "deviations": "option recipe setting instead also",
     "revised_steps": "step setting instead also kept",
 }
 
@@ -304,7 +304,7 @@ def test_efficiency(study):
 
 
 def test_recipe_table_is_the_recipes():
-    table = ablations.recipe_table().set_index("switch")
+    table = ablations.recipe_table().set_index("option")
     assert list(table) == ["released", "described", "revised", "reason"]
     assert all(table[recipe].to_dict() == values for recipe, values in RECIPES.items())
     assert table["reason"]["vqgan.clamped_reconstruction"].startswith("Released: |x − x̂|")

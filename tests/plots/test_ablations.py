@@ -81,7 +81,7 @@ def test_label_efficiency_draws_each_method_over_the_labels(seeds):
 def test_deviations_stand_beside_each_other_by_option():
     values = [("batch_size", "revised", 16, 1, -0.05), ("loss_input", "released", "probabilities", "logits", 0.2)]
     values.append(("loss_input", "revised", "logits", "probabilities", 0.01))
-    table = pd.DataFrame(values, columns=["switch", "recipe", "setting", "instead", "diff"]).assign(seeds=1)
+    table = pd.DataFrame(values, columns=["option", "recipe", "setting", "instead", "diff"]).assign(seeds=1)
     table = table.assign(diff_low=table["diff"] - 0.1, diff_high=table["diff"] + 0.1)
     revised, released = plots.deviations(table).axes
     assert rows(revised) == ["loss_input\nprobabilities ⇄ logits", "batch_size\n16 ⇄ 1"]

@@ -227,7 +227,7 @@ def deviation_rows(study: Study) -> list[Row]:
     for recipe, other in (("released", "revised"), ("revised", "released")):
         base = reduced_budget(study.config.with_recipe(recipe), "vqgan")
         rows.append(Row({"recipe": recipe}, base, shown=False))
-        rows += [changed(base, option, other, {"switch": option, "recipe": recipe}) for option in options]
+        rows += [changed(base, option, other, {"option": option, "recipe": recipe}) for option in options]
     return rows
 
 
@@ -340,8 +340,8 @@ def efficiency(study: Study) -> pd.DataFrame:
 
 
 def recipe_table() -> pd.DataFrame:
-    """Every option of a recipe with its value under each: columns switch, released, described, revised, reason."""
+    """Every option of a recipe with its value under each: columns option, released, described, revised, reason."""
     reasons = option_reasons()
     values = [{recipe: RECIPES[recipe][name] for recipe in RECIPES} for name in RECIPES["released"]]
     rows = zip(RECIPES["released"], values, strict=True)
-    return pd.DataFrame({"switch": name, **row, "reason": reasons[name]} for name, row in rows)
+    return pd.DataFrame({"option": name, **row, "reason": reasons[name]} for name, row in rows)

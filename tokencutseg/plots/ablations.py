@@ -88,12 +88,12 @@ def deviations(table: pd.DataFrame) -> Figure:
 
     Rows are in the order of the first panel's differences, the largest on top.
     """
-    first = table.drop_duplicates("switch").sort_values("diff", ascending=False, kind="stable")
-    names = {row.switch: f"{row.switch}\n{_values(row, '⇄')}" for row in first.itertuples()}
+    first = table.drop_duplicates("option").sort_values("diff", ascending=False, kind="stable")
+    names = {row.option: f"{row.option}\n{_values(row, '⇄')}" for row in first.itertuples()}
     seeds = int(table["seeds"].min())
     title = f"One option changed at a time: validation images, {f'{seeds} seeds' if seeds > 1 else 'one seed'}"
     panels = {}
-    for recipe, part in table.assign(rows=table["switch"].map(names)).groupby("recipe", sort=False):
+    for recipe, part in table.assign(rows=table["option"].map(names)).groupby("recipe", sort=False):
         part = part.set_index("rows").reindex(names.values()).reset_index()
         change = "corrected" if recipe == "released" else "set back"
         panels[f"{recipe}, one option {change}:\npaired difference in lesion IoU"] = (part, DIFFERENCE)

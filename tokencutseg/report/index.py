@@ -101,17 +101,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     From here on pandas shows texts whole, which it would cut after 50 characters: a reason is a sentence.
     """
     pd.set_option("display.max_colwidth", None)
-    columns = list(table)
-    lows = [name for name in columns if name == "low" or (name.endswith("_low") and name[:-4] in columns)]
-    bounds = {columns[columns.index("low") - 1] if low == "low" else low[:-4]: low for low in lows}
-    hidden = {*lows, *(f"{low[:-3]}high" for low in lows)}
-    read = {}
-    for name in columns:
-        if low := bounds.get(name):
-            triples = zip(table[name], table[low], table[f"{low[:-3]}high"], strict=True)
+    columns, read = list(table), {name: [_text(value) for value in table[name]] for name in table}
+    for name, following in zip(columns, [*columns[1:], ""], strict=True):
+        stem = "" if following == "low" else f"{name}_"
+        if f"{stem}low" in columns:
+            triples = zip(table[name], table[f"{stem}low"], table[f"{stem}high"], strict=True)
             read[name] = [_text(x) if pd.isna(a) else f"{x:.3f} [{a:.3f}, {b:.3f}]" for x, a, b in triples]
-        elif name not in hidden:
-            read[name] = [_text(value) for value in table[name]]
+            del read[f"{stem}low"], read[f"{stem}high"]
     return pd.DataFrame(read, index=table.index)
 
 
