@@ -246,6 +246,20 @@ def test_groups_are_thirds_of_each_test_set_under_one_score(study, records):
         assert own.loc["site", ["group", "n", "mean"]].tolist() == [test, 12, pytest.approx(rows["iou"].mean())]
 
 
+def test_diagnoses_are_groups_where_a_test_set_names_them(study, records, monkeypatch):
+    images = study.source.load("site_b", "test")
+    monkeypatch.setattr(images, "groups", ["nevus", "melanoma", None] * 4)
+    table = tables.score_by_group(study, records).query("grouping == 'diagnosis' and method == 'tokencutseg'")
+    assert set(table["test"]) == {"site_b"} and set(table["n"]) == {4}
+    own = records.query("train == 'site_a' and test == 'site_b' and method == 'tokencutseg'").set_index("id")["iou"]
+    expected = {
+        name: own[[i for i, g in zip(images.ids, images.groups, strict=True) if g == name]].mean()
+        for name in ("nevus", "melanoma")
+    }
+    found = table[table["train"] == "site_a"].set_index("group")["mean"]
+    assert found.to_dict() == pytest.approx(expected)
+
+
 def test_failures_are_the_lowest_scores_worst_first(study):
     images, predicted, scores = tables.worst_first(study, 5)
     records = study.records(study.segmenter("site_a"), "site_a", "test").set_index("id")["iou"]

@@ -262,10 +262,10 @@ def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Lesion IoU by size of the lesion, by its contrast to the skin, and by where the image comes from.
+    """Lesion IoU by size of the lesion, by its contrast to the skin, by diagnosis, and by where the image comes from.
 
-    `records` of `main_records`, made anew by default. Size and contrast are cut into thirds of each test set; the site
-    is the test set, since the lists of these sets name no other. Columns train, test, method, runs, grouping, group,
+    `records` of `main_records`, made anew by default. Size and contrast are cut into thirds of each test set; diagnoses
+    are there where a set names them (HAM10000, PH2); the site is the test set, since these sets name no other. Columns train, test, method, runs, grouping, group,
     reduction, measure, n, mean, low, high.
     """
     records = main_records(study) if records is None else records
@@ -274,6 +274,11 @@ def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.Data
         rank = records.groupby(["train", "test", "method"])[column].rank(pct=True)  # all have the same test images
         chosen = records.assign(grouping=grouping, group=pd.cut(rank, [0, 1 / 3, 2 / 3, 1], labels=names))
         parts.append(chosen.dropna(subset="group").sort_values("group", kind="stable").astype({"group": str}))
+    for test in records["test"].unique():
+        images = study.source.load(test, "test")
+        diagnosis = dict(zip(images.ids, images.groups or (), strict=False))
+        own = records[records["test"] == test]
+        parts.append(own.assign(grouping="diagnosis", group=own["id"].map(diagnosis)).dropna(subset="group"))
     parts.append(records.assign(grouping="site", group=records["test"]))
     by, settings = ["train", "test", "method", "runs", "grouping", "group"], study.config.evaluation
     return summary_table(pd.concat(parts), by, ["per_image"], ["iou"], settings.bootstrap_draws, study.config.seed)
