@@ -265,8 +265,8 @@ def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.Data
     """Lesion IoU by size of the lesion, by its contrast to the skin, by diagnosis, and by where the image comes from.
 
     `records` of `main_records`, made anew by default. Size and contrast are cut into thirds of each test set; diagnoses
-    are there where a set names them (HAM10000, PH2); the site is the test set, since these sets name no other. Columns train, test, method, runs, grouping, group,
-    reduction, measure, n, mean, low, high.
+    are there where a set names them (HAM10000, PH2); the site is the test set, since these sets name no other. Columns
+    train, test, method, runs, grouping, group, reduction, measure, n, mean, low, high.
     """
     records = main_records(study) if records is None else records
     parts, sizes = [], ("lesion size", "lesion_fraction", ["small", "medium", "large"])
