@@ -157,6 +157,8 @@ def _judge_value(claim: Published, table: pd.DataFrame, preset: str) -> dict[str
     if found.empty:
         neither = f"neither {' nor '.join(REPRODUCTION_RECIPES)}"
         return row | {"reason": f"{neither} has a score {claim.train} → {claim.test}"}
+    if found["published"].isna().all():
+        return row | {"reason": f"not scored on the published test: {found['note'].iloc[0]}"}
     best = found.loc[found["high"].idxmax()]
     reached = claim.value <= best["high"]
     verdict = SUPPORTED if reached else NOT_SUPPORTED if preset == "full" else UNTESTABLE
