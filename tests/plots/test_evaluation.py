@@ -18,7 +18,7 @@ from tokencutseg.plots.style import METHODS, REDUCTIONS
 def records():
     keys = [key for key in itertools.product("a", "ab", ("tokencutseg", "otsu", "mine")) for _ in range(20)]
     table = pd.DataFrame(keys, columns=["train", "test", "method"])
-    return table.assign(iou=np.random.default_rng(0).uniform(0, 1, len(table)))
+    return table.assign(note="", iou=np.random.default_rng(0).uniform(0, 1, len(table)))
 
 
 def test_per_image_scores_draw_the_share_of_images_at_or_below(records):
@@ -36,11 +36,12 @@ def test_per_image_scores_draw_the_share_of_images_at_or_below(records):
 def test_cross_dataset_draws_every_mean_interval_and_published_number():
     keys = itertools.product("ab", REDUCTIONS, ("iou", "dice"))
     table = scored(pd.DataFrame(keys, columns=["test", "reduction", "measure"]))
-    table = table.assign(train="a", published=np.nan)
+    table = table.assign(train="a", published=np.nan, note=table["test"].map({"a": "", "b": "12 of 13"}))
     axes = plots.cross_dataset(table).axes
     for axis, measure in zip(axes, ("iou", "dice"), strict=True):
         assert_drawn(axis, table[table["measure"] == measure])
-    assert rows(axes[0]) == ["a → a", "a → b"]
+    assert rows(axes[0]) == ["a → a", "a → b*"]
+    assert "* 12 of 13" in axes[0].figure.get_suptitle()
     crosses = plots.cross_dataset(table.assign(published=0.8)).axes[0].collections[-1]
     assert set(crosses.get_offsets()[:, 0]) == {0.8} and len(crosses.get_offsets()) == 8
 
@@ -57,7 +58,7 @@ def test_score_by_lesion_size_draws_the_bins_and_each_image(records):
 def test_score_by_group_draws_every_group_of_the_first_training_set():
     groups = [("lesion size", "small", "a"), ("lesion size", "large", "a"), ("site", "a", "a"), ("site", "b", "b")]
     keys = [(*group, train, method) for group in groups for train in "ab" for method in ("tokencutseg", "otsu")]
-    table = scored(pd.DataFrame(keys, columns=["grouping", "group", "test", "train", "method"])).assign(n=20)
+    table = scored(pd.DataFrame(keys, columns=["grouping", "group", "test", "train", "method"])).assign(n=20, note="")
     axes = plots.score_by_group(table).axes
     for axis, (grouping, part) in zip(axes, table[table["train"] == "a"].groupby("grouping"), strict=True):
         assert_drawn(axis, part)

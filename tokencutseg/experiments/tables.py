@@ -176,16 +176,17 @@ def initialisation(run: Run) -> str:
 
 
 def main_records(study: Study) -> pd.DataFrame:
-    """Per-image records of the test images behind the main results, with the columns train, test, method, recipe
-    (`none` for baselines), initialisation and runs."""
+    """Per-image records of the test images behind the main results, with the columns train, test, note (which official
+    images are missing, or what stands in for them), method, recipe (`none` for baselines), initialisation and runs."""
     trainings, parts = main_trainings(study), []
     train_missing(study, trainings.values())
     for train, test in available_rows(study):
+        pair = {"train": train, "test": test, "note": missing_images(study, (train, "train"), (test, "test"))}
         for (_, method), training in trainings.items():
             if training.train_set == train:
                 run = study.run(training)
                 labels = {"method": method, "recipe": _recipe(training), "initialisation": initialisation(run)}
-                parts.append(study.records(run, test, "test").assign(train=train, test=test, **labels, runs=run.id))
+                parts.append(study.records(run, test, "test").assign(**pair, **labels, runs=run.id))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -228,7 +229,7 @@ def main_results(study: Study) -> pd.DataFrame:
         comparable = (part["recipe"] != "none") & (part["reduction"] == "micro_two_class")
         comparable &= study.source.note(test, "test") == ""  # another split that stands in is not the published test
         part["published"] = part["measure"].map(PUBLISHED.get((train, test), {})).where(comparable)
-        note = missing_images(study, (train, "train"), (test, "test"))
+        note = own["note"].iloc[0]
         part = part.assign(complete=note == "", note=note, **dict.fromkeys(DIFFERENCE, math.nan))
         if method != OURS:
             shown = list(zip(part["reduction"], part["measure"], strict=True))
@@ -252,11 +253,12 @@ def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
     """What a change of test set costs: each row of `tokencutseg` in main_results beside the same model's score on the
     test images of its own training set.
 
-    Columns train, test, method, runs, reduction, measure, n, mean, low, high, published, in_domain (that score),
+    Columns train, test, method, runs, reduction, measure, n, mean, low, high, published, note, in_domain (that score),
     diff (mean − in_domain).
     """
     ours = results[(results["method"] == OURS) & (results["n"] > 0)]
-    columns = ["train", "test", "method", "runs", "reduction", "measure", "n", "mean", "low", "high", "published"]
+    columns = ["train", "test", "method", "runs", "reduction", "measure", "n", "mean", "low", "high"]
+    columns += ["published", "note"]
     own = ours.loc[ours["train"] == ours["test"], ["train", "reduction", "measure", "mean"]]
     table = ours[columns].merge(own.rename(columns={"mean": "in_domain"}), "left", ["train", "reduction", "measure"])
     return table.assign(diff=table["mean"] - table["in_domain"])
@@ -267,7 +269,7 @@ def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.Data
 
     `records` of `main_records`, made anew by default. Size and contrast are cut into thirds of each test set; diagnoses
     are there where a set names them (HAM10000, PH2); the site is the test set, since these sets name no other. Columns
-    train, test, method, runs, grouping, group, reduction, measure, n, mean, low, high.
+    train, test, note, method, runs, grouping, group, reduction, measure, n, mean, low, high.
     """
     records = main_records(study) if records is None else records
     parts, sizes = [], ("lesion size", "lesion_fraction", ["small", "medium", "large"])
@@ -281,7 +283,7 @@ def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.Data
         own = records[records["test"] == test]
         parts.append(own.assign(grouping="diagnosis", group=own["id"].map(diagnosis)).dropna(subset="group"))
     parts.append(records.assign(grouping="site", group=records["test"]))
-    by, settings = ["train", "test", "method", "runs", "grouping", "group"], study.config.evaluation
+    by, settings = ["train", "test", "note", "method", "runs", "grouping", "group"], study.config.evaluation
     return summary_table(pd.concat(parts), by, ["per_image"], ["iou"], settings.bootstrap_draws, study.config.seed)
 
 

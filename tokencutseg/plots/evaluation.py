@@ -17,34 +17,45 @@ from tokencutseg.plots import style as st
 from tokencutseg.plots.charts import SCORE, dot_figure, line_band
 
 
+def pair_names(table: pd.DataFrame) -> pd.Series:
+    """train → test of each row, with a star where something has to be said of these images (column note)."""
+    return table["train"] + " → " + table["test"] + table["note"].fillna("").map(lambda note: "*" * bool(note))
+
+
+def with_notes(title: str, table: pd.DataFrame) -> str:
+    """A title, and below it what the stars stand for."""
+    return "\n".join([title, *(f"* {note}" for note in table["note"].dropna().unique() if note)])
+
+
 def per_image_scores(records: pd.DataFrame) -> Figure:
     """Share of images whose lesion IoU is at most x, by method, one panel per (train, test) pair.
 
-    records: one row per image with columns train, test, method, iou.
+    records: one row per image with columns train, test, note, method, iou.
     """
     shown = st.looks(records["method"])
-    pairs = list(records.groupby(["train", "test"], sort=False))
-    width, title = st.NARROW if len(pairs) == 1 else st.WIDTH, "Cumulative distribution of lesion IoU over test images"
+    pairs = list(records.groupby(pair_names(records), sort=False))
+    width = st.NARROW if len(pairs) == 1 else st.WIDTH
+    title = with_notes("Cumulative distribution of lesion IoU over test images", records)
     figure, axes = st.make_panels(len(pairs), min(3, len(pairs)), 2.6, width, title, sharey=True)
     palette = {name: look.colour for name, look in shown.items()}
-    for axis, ((train, test), rows) in zip(axes, pairs, strict=True):
+    for axis, (pair, rows) in zip(axes, pairs, strict=True):
         sns.ecdfplot(rows, x="iou", hue="method", hue_order=shown, palette=palette, legend=False, ax=axis)
         axis.axvline(IOU_THRESHOLD, color="black", linestyle=":", linewidth=1)
         axis.set(xlabel=f"lesion IoU (dotted: {IOU_THRESHOLD})", ylabel="share of images at or below", xlim=(0, 1))
-        axis.set_title(f"{train} → {test}, n = {rows['method'].value_counts().max()}")
+        axis.set_title(f"{pair}, n = {rows['method'].value_counts().max()}")
     st.legend_of(figure, (look._replace(marker="") for look in shown.values()), "-")
     return figure
 
 
 def cross_dataset(table: pd.DataFrame) -> Figure:
     """IoU and Dice of every (train, test) pair under every reduction; a cross is the published number."""
-    table = table.assign(pair=table["train"] + " → " + table["test"])
+    table = table.assign(pair=pair_names(table))
     shown = {name: look for name, look in st.REDUCTIONS.items() if name in set(table["reduction"])}
     if table["published"].notna().any():
         shown["published"] = st.Look("published", "black", "x")
     names = (("iou", "IoU"), ("dice", "Dice"))
     panels = {f"{name}, 95% interval": (table[table["measure"] == measure], SCORE) for measure, name in names}
-    title = "Score of each training → test pair under each reduction"
+    title = with_notes("Score of each training → test pair under each reduction", table)
     return dot_figure(panels, "pair", title, shown, series="reduction", crosses="published")
 
 
@@ -75,7 +86,7 @@ def score_by_group(table: pd.DataFrame) -> Figure:
     table = table[(table["train"] == first["train"]) & own]
     groups = table.assign(rows=table["group"] + "\nn = " + table["n"].astype(str)).groupby("grouping", sort=False)
     panels = {f"by {grouping}:\nlesion IoU, 95% interval": (part, SCORE) for grouping, part in groups}
-    title = f"Trained on {first['train']}: lesion IoU by group of test images"
+    title = with_notes(f"Trained on {first['train']}: lesion IoU by group of test images", table)
     return dot_figure(panels, "rows", title, st.looks(table["method"]), series="method")
 
 
