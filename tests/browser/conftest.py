@@ -36,7 +36,7 @@ def address(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     options = ["--no-browser", "--notebooks", folder, "--port", port]
-    command = [sys.executable, "-m", "tokencutseg.cli", "explore", *options]
+    command = [sys.executable, "-m", "tokencutseg", "explore", *options]
     log = folder / "log"
     with log.open("w") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as server:
         try:
