@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import nbformat
@@ -356,12 +358,15 @@ def test_segment_takes_folders_and_patterns_each_image_once(model, tmp_path, mon
 def test_segment_names_each_bad_image_and_writes_the_others(model, tmp_path, capsys):
     image_with_lesion(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 10_000, 8, 0, 0, 0, 0)  # of a picture beyond Pillow's limit
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "in" / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT" + b"\0" * 4)
     (tmp_path / "empty").mkdir()
     images = [tmp_path / name for name in ("in", "gone.jpg", "empty", "*.tif")]
     assert run("segment", *images, "--model", model, "--out", tmp_path / "out") == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 4 and all(line.startswith("error: ") for line in errors)
-    for name in ("bad.png", "gone.jpg", "empty", "*.tif"):
+    assert len(errors) == 5 and all(line.startswith("error: ") for line in errors)
+    for name in ("bad.png", "huge.png", "gone.jpg", "empty", "*.tif"):
         assert sum(name in line for line in errors) == 1
     assert (tmp_path / "out" / "good_mask.png").exists()
 

@@ -99,8 +99,10 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 def _is_ours(file: Path) -> bool:
     from PIL import Image
 
+    from tokencutseg.data.images import UNREADABLE
+
     try:
         with Image.open(file) as image:
             return image.info.get("Software") == SOFTWARE
-    except (OSError, SyntaxError, ValueError):  # no image, or a broken one
+    except UNREADABLE:  # no image, a broken one, or one that is too large
         return False

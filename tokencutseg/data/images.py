@@ -19,7 +19,7 @@ FEW_VALUES = 16
 """A mask of more values than this is grey; of fewer, each value may have a meaning of its own."""
 
 # what Pillow raises for a half-finished download, a text file named .jpg, a damaged header, an absurd size
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 QUARTER_TURNS = (5, 6, 7, 8)
 """EXIF orientations whose stored width is the height of the photograph."""
 _SIGNATURES = {
@@ -160,7 +160,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except DataError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} {_why_unreadable(Path(path), error)}") from error
 
 
