@@ -27,11 +27,9 @@ from tokencutseg.files import CHECKOUT
 if TYPE_CHECKING:
     from tokencutseg.experiments.study import Study
 
-# Before torch is imported: threads that wait for each other spin for microseconds and then leave the core to others. On
-# two idle cores this costs nothing; with one of them busy a training step takes 2.5 times as long, and with longer
-# spinning 4 to 10 times.
+# Before torch is imported: threads that wait for each other leave the core to others. With one of two cores busy a
+# training step takes twice as long, and with threads that spin 2.5 to 10 times.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 COMMANDS = {
     "the study": {
