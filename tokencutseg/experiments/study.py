@@ -111,6 +111,11 @@ def study_name(config: Config, source_name: str) -> str:
 def _check_methods(config: Config) -> None:
     """Raise ConfigError for a method that the tables are to hold and nobody knows."""
     known = ["otsu", *BASELINES]
-    for setting, names in (("evaluation.rivals", [*known, *RECIPES]), ("ablation.baselines", known)):
+    every = [*known, *RECIPES]
+    for setting, names in (
+        ("evaluation.rivals", every),
+        ("ablation.label_methods", every),
+        ("ablation.baselines", known),
+    ):
         if unknown := [name for name in config.value(setting) if name not in names]:
             raise ConfigError(f"{setting} names {unknown[0]!r}. Known: {', '.join(names)}")
