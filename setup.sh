@@ -61,7 +61,7 @@ PY
 }
 
 _install() {
-    local python="$venv/bin/python" lock="$root/requirements.lock" was torch=() uv=() new=""
+    local python="$venv/bin/python" lock="$root/requirements.lock" was new="" site torch=() uv=()
     case "$OSTYPE" in
         msys* | cygwin* | win*) _error "Windows has no such environment; clone the repository within WSL" || return 1 ;;
     esac
@@ -73,14 +73,16 @@ _install() {
         _error "$venv was not made by this set-up and is left alone; move it away, or use it instead:" \
             "pip install -e '$root[notebooks]' there, then tokencutseg run" || return 1
     fi
-    # Files may be missing or wrong where an installation was interrupted, which leaves one line in the stamp, where .venv
-    # was moved or copied here or has lost its Python, and where PyTorch was the one without CUDA.
-    if [ "${was%%$'\n'*}" != "$root" ] || ! "$python" -I -m uv --version >/dev/null 2>&1; then
+    if [ "${was%%$'\n'*}" != "$root" ] || ! "$python" -I -m uv --version >/dev/null 2>&1; then  # new, moved, or broken
         new="$(find_python)" || return 1
     fi
-    if [ -n "$new" ] || [[ "$was" != "$root"$'\n '* ]]; then
-        uv=(--reinstall)
-    fi
+    for site in "$venv"/lib/python3.*/site-packages; do
+        if [ "$was" = "$root" ] && [ "$site" -nt "$stamp" ]; then
+            uv=(--reinstall)  # an installation was interrupted in the middle, so that files may be missing
+        elif [[ "$was" = *$'\ncpu '* ]]; then
+            uv=(--reinstall-package torch --reinstall-package torchvision)  # 1.0+cpu counts as 1.0
+        fi
+    done
     { mkdir -p "$venv" && echo "$root" >"$stamp"; } 2>/dev/null \
         || _error "$venv cannot be written; clone the repository to a folder of your own" || return 1
     if [ -n "$new" ]; then
@@ -88,6 +90,7 @@ _install() {
         rm -f "$venv/bin/python" "$venv"/bin/python3*  # links that may lead nowhere
         "$new" -m venv "$venv" || _error "$new cannot make a virtual environment; install its venv and ensurepip modules" \
             "(on Debian and Ubuntu: the package python3-venv)" || return 1
+        echo "relocatable = true" >>"$venv/pyvenv.cfg"  # uv writes scripts that find their Python when .venv is moved
     fi
     echo "set-up: installing the packages of requirements.lock" >&2
     eval "$(_package_sources)"
@@ -103,7 +106,8 @@ _install() {
         lock="$venv/cpu.lock"
     fi
     {
-        { [ -z "$new" ] || "$python" -I -m pip install --quiet --disable-pip-version-check --force-reinstall pip uv; } \
+        { [ -z "$new" ] || "$python" -I -m pip install --quiet --disable-pip-version-check uv; } \
+            && echo "$root" >"$stamp" \
             && "${uv[@]}" --compile-bytecode --require-hashes -r "$lock" \
             && { [ ${#torch[@]} = 0 ] || "${uv[@]}" "${torch[@]/%/+cpu}" 2>/dev/null \
                 || "${uv[@]}" --torch-backend cpu "${torch[@]}"; } \
