@@ -105,7 +105,7 @@ def test_without_a_command_it_lists_them_by_group(capsys):
         (["audit", "--data", "nowhere"], "nowhere does not exist"),
         (["segment", "a.png", "--model", "nowhere", "--out", "out"], "nowhere holds no saved model"),
         (["explore", "--notebooks", "."], "holds no explorer.ipynb"),
-        (["explore", "--model", "nowhere"], "--model nowhere does not exist"),
+        (["explore", "--model", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_status_2(arguments, message, notebooks, tmp_path, monkeypatch, capsys):

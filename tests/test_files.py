@@ -7,7 +7,8 @@ import sys
 import pandas as pd
 import pytest
 
-from tokencutseg.files import atomic_write, available_cores, write_csv, write_json
+from tokencutseg import files
+from tokencutseg.files import atomic_write, available_cores, resolve, results_folder, write_csv, write_json
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -48,7 +49,7 @@ def _write_often(path, n):
 
 
 @pytest.mark.parametrize(
-    ("groups", "files", "cores"),
+    ("groups", "limits", "cores"),
     [
         ("0::/", {"cpu.max": "max 100000"}, 8),
         ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 2),
@@ -58,10 +59,10 @@ def _write_often(path, n):
         ("0::/gone", {}, 8),
     ],
 )
-def test_cores_that_control_groups_leave(tmp_path, monkeypatch, groups, files, cores):
+def test_cores_that_control_groups_leave(tmp_path, monkeypatch, groups, limits, cores):
     """Of 8: in version 2 and 1, in a group or above it, seen from outside or within a container."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    everything = {"proc/self/cgroup": groups} | {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    everything = {"proc/self/cgroup": groups} | {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
     for name in list(everything):
         if name.endswith("quota_us"):
             everything[name.replace("quota", "period")] = "100000"
@@ -79,3 +80,21 @@ def test_threads_are_as_many_as_the_process_may_use():
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP")}
     assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "1 passive\n"
+
+
+def test_paths_from_any_folder(tmp_path, monkeypatch):
+    """What is there, then what the checkout has; the notebooks' own folder never counts."""
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    for folder in (checkout / "notebooks" / "results", checkout / "results", checkout / "data", elsewhere / "photos"):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(files, "CHECKOUT", checkout)
+    monkeypatch.chdir(checkout / "notebooks")
+    assert (results_folder(), resolve("results"), resolve("new")) == (*[checkout / "results"] * 2, checkout / "new")
+    monkeypatch.chdir(elsewhere)
+    assert (resolve("photos"), resolve("new")) == (elsewhere / "photos", elsewhere / "new")
+    assert (resolve("data"), results_folder()) == (checkout / "data", checkout / "results")
+    (elsewhere / "results").mkdir()
+    assert (results_folder(), results_folder("results")) == (checkout / "results", elsewhere / "results")
+    monkeypatch.setattr(files, "CHECKOUT", None)
+    assert (resolve("data"), results_folder()) == (elsewhere / "data", elsewhere / "results")
+    assert resolve(checkout) == checkout

@@ -64,12 +64,38 @@ PY
 
 # 1: results and data are found wherever one stands ---------------------------------------------------------------------
 
-p01_results_beside_the_checkout_from_any_folder() {
+p01_results_and_data_of_the_checkout_from_any_folder() {
+    mkdir -p "$clone/data/photos/images" "$clone/data/photos/masks" results
     works tcs run --preset tiny --dry-run
     grep -qF "$clone/results/tiny-synthetic" <<<"$said"
     works tcs run --preset tiny --dry-run --results here
     grep -qF "$PWD/here/tiny-synthetic" <<<"$said"
+    refuses "$clone/data/photos" tcs run --data data/photos --dry-run
+    rm -r "$clone/data/photos"
+    rmdir results
     [ -z "$(ls)" ]
+}
+
+# A notebook, opened from its own folder or copied elsewhere, finds the trainings of a finished study.
+p01_notebooks_find_the_study() {
+    local kernel trained
+    works tcs run --preset tiny --only 02
+    trained="$(ls "$clone/results/runs")"
+    sed 's/preset = \\"quick\\"/preset = \\"tiny\\"/' "$clone/notebooks/02_masked_gpt.ipynb" >02.ipynb
+    for kernel in "$clone/notebooks" "$PWD"; do
+        cat >convert.py <<'PY'
+import sys
+
+import nbformat
+from nbclient import NotebookClient
+
+NotebookClient(nbformat.read("02.ipynb", 4), resources={"metadata": {"path": sys.argv[1]}}).execute()
+PY
+        py convert.py "$kernel"
+    done
+    [ "$(ls "$clone/results/runs")" = "$trained" ]
+    [ "$(ls)" = "$(printf '02.ipynb\nconvert.py')" ]
+    [ -z "$(git -C "$clone" status --porcelain)" ]
 }
 
 # run ---------------------------------------------------------------------------------------------------------------------

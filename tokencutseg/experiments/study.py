@@ -18,7 +18,7 @@ from tokencutseg.config import RECIPES, Config, ConfigError, configure
 from tokencutseg.data.source import DataSource, open_source
 from tokencutseg.experiments.pipeline import Pipeline
 from tokencutseg.experiments.runs import ENVIRONMENT, RunStore, environment
-from tokencutseg.files import CHECKOUT, atomic_write, write_csv, write_json
+from tokencutseg.files import atomic_write, resolve, results_folder, write_csv, write_json
 from tokencutseg.models.baselines import BASELINES
 from tokencutseg.models.checkpoint import CONFIG
 from tokencutseg.models.hardware import Hardware
@@ -50,12 +50,12 @@ class Study(Pipeline):
         recipe: str = "revised",
         seed: int = 0,
         data: Data = "",
-        results: str | Path = "results",
+        results: str | Path = "",
         overrides: dict[str, Any] | None = None,
         hardware: Hardware | None = None,
         training: bool = True,
     ) -> Study:
-        """Open a study as the notebooks do; `data` and `results` are read by `resolve`.
+        """Open a study as the notebooks do; for their paths see `resolve` and `results_folder`.
 
         Raises ConfigError and DataError, each in one sentence.
         """
@@ -63,7 +63,7 @@ class Study(Pipeline):
         _check_methods(config)
         if data:
             data = str(resolve(data)) if isinstance(data, str | Path) else [str(resolve(one)) for one in data]
-        study = cls(config, open_source(data, config), resolve(results), hardware)
+        study = cls(config, open_source(data, config), results_folder(results), hardware)
         study.data, study.store.training = data, training
         return study
 
@@ -88,14 +88,6 @@ class Study(Pipeline):
             with atomic_write(self.folder / "figures" / f"{name}.{suffix}") as file:
                 figure.savefig(file, format=suffix, **options)
         return figure
-
-
-def resolve(path: str | Path) -> Path:
-    """A relative path is one in the current folder, or in the checkout when the current folder is its notebooks/:
-    a notebook opened by hand then finds the data and results that the commands find."""
-    if CHECKOUT is not None and Path.cwd().is_relative_to(CHECKOUT / "notebooks"):
-        return (CHECKOUT / path).resolve()
-    return Path(path).resolve()
 
 
 def study_name(config: Config, source_name: str) -> str:
