@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokencutseg import __version__, cli_segment, cli_upstream
 from tokencutseg.config import PRESETS, RECIPES, ConfigError, configure, option_reasons
-from tokencutseg.files import CHECKOUT, available_cores, resolve, results_folder
+from tokencutseg.files import CHECKOUT, atomic_write, available_cores, resolve, results_folder, write_csv
 
 if TYPE_CHECKING:
     from tokencutseg.experiments.study import Study
@@ -48,6 +48,8 @@ COMMANDS = {
     },
 }
 """By group: what a command does, and an example."""
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Errors of the system that are no defect of ours, whatever file they are about."""
 FULL_CORE_DAYS = 60
 """Days on one core for the three stages of `revised` at preset `full`, with 2,000 images; measured on a server's."""
 
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (sentence := _of_the_user(error, arguments)):
             raise
         print(f"error: {sentence}", file=sys.stderr)
-        return 1 if isinstance(error, OSError) and error.errno == errno.ENOSPC else 2
+        return 1 if isinstance(error, OSError) and error.errno in OF_THE_DISK else 2
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -91,7 +93,7 @@ def _of_the_user(error: Exception, arguments: argparse.Namespace) -> str:
     values = [one for value in vars(arguments).values() for one in (value if isinstance(value, list) else [value])]
     given = {value.absolute() for value in values if isinstance(value, Path)}
     file = Path(str(error.filename or "")).absolute()
-    if error.errno != errno.ENOSPC and not given & {file, *file.parents}:
+    if error.errno not in OF_THE_DISK and not given & {file, *file.parents}:
         return ""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
 
@@ -364,8 +366,9 @@ def _audit(arguments: argparse.Namespace) -> int:
         print(f"{count:7d} {reason}")
     if arguments.out:
         pairs = [(dataset, split) for dataset, splits in source.datasets.items() for split in splits]
-        shared.to_csv(arguments.out / "overlaps.csv", index=False)
+        write_csv(shared, arguments.out / "overlaps.csv")
         sheet = contact_sheet(shared, {pair: source.load(*pair) for pair in pairs})
-        sheet.savefig(arguments.out / "contact_sheet.png", dpi=150, bbox_inches="tight")
+        with atomic_write(arguments.out / "contact_sheet.png") as file:
+            sheet.savefig(file, format="png", dpi=150, bbox_inches="tight")
         print(f"\nthe pairs: {arguments.out / 'overlaps.csv'}, {arguments.out / 'contact_sheet.png'}")
     return 0
