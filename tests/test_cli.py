@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import tokencutseg
-from tokencutseg import cli
+from tokencutseg import cli, cli_segment
 from tokencutseg.cli import main
 from tokencutseg.config import RECIPES
 from tokencutseg.report import notebooks as runner
@@ -105,7 +105,7 @@ def test_without_a_command_it_lists_them_by_group(capsys):
         (["audit", "--data", "nowhere"], "nowhere does not exist"),
         (["segment", "a.png", "--model", "nowhere", "--out", "out"], "nowhere holds no saved model"),
         (["explore", "--notebooks", "."], "holds no explorer.ipynb"),
-        (["explore", "--model", "nowhere"], "--model nowhere does not exist"),
+        (["explore", "--model", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_status_2(arguments, message, notebooks, tmp_path, monkeypatch, capsys):
@@ -329,7 +329,26 @@ def test_segment_writes_masks_and_overlays(model, tmp_path, capsys):
     inside = np.zeros_like(lesion)
     inside[11:29, 16:49] = True
     assert np.array_equal((overlay != image).any(-1), lesion & ~inside), "the outline, one pixel wide, and nothing else"
-    assert f"{tmp_path / 'a.png'} -> {tmp_path / 'out' / 'a_mask.png'}" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert f"{tmp_path / 'a.png'} -> {tmp_path / 'out' / 'a_mask.png'}" in shown.out and not shown.err
+    assert re.search(r"([\d.]+) %", shown.out)[1] == f"{100 * 20 * 35 / (40 * 60):.1f}"
+
+
+def test_segment_of_a_turned_photograph_a_strip_and_bare_skin(model, tmp_path, capsys):
+    """Both outputs lie as viewers show the photograph; an overlay is at most 1600 px, a mask as large as its image."""
+    upright = image_with_lesion(tmp_path / "upright.png", 3000, 2000)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    picture = Image.open(tmp_path / "upright.png").transpose(Image.Transpose.ROTATE_90)
+    picture.save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    Image.new("RGB", (500, 100)).save(tmp_path / "strip.png")
+    images = [tmp_path / name for name in ("turned.jpg", "strip.png")]
+    assert run("segment", *images, "--model", model, "--out", tmp_path / "out") == 0
+    mask = np.array(Image.open(tmp_path / "out" / "turned_mask.png")) > 0
+    assert mask.shape == (3000, 2000) and (mask != upright).mean() < 1e-4, "but for what JPEG blurs"
+    assert Image.open(tmp_path / "out" / "turned_overlay.png").size == (1067, 1600)
+    shown = capsys.readouterr()
+    assert "strip_mask.png (no lesion found)" in shown.out and "500×100" in shown.err and "turned.jpg" not in shown.err
 
 
 def test_segment_with_the_included_model(tmp_path):
@@ -344,15 +363,34 @@ def test_segment_with_the_included_model(tmp_path):
 
 
 def test_segment_takes_folders_and_patterns_each_image_once(model, tmp_path, monkeypatch, capsys):
+    """Under names that don't depend on the order; and in a folder whatever it takes by name."""
     monkeypatch.chdir(tmp_path)
-    for name in ("one/x.png", "two/x.png", "two/X.bmp", "two/x-2.png", "two/y_superpixels.png"):
+    for name in ("one/x.png", "two/x.png", "two/X.bmp", "two/z.tif", "z.bmp", "two/rare.ppm", "two/y_superpixels.png"):
         image_with_lesion(Path(name))
     Path("two/notes.txt").write_text("no image")
-    assert run("segment", "one/x.png", "two", "*/x.png", "--model", model, "--out", "out") == 0
-    masks = sorted(path.name for path in Path("out").glob("*_mask.png"))
-    assert len(masks) == 4 and len({name.lower() for name in masks}) == 4
-    assert "x_mask.png" in masks and not any("superpixels" in name for name in masks)
-    assert "skipped in two, as no images: notes.txt" in capsys.readouterr().err
+    expected = {"one_x.png", "two_x.png", "X.bmp", "z.tif", "z.bmp", "rare"}
+    for images in (("one/x.png", "two", "*/x.png", "z.bmp"), ("z.bmp", "two", "*/x.png")):
+        assert run("segment", *images, "--model", model, "--out", "out") == 0
+        assert {path.name.removesuffix("_mask.png") for path in Path("out").glob("*_mask.png")} == expected
+        assert "skipped in two, as no images: notes.txt, y_superpixels.png" in capsys.readouterr().err
+    before = sorted(Path("out").iterdir())
+    assert run("segment", "out/*", "z.bmp", "--model", model, "--out", "out") == 0
+    assert "written by earlier calls: X.bmp_mask.png" in capsys.readouterr().err
+    assert set(Path("out").iterdir()) == {*before, Path("out/z_mask.png"), Path("out/z_overlay.png")}
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a/x.png", "a/X.PNG"], ["1_x.png", "2_X.PNG"]),
+        (["x.tif.png", "x.tif", "x.bmp"], ["x.tif", "2_x.tif", "x.bmp"]),
+        (["a/b/1.png", "a/c/1.png", "a/2.png"], ["b_1.png", "c_1.png", "2"]),
+    ],
+)
+def test_names_of_masks_are_each_its_own(files, names):
+    found = cli_segment._names([Path(file) for file in files])
+    assert len({name.lower() for name in found}) == len(files)
+    assert found == names
 
 
 def test_segment_names_each_bad_image_and_writes_the_others(model, tmp_path, capsys):

@@ -100,7 +100,6 @@ def test_text_is_read_as_the_fields_type(name, text, value):
         ({"masked_gpt.n_layer": "-1"}, ["masked_gpt.n_layer", "0 or more"]),
         ({"vqgan.hidden_channels": 24, "vqgan.norm_groups": 32}, ["vqgan.hidden_channels", "48 channels"]),
         ({"ablation.steps": "segmentation.gone"}, ["ablation.steps", "segmentation.gone", "vqgan.n_stages"]),
-        ({"ablation.label_recipes": "stew"}, ["ablation.label_recipes", "stew", "released"]),
     ],
 )
 def test_what_cannot_be_used_is_named(overrides, words):

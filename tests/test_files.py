@@ -5,7 +5,8 @@ import os
 import pandas as pd
 import pytest
 
-from tokencutseg.files import atomic_write, write_csv, write_json
+from tokencutseg import files
+from tokencutseg.files import atomic_write, resolve, results_folder, write_csv, write_json
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -43,3 +44,21 @@ def test_two_processes_that_write_one_file_do_not_meet(tmp_path):
 def _write_often(path, n):
     for _ in range(200):
         write_json(list(range(n, n + 1000)), path)
+
+
+def test_paths_from_any_folder(tmp_path, monkeypatch):
+    """What is there, then what the checkout has; the notebooks' own folder never counts."""
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    for folder in (checkout / "notebooks" / "results", checkout / "results", checkout / "data", elsewhere / "photos"):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(files, "CHECKOUT", checkout)
+    monkeypatch.chdir(checkout / "notebooks")
+    assert (results_folder(), resolve("results"), resolve("new")) == (*[checkout / "results"] * 2, checkout / "new")
+    monkeypatch.chdir(elsewhere)
+    assert (resolve("photos"), resolve("new")) == (elsewhere / "photos", elsewhere / "new")
+    assert (resolve("data"), results_folder()) == (checkout / "data", checkout / "results")
+    (elsewhere / "results").mkdir()
+    assert (results_folder(), results_folder("results")) == (checkout / "results", elsewhere / "results")
+    monkeypatch.setattr(files, "CHECKOUT", None)
+    assert (resolve("data"), results_folder()) == (elsewhere / "data", elsewhere / "results")
+    assert resolve(checkout) == checkout

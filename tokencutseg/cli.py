@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokencutseg import __version__, cli_segment, cli_upstream
 from tokencutseg.config import PRESETS, RECIPES, ConfigError, configure, option_reasons
-from tokencutseg.files import CHECKOUT
+from tokencutseg.files import CHECKOUT, resolve, results_folder
 
 if TYPE_CHECKING:
     from tokencutseg.experiments.study import Study
@@ -122,10 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run)
     run.add_argument("--preset", choices=PRESETS, default="quick", help="how much work (default: %(default)s)")
     run.add_argument("--recipe", choices=RECIPES, default="revised", help="which method (default: %(default)s)")
-    folders: dict[str, Any] = {"action": "append", "default": [], "type": Path, "metavar": "DIR"}
+    folders: dict[str, Any] = {"action": "append", "default": [], "type": resolve, "metavar": "DIR"}
     text = "folder with datasets, see data/README.md; several times for several (default: synthetic lesions)"
     run.add_argument("--data", help=text, **folders)
-    run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default: %(default)s)")
+    run.add_argument("--results", type=Path, default=results_folder(), metavar="DIR", help="(default: %(default)s)")
     cli_upstream.add_seed_and_set(run)
     part = run.add_mutually_exclusive_group()
     lists: dict[str, Any] = {"action": "extend", "default": [], "type": lambda text: text.split(",")}
@@ -145,19 +145,24 @@ def _parser() -> argparse.ArgumentParser:
 
     segment = command("segment", cli_segment.segment)
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
-    segment.add_argument("--model", type=Path, metavar="RUN", help="a run's folder (default: the included model)")
+    segment.add_argument("--model", type=resolve, metavar="RUN", help="a run's folder (default: the included model)")
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
 
     explore = command("explore", _explore)
-    explore.add_argument("--model", type=Path, metavar="RUN", help="(default: the last segmenter, else the included)")
-    explore.add_argument("--data", type=Path, metavar="DIR", help="folder with datasets (default: synthetic lesions)")
+    explore.add_argument(
+        "--model", type=resolve, metavar="RUN", help="(default: the last segmenter, else the included)"
+    )
+    explore.add_argument(
+        "--data", type=resolve, metavar="DIR", help="folder with datasets (default: synthetic lesions)"
+    )
     explore.add_argument("--port", type=_positive, default=8888, metavar="N", help="or the next free (default: 8888)")
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
     explore.add_argument("--notebooks", type=Path, metavar="DIR", help="a folder with your own copy of explorer.ipynb")
 
     fetch = command("fetch", _fetch)
     fetch.add_argument("names", nargs="+", metavar="NAME", help="such as isic2017; an unknown one lists them all")
-    fetch.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
+    data = results_folder().with_name("data")
+    fetch.add_argument("--data", type=Path, default=data, metavar="DIR", help="(default: %(default)s)")
 
     audit = command("audit", _audit)
     audit.add_argument("--data", required=True, help="folder with datasets; several times for several", **folders)
@@ -200,7 +205,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from tokencutseg.report.index import write_index
 
     notebooks = runner.find_notebooks(arguments.notebooks, arguments.only) if executes else []
-    results, data = arguments.results.absolute(), [str(folder.absolute()) for folder in arguments.data] or ""
+    results, data = arguments.results.absolute(), [str(folder) for folder in arguments.data] or ""
     hardware = cli_upstream.hardware(arguments) if trains else None
     study = Study.open(config.preset, config.recipe, config.seed, data, results, overrides, hardware)
     available_rows(study)

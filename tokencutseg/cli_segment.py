@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 import glob
+import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokencutseg.config import ConfigError
+from tokencutseg.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
 
 SOFTWARE = "tokencutseg segment"
-"""What our PNG files say wrote them: only such files are overwritten."""
+"""What our PNG files say wrote them: only such files are overwritten, and none is segmented."""
+OVERLAY_SIDE = 1600
+"""Pixels of the longer side of an overlay, at most: a screen shows no more."""
+LONGEST_ASPECT = 4
+"""Of longer pictures the note is that a network which sees them as squares is not to be trusted with them."""
 
 
 def segment(arguments: argparse.Namespace) -> int:
@@ -25,28 +32,29 @@ def segment(arguments: argparse.Namespace) -> int:
     from tokencutseg.report.notebooks import check_writable
 
     images, failures = _find_images(arguments.images)
-    outputs: dict[tuple[Path, Path], Path] = {}  # (mask, overlay): image
-    stems: set[str] = set()
-    for image in images:  # by its own name, with a number behind it where that is taken, in any case
-        names = (image.stem, *(f"{image.stem}-{number}" for number in range(2, len(images) + 2)))
-        stem = next(name for name in names if name.lower() not in stems)
-        stems.add(stem.lower())
-        outputs[arguments.out / f"{stem}_mask.png", arguments.out / f"{stem}_overlay.png"] = image
-    for file in (file for pair in outputs for file in pair):
-        if file.exists() and not _is_ours(file):
+    outputs = {
+        image: (arguments.out / f"{name}_mask.png", arguments.out / f"{name}_overlay.png")
+        for image, name in zip(images, _names(images), strict=True)
+    }
+    for file in (file for pair in outputs.values() for file in pair):
+        if file.exists() and _software(file) != SOFTWARE:
             raise ConfigError(f"{file} is there already and not from an earlier call; choose another folder with --out")
     model = tokencutseg.load(arguments.model)
     check_writable(arguments.out, "--out")
-    for (mask_file, overlay_file), image in outputs.items():
+    for image, (mask_file, overlay_file) in outputs.items():
         try:
             pixels = read_image(image)
         except DataError as error:
             failures.append(str(error))
             continue
-        mask = model.predict(pixels)
-        _save(_overlay(pixels, mask.astype(bool)), overlay_file)
+        mask = model.predict(pixels).astype(bool)
+        _save(_overlay(pixels, mask), overlay_file)
         _save(mask.astype("uint8") * 255, mask_file)
-        print(f"{image} -> {mask_file}")
+        share = f"lesion: {100 * mask.mean():.3g} % of the picture" if mask.any() else "no lesion found"
+        print(f"{image} -> {mask_file} ({share})", flush=True)
+        if max(mask.shape) > LONGEST_ASPECT * min(mask.shape):
+            size = f"{mask.shape[1]}×{mask.shape[0]}"
+            _note(f"{image} is {size} pixels and the network sees it squeezed to a square; cut it to the lesion")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -54,17 +62,20 @@ def segment(arguments: argparse.Namespace) -> int:
 
 def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The files that the arguments mean, each once and none of ours, and a sentence for each that means none."""
+    from tokencutseg.data.images import IMAGE_SUFFIXES
     from tokencutseg.data.pairing import is_image, is_visible
 
     found: dict[Path, Path] = {}  # by real path
-    failures = []
+    ours, failures = [], []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
             there = [file for file in sorted(path.iterdir()) if file.is_file() and is_visible(file.name)]
-            files = [file for file in there if is_image(file) and not _is_ours(file)]
-            if others := [file.name for file in there if not is_image(file)]:
-                print(f"note: skipped in {path}, as no images: {', '.join(others)}", file=sys.stderr)
+            # a file of a rare kind is an image where it can be opened, as one that is named itself
+            rare = {file for file in there if file.suffix.lower() not in IMAGE_SUFFIXES and _software(file) is not None}
+            files = [file for file in there if is_image(file) or file in rare]
+            if others := [file.name for file in there if file not in files]:
+                _note(f"skipped in {path}, as no images: {', '.join(others)}")
         elif path.exists() or not glob.has_magic(argument):
             files = [path]  # a file that is missing is reported when it is read
         else:
@@ -73,16 +84,41 @@ def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
         if not files:
             failures.append(f"{argument} holds no image" if path.is_dir() else f"no file matches {argument}")
         for file in files:
-            found.setdefault(file.resolve(), file)
+            if _software(file) == SOFTWARE:
+                ours.append(file.name)
+            else:
+                found.setdefault(file.resolve(), file)
+    if ours:
+        _note(f"skipped, as written by earlier calls: {', '.join(dict.fromkeys(ours))}")
     return list(found.values()), failures
 
 
+def _names(images: Sequence[Path]) -> list[str]:
+    """Names of the images' own, in any case of letters: the stem, where that is shared the whole name, else the path
+    below their common folder, else that with a number."""
+    paths = [image.absolute() for image in images]
+    root = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    below = ["_".join(path.relative_to(root).parts) for path in paths]
+    numbered = [f"{number}_{name}" for number, name in enumerate(below, 1)]
+    names: dict[int, str] = {}  # by the image's place
+    for choices in ([path.stem for path in paths], [path.name for path in paths], below, numbered):
+        taken = Counter(name.lower() for name in (*choices, *names.values()))
+        names |= {n: name for n, name in enumerate(choices) if n not in names and taken[name.lower()] == 1}
+    return [names[n] for n in range(len(paths))]
+
+
 def _overlay(pixels: np.ndarray, lesion: np.ndarray) -> np.ndarray:
-    """The image uint8 (H, W, 3) with the outline of the mask bool (H, W) drawn just inside it."""
+    """The image uint8 (H, W, 3), made smaller where it is large, with the outline of the mask bool (H, W) drawn just
+    inside it."""
+    import numpy as np
+    from PIL import Image
     from scipy.ndimage import binary_erosion
 
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
+    drawn = np.array(picture)
+    lesion = np.array(Image.fromarray(lesion).resize(picture.size, Image.Resampling.NEAREST))
     width = max(1, round(max(lesion.shape) / 200))
-    drawn = pixels.copy()
     drawn[lesion & ~binary_erosion(lesion, iterations=width)] = (0, 190, 255)  # no skin has this blue
     return drawn
 
@@ -93,16 +129,22 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
     text = PngInfo()
     text.add_text("Software", SOFTWARE)
-    Image.fromarray(pixels).save(path, pnginfo=text)
+    with atomic_write(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG", pnginfo=text)
 
 
-def _is_ours(file: Path) -> bool:
+def _software(file: Path) -> str | None:
+    """What an image file says wrote it; None for no image, a broken one, or one that is too large."""
     from PIL import Image
 
     from tokencutseg.data.images import UNREADABLE
 
     try:
         with Image.open(file) as image:
-            return image.info.get("Software") == SOFTWARE
-    except UNREADABLE:  # no image, a broken one, or one that is too large
-        return False
+            return str(image.info.get("Software", ""))
+    except UNREADABLE:
+        return None
+
+
+def _note(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr, flush=True)

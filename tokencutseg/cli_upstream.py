@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokencutseg.config import Config, ConfigError, configure
+from tokencutseg.files import resolve
 
 if TYPE_CHECKING:
     from tokencutseg.experiments.study import Study
@@ -53,7 +54,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     test.add_argument("--records", type=Path, metavar="FILE.csv", help="write one row of scores per image")
 
     export = command("export", _export)
-    export.add_argument("run", type=Path, metavar="RUN", help="a run's folder: a tokenizer's or a segmenter's")
+    export.add_argument("run", type=resolve, metavar="RUN", help="a run's folder: a tokenizer's or a segmenter's")
     kind = export.add_mutually_exclusive_group(required=True)
     kind.add_argument("--released", type=Path, metavar="FILE.ckpt", help="the authors' checkpoint to write")
     kind.add_argument("--half", type=Path, metavar="DIR", help="where to write the model in half precision")

@@ -212,12 +212,13 @@ class AblationConfig:
     codebook_sizes: tuple[int, ...] = option((16, 64))
     graph_radii: tuple[float, ...] = option((0.0, 2.6), "In tokens.")
     label_fractions: tuple[float, ...] = option((0.05, 1.0))
-    label_recipes: tuple[str, ...] = option((), "Recipes in the table of label shares beside the study's own.")
-    plain_unet: bool = option(False, "Whether that table has a second U-Net, trained with a common plain loop.")
+    label_methods: tuple[str, ...] = option(("unet",), "Baselines and other recipes in the table of label shares.")
     deviations: tuple[str, ...] = option(("segmentation.loss_input",))
     steps: tuple[str, ...] = option(("segmentation.encoder",), "Options from `described` to `revised`, in order.")
     baselines: tuple[str, ...] = option(("otsu", "unet"))
-    full_baselines: bool = option(False, "Whether the table of baselines has the budget of the main stages.")
+    full_comparisons: bool = option(
+        False, "Whether the tables of baselines and of label shares have the budget of the main stages."
+    )
     seeds: int = option(1, "Draws of the labels, and trainings, in the table of label shares.", least=1)
     deviation_seeds: int = option(1, least=1)
 
@@ -375,16 +376,15 @@ def configure(
 ) -> Config:
     """The configuration of a preset under a recipe, with the user's overrides last.
 
-    Raises ConfigError for an unknown preset, recipe or key, and for an ablation of an unknown option or recipe.
+    Raises ConfigError for an unknown preset, recipe or key, and for an ablation of an unknown option.
     """
     for kind, name, known in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
         if name not in known:
             raise ConfigError(f"unknown {kind} {name!r}. Known: {', '.join(known)}")
     values = PRESETS[preset] | RECIPES[recipe] | dict(overrides or {})
     config = Config(preset=preset, recipe=recipe, seed=seed).override(values)
-    for key in ("steps", "deviations", "label_recipes"):
-        known = RECIPES if key == "label_recipes" else RECIPES["released"]
-        if unknown := [name for name in getattr(config.ablation, key) if name not in known]:
-            what = "recipe" if known is RECIPES else "option of a recipe"
-            raise ConfigError(f"ablation.{key} names {unknown[0]!r}, which is no {what}. Known: {', '.join(known)}")
+    for key in ("steps", "deviations"):
+        if unknown := [name for name in getattr(config.ablation, key) if name not in RECIPES["released"]]:
+            every = ", ".join(RECIPES["released"])
+            raise ConfigError(f"ablation.{key} names {unknown[0]!r}, which is no option of a recipe. Known: {every}")
     return config

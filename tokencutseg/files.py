@@ -1,7 +1,8 @@
-"""Atomic writes (temporary file, then rename), and where the checkout is."""
+"""Atomic writes (temporary file, then rename), locks, and paths in the checkout."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -10,12 +11,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, SoftFileLock, Timeout
+
 if TYPE_CHECKING:
     import pandas as pd  # which opening a model needs not wait for
 
 _ROOT = Path(__file__).parents[1]
 CHECKOUT = _ROOT if (_ROOT / "notebooks").is_dir() and (_ROOT / "pyproject.toml").is_file() else None
 """The root of the checkout, or None where the package is installed without it (from a wheel)."""
+WAIT_SECONDS = 60
+"""For a lock file, before saying so: no other machine can tell that its holder was killed."""
+
+
+def resolve(path: str | Path) -> Path:
+    """A relative path is one from the current folder, or what is not there but in the checkout; in the checkout's
+    notebooks/, where Jupyter starts their kernels, it is always one in the checkout."""
+    here, there = Path(path).resolve(), ((CHECKOUT or Path()) / path).resolve()
+    in_notebooks = CHECKOUT is not None and Path.cwd().is_relative_to(CHECKOUT / "notebooks")
+    return there if in_notebooks or (there.exists() and not here.exists()) else here
+
+
+def results_folder(path: str | Path = "") -> Path:
+    """Where results are: in `path`, or in results/ of the checkout, or without one of the current folder."""
+    return resolve(path) if path else (CHECKOUT or Path()).resolve() / "results"
 
 
 def available_cores() -> int:
@@ -53,3 +71,30 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table atomically."""
     with atomic_write(path) as file:
         table.to_csv(file, index=False)
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock that other processes wait for and that a killed process releases; where the file system has none, a
+    lock file, which a process killed on another machine does not release.
+
+    Raises filelock.Timeout after `timeout` seconds, if that is not negative.
+    """
+    lock: FileLock | SoftFileLock = FileLock(path)
+    try:
+        lock.acquire(timeout)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        lock = SoftFileLock(path.with_name(f"{path.name}ed"))  # not the same file, which would count as held
+        try:
+            lock.acquire(WAIT_SECONDS if timeout < 0 else timeout)
+        except Timeout:
+            if timeout >= 0:
+                raise
+            print(f"waiting for {lock.lock_file}; remove it if no other process is at this", flush=True)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -25,7 +25,7 @@ IMAGES = {"train": 16, "validation": 6, "test": 6, "unlabelled": 8}
 SMALL = {f"data.synthetic_{name}": n for name, n in IMAGES.items()} | {"vqgan.perceptual": "none", "vqgan.epochs": 2}
 SMALL |= {f"{stage}.images_per_epoch": 16 for stage in ablations.CHAIN} | {"ablation.images_per_epoch": 12}
 SMALL |= {"masked_gpt.batch_size": 16, "segmentation.batch_size": 16, "segmentation.learning_rate": 1e-2}
-SMALL |= {"ablation.seeds": 2, "ablation.plain_unet": True, "ablation.label_recipes": ["released"]}
+SMALL |= {"ablation.seeds": 2, "ablation.label_methods": ["released", "unet", "unet_self_training"]}
 SCORE = ["reduction", "measure", "n", "seeds", "mean", "low", "high", "diff", "diff_low", "diff_high", "p", "p_holm"]
 
 
@@ -228,7 +228,7 @@ def test_tables_of_validation_scores(study, name):
 @pytest.mark.slow
 def test_label_efficiency(study, monkeypatch):
     table = run_ablation(study, "label_efficiency")
-    methods = [OURS, "released", "unet", "unet_plain"]
+    methods = [OURS, "released", "unet", "unet_self_training"]
     found = list(table[["fraction", "labels", "method"]].itertuples(index=False, name=None))
     assert found == [(*share, method) for share in ((0.25, 4), (1.0, 16)) for method in methods]
     assert (table["labels_seen"] == table["labels"].clip(upper=12)).all(), "as many as the training draws"

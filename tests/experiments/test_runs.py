@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from tokencutseg import files
 from tokencutseg.config import configure
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.experiments import runs
@@ -120,7 +121,7 @@ def ask(path, lock=None):
         time.sleep(0.5)
         return weights(folder)
 
-    runs.FileLock = lock or runs.FileLock  # in this process alone
+    files.FileLock = lock or files.FileLock  # in this process alone
     RunStore(path).get_or_train(SPEC, slow)
 
 
@@ -130,7 +131,7 @@ class NoLocks:
     def __init__(self, path):
         self.path = path
 
-    def acquire(self):
+    def acquire(self, timeout):
         self.path.touch()
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -145,13 +146,13 @@ def test_two_processes_train_once(tmp_path, lock):
 @pytest.mark.parametrize("held", [True, False])
 def test_lock_file_of_another_machine(tmp_path, monkeypatch, capsys, held):
     """It may be of a process that was killed there."""
-    monkeypatch.setattr(runs, "FileLock", NoLocks)
-    monkeypatch.setattr(runs, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(files, "FileLock", NoLocks)
+    monkeypatch.setattr(files, "WAIT_SECONDS", 0.01)
     if held:
         (tmp_path / ".locked").write_text("12345\nanother-machine\n")
     remover = threading.Timer(0.5, (tmp_path / ".locked").unlink, [True])
     remover.start()
-    with runs.locked(tmp_path / ".lock"):
+    with files.locked(tmp_path / ".lock"):
         assert remover.finished.is_set() == held
     assert (f"waiting for {tmp_path}/.locked" in capsys.readouterr().out) == held
     remover.join()

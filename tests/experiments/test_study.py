@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from tokencutseg.config import configure
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
-from tokencutseg.experiments import study as study_module
 from tokencutseg.experiments.pipeline import OURS
-from tokencutseg.experiments.study import Study, resolve, study_name
+from tokencutseg.experiments.study import Study, study_name
 from tokencutseg.models.baselines import BASELINES
 from tokencutseg.models.checkpoint import WEIGHTS, load, save_weights
 from tokencutseg.models.vqgan import VQGAN
@@ -115,15 +114,6 @@ def test_study_name():
     changed = {name("tiny", **{"vqgan.codebook_size": size}) for size in ("8", "9", 8.0)}
     assert len(changed) == 2 and all(one.startswith("tiny-isic-set-") for one in changed)
     assert name("tiny", **{"vqgan.codebook_size": 16}) == "tiny-isic", "16 is the preset's"
-
-
-def test_relative_paths_in_notebooks(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.setattr(study_module, "CHECKOUT", tmp_path)
-    for folder, found in (("notebooks", tmp_path), (".", tmp_path), ("/", "/")):
-        monkeypatch.chdir(tmp_path / folder)
-        assert resolve("results") == type(tmp_path)(found) / "results"
-    assert resolve("/elsewhere") == type(tmp_path)("/elsewhere")
 
 
 def test_table_and_figure(study):

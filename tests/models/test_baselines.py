@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from tokencutseg.config import ConfigError
-from tokencutseg.models import baselines
-from tokencutseg.models.baselines import BASELINES, SMP, Baseline, LenientBatchNorm, declaration, otsu
+from tokencutseg.models.baselines import BASELINES, SMP, Baseline, LenientBatchNorm, declaration, otsu, self_trains
 
 
 def dermoscopy(size=96, lesion_radius=0.4, corners=False):
@@ -89,16 +88,12 @@ def test_declaration_tells_networks_apart(monkeypatch):
         declaration("mine")
 
 
-def test_without_a_network_it_starts_from_scratch(monkeypatch, tiny):
-    monkeypatch.setattr(baselines, "fetch", lambda url, download: "no network here")
-    monkeypatch.setattr(baselines, "try_to_load_from_cache", lambda **file: None)
-    baselines._has_imagenet_weights.cache_clear()
-    with pytest.warns(UserWarning, match=r"resnet18.*no network here.*from scratch"):
-        assert Baseline("unet", tiny).initialisation == "scratch"
-    baselines._has_imagenet_weights.cache_clear()
+def test_self_training_is_part_of_a_declaration():
+    assert self_trains("unet_self_training") and not self_trains("unet")
+    assert declaration("unet_self_training") != declaration("unet")
 
 
 @pytest.mark.parametrize("call", [declaration, lambda name: Baseline(name, None)])
 def test_unknown_name_lists_the_known(call):
-    with pytest.raises(ConfigError, match=r"'vnet'.*unet, unetplusplus, deeplabv3plus, fpn, segformer"):
+    with pytest.raises(ConfigError, match=r"'vnet'.*unet, unet_self_training.*segformer"):
         call("vnet")

@@ -19,12 +19,11 @@ from pathlib import Path, PurePosixPath
 
 import pooch
 import requests
-from filelock import FileLock
 from tqdm import tqdm
 
 from tokencutseg.data.datasets import DATASETS, Archive
 from tokencutseg.data.images import DataError
-from tokencutseg.files import write_json
+from tokencutseg.files import locked, write_json
 
 HOST = "https://isic-challenge-data.s3.amazonaws.com"
 CHECKSUMS = "checksums.json"
@@ -49,7 +48,7 @@ def fetch(name: str, root: str | Path, base_url: str | None = None, progress: bo
     downloads = home / ".downloads"
     try:
         downloads.mkdir(parents=True, exist_ok=True)
-        with FileLock(downloads / "lock"):
+        with locked(downloads / "lock"):
             for archive in wanted:
                 places = [place / folder for place in (Path(root), home) for folder in archive.counts_as_present]
                 there = next((place for place in places if place.is_dir()), None)

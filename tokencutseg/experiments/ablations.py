@@ -176,14 +176,6 @@ NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
 """What an option's value cannot do without."""
 ALTERNATIVES = {"segmentation.affinity": "feature", "segmentation.frozen_codebook": False}
 """The other value of an option that `released` and `revised` set alike."""
-PLAIN = {
-    f"segmentation.{key}": value
-    for key, value in (
-        *(("augmentation", "plain"), ("weight_average", False), ("test_time_flips", False), ("schedule", "one_cycle")),
-        *(("batch_size", 16), ("learning_rate", 2e-3), ("class_weighted_dice", False), ("cross_entropy_weight", 1.0)),
-    )
-}
-"""How a U-Net is commonly trained: flips, turns and brightness, larger batches, no averaged weights."""
 
 
 def changed(base: Config, option: str, recipe: str, labels: Mapping[str, Any]) -> Row:
@@ -243,25 +235,24 @@ def step_rows(study: Study) -> list[Row | Callable[[Config], Row]]:
 
 
 def label_rows(study: Study) -> list[Row]:
-    """Our method (self-supervised stages on all images), `ablation.label_recipes`, a U-Net under our loop, and one with
-    a plain one (`ablation.plain_unet`), by share of the labels."""
-    short, ablation = reduced_budget(study.config), study.config.ablation
-    recipes = [recipe for recipe in ablation.label_recipes if recipe != study.config.recipe]
-    others = {recipe: (reduced_budget(study.config.with_recipe(recipe)), OURS) for recipe in recipes}
-    methods = {OURS: (short, OURS), **others, "unet": (short, "unet")}
-    if ablation.plain_unet:
-        methods["unet_plain"] = (short.override(PLAIN), "unet")
-    return [
-        Row({"method": name, "fraction": share}, config.override({"data.label_fraction": share}), method)
-        for share in ablation.label_fractions
-        for name, (config, method) in methods.items()
-    ]
+    """Our method (self-supervised stages on all images) and `ablation.label_methods`, by share of the labels."""
+    ablation, config, rows = study.config.ablation, study.config, list[Row]()
+    names = [OURS, *(name for name in ablation.label_methods if name != config.recipe)]
+    for share, name in itertools.product(ablation.label_fractions, names):
+        base, method = (config.with_recipe(name), OURS) if name in RECIPES else (config, name)
+        row = _compared(base).override({"data.label_fraction": share})
+        rows.append(Row({"method": name, "fraction": share}, row, method))
+    return rows
 
 
 def baseline_rows(study: Study) -> list[Row]:
-    """Our method and `ablation.baselines` under one budget, reduced or not (`ablation.full_baselines`)."""
-    config = study.config if study.config.ablation.full_baselines else reduced_budget(study.config)
+    """Our method and `ablation.baselines` under one budget."""
+    config = _compared(study.config)
     return [Row({"method": name}, config, name) for name in (OURS, *study.config.ablation.baselines)]
+
+
+def _compared(config: Config) -> Config:
+    return config if config.ablation.full_comparisons else reduced_budget(config)
 
 
 # ---- further measures -----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.inference import predict_lesion_scores
 from tokencutseg.evaluation.per_image import contrast, native_scores, score
 from tokencutseg.experiments.runs import Run, RunSpec, RunStore, Trained
-from tokencutseg.models.baselines import declaration, otsu
+from tokencutseg.models.baselines import declaration, otsu, self_trains
 from tokencutseg.models.checkpoint import PRETRAINED_PARTS, build
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
@@ -35,6 +35,8 @@ BASELINE_SETTINGS = {
     *("augmentation", "class_weighted_dice", "cross_entropy_weight", "test_time_flips"),
 }
 """What of stage 3's settings a baseline shares; the others are about our own model."""
+SELF_TRAINING = {"self_training_weight"}
+"""What a baseline with self-training shares beyond that."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ class Pipeline:
         config = self._settings(training, len(data["train"]))
         own = config.non_default(training.section)
         if training.stage == "baseline":
-            own = {key: value for key, value in own.items() if key in BASELINE_SETTINGS}
+            shared = BASELINE_SETTINGS | (SELF_TRAINING if self_trains(training.baseline) else set())
+            own = {key: value for key, value in own.items() if key in shared}
         settings: dict[str, Any] = {**size, "seed": config.seed, training.section: own}
         if training.section == "segmentation":
             settings["score_reduction"] = config.evaluation.score_reduction
@@ -178,7 +181,8 @@ class Pipeline:
         seed = config.seed if training.seed is None else training.seed
         labelled = source.train(name, config.data.label_fraction, seed)
         data = {"train": labelled, "validation": source.load(name, "validation")}
-        if training.stage == "segmentation" and config.segmentation.self_training_weight > 0:
+        learns_alone = training.baseline is None or self_trains(training.baseline)
+        if learns_alone and config.segmentation.self_training_weight > 0:
             data["unlabelled"] = source.unlabelled() if kind == "unlabelled" else source.load(name, "train")
         return data
 
@@ -195,7 +199,8 @@ class Pipeline:
         if stage == "vqgan":
             module = modules.VQGANModule(config)
         elif stage == "baseline":
-            module = modules.SegmenterModule(config, build("baseline", config, training.baseline))
+            model = build("baseline", config, training.baseline)
+            module = modules.SegmenterModule(config, model, data.get("unlabelled"))
         else:
             model, transformer = TokenCutSeg(config), before.get("transformer")
             parts = [before["tokenizer"].state_dict()]

@@ -24,19 +24,16 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.distributed as dist
-from filelock import FileLock, SoftFileLock, Timeout
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.per_image import COLUMNS_VERSION
-from tokencutseg.files import available_cores, write_csv, write_json
+from tokencutseg.files import available_cores, locked, write_csv, write_json
 from tokencutseg.models.checkpoint import CONFIG, load, save_weights
 
 FORMAT = 4
 """Part of every id. Raise it when the same settings would train to another result, as after a fix of a training."""
-WAIT_SECONDS = 60
-"""For a lock file, before saying so: no other machine can tell that its holder was killed."""
 ENVIRONMENT, HISTORY, METRICS, CHECKPOINT = "environment.json", "history.csv", "metrics.json", "last.ckpt"
 RECORDS, SCORED = f"per_image-{COLUMNS_VERSION}.csv", "scored.json"
 """Per-image records, and which images those of each split are of: ``dataset/split`` → `ImageSet.digest`."""
@@ -164,28 +161,6 @@ class RunStore:
         save_weights(state, folder)
         write_json(metrics, folder / METRICS)
         (folder / CHECKPOINT).unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for and that a killed process releases; where the file system has none, a
-    lock file, which a process killed on another machine does not release."""
-    lock: FileLock | SoftFileLock = FileLock(path)
-    try:
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-            raise
-        lock = SoftFileLock(path.with_name(f"{path.name}ed"))  # not the same file, which would count as held
-        try:
-            lock.acquire(timeout=WAIT_SECONDS)
-        except Timeout:
-            print(f"waiting for {lock.lock_file}; remove it if no other process is at this run", flush=True)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

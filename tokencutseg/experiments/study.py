@@ -18,7 +18,7 @@ from tokencutseg.config import RECIPES, Config, ConfigError, configure
 from tokencutseg.data.source import DataSource, open_source
 from tokencutseg.experiments.pipeline import Pipeline
 from tokencutseg.experiments.runs import ENVIRONMENT, RunStore, environment
-from tokencutseg.files import CHECKOUT, atomic_write, write_csv, write_json
+from tokencutseg.files import atomic_write, resolve, results_folder, write_csv, write_json
 from tokencutseg.models.baselines import BASELINES
 from tokencutseg.models.checkpoint import CONFIG
 
@@ -51,12 +51,12 @@ class Study(Pipeline):
         recipe: str = "revised",
         seed: int = 0,
         data: Data = "",
-        results: str | Path = "results",
+        results: str | Path = "",
         overrides: dict[str, Any] | None = None,
         hardware: Hardware | None = None,
         training: bool = True,
     ) -> Study:
-        """Open a study as the notebooks do; `data` and `results` are read by `resolve`.
+        """Open a study as the notebooks do; for their paths see `resolve` and `results_folder`.
 
         Raises ConfigError and DataError, each in one sentence.
         """
@@ -64,7 +64,7 @@ class Study(Pipeline):
         _check_methods(config)
         if data:
             data = str(resolve(data)) if isinstance(data, str | Path) else [str(resolve(one)) for one in data]
-        study = cls(config, open_source(data, config), resolve(results), hardware)
+        study = cls(config, open_source(data, config), results_folder(results), hardware)
         study.data, study.store.training = data, training
         return study
 
@@ -91,14 +91,6 @@ class Study(Pipeline):
         return figure
 
 
-def resolve(path: str | Path) -> Path:
-    """A relative path is one in the current folder, or in the checkout when the current folder is its notebooks/:
-    a notebook opened by hand then finds the data and results that the commands find."""
-    if CHECKOUT is not None and Path.cwd().is_relative_to(CHECKOUT / "notebooks"):
-        return (CHECKOUT / path).resolve()
-    return Path(path).resolve()
-
-
 def study_name(config: Config, source_name: str) -> str:
     """`preset-source`, then only what departs from the default: recipe, seed, and a short hash of changed settings that
     are not of the plan.
@@ -119,6 +111,11 @@ def study_name(config: Config, source_name: str) -> str:
 def _check_methods(config: Config) -> None:
     """Raise ConfigError for a method that the tables are to hold and nobody knows."""
     known = ["otsu", *BASELINES]
-    for setting, names in (("evaluation.rivals", [*known, *RECIPES]), ("ablation.baselines", known)):
+    every = [*known, *RECIPES]
+    for setting, names in (
+        ("evaluation.rivals", every),
+        ("ablation.label_methods", every),
+        ("ablation.baselines", known),
+    ):
         if unknown := [name for name in config.value(setting) if name not in names]:
             raise ConfigError(f"{setting} names {unknown[0]!r}. Known: {', '.join(names)}")

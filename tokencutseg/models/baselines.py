@@ -1,7 +1,8 @@
 """What TokenCutSeg is compared with: Otsu's threshold, and networks of segmentation_models_pytorch.
 
-A network of your own joins the comparison by a name. It sees ImageNet-normalised RGB (B, 3, H, W), sides divisible by
-`STRIDE`, and gives two logits per pixel (B, 2, H, W):
+Those on EfficientNet-Lite0 start from ImageNet, as everybody in practice does. A network of your own joins the
+comparison by a name. It sees ImageNet-normalised RGB (B, 3, H, W), sides divisible by `STRIDE`, and gives two logits
+per pixel (B, 2, H, W):
 
     from tokencutseg.models.baselines import BASELINES
 
@@ -11,9 +12,7 @@ A network of your own joins the comparison by a name. It sees ImageNet-normalise
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch import Tensor, nn
 
 from tokencutseg.config import Config, ConfigError
-from tokencutseg.models.perceptual import fetch
+from tokencutseg.models.encoders import IMAGENET, LITE0, normalisation, start_encoder
 from tokencutseg.models.predict import SegmentationModel
-from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD
 
 STRIDE = 32
 """The networks halve their input five times."""
@@ -43,21 +40,24 @@ class SMP:
     encoder: str
     pretrained: bool = True
     """Whether the encoder starts from ImageNet weights, where they can be had."""
+    self_training: bool = False
+    """Whether it also learns from unlabelled images, as our method does."""
 
     def build(self, pretrained: bool) -> tuple[nn.Module, str]:
         """The network, and what it starts from: "imagenet" or "scratch"."""
         import segmentation_models_pytorch as smp  # slow to import
 
-        weights = "imagenet" if pretrained and self.pretrained and _has_imagenet_weights(self.encoder) else None
-        network = getattr(smp, self.architecture)(self.encoder, encoder_weights=weights, classes=2)
-        return network, weights or "scratch"
+        network = getattr(smp, self.architecture)(self.encoder, encoder_weights=None, classes=2)
+        return network, start_encoder(network.encoder, self.encoder, pretrained and self.pretrained)
 
 
 BASELINES: dict[str, SMP | Callable[[], nn.Module]] = {
-    "unet": SMP("Unet", "resnet18"),
-    "unetplusplus": SMP("UnetPlusPlus", "resnet18"),
-    "deeplabv3plus": SMP("DeepLabV3Plus", "resnet18"),
-    "fpn": SMP("FPN", "resnet18"),
+    "unet": SMP("Unet", LITE0),
+    "unet_self_training": SMP("Unet", LITE0, self_training=True),
+    "unet_scratch": SMP("Unet", "resnet18", pretrained=False),
+    "unetplusplus": SMP("UnetPlusPlus", LITE0),
+    "deeplabv3plus": SMP("DeepLabV3Plus", LITE0),
+    "fpn": SMP("FPN", LITE0),
     "segformer": SMP("Segformer", "mit_b0"),
     "upernet": SMP("UPerNet", "mit_b1"),
 }
@@ -99,12 +99,14 @@ class Baseline(SegmentationModel):
         for module in self.network.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = LenientBatchNorm
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        statistics = normalisation(declared.encoder) if isinstance(declared, SMP) else IMAGENET
+        for part, values in zip(("mean", "std"), statistics, strict=True):
+            self.register_buffer(part, torch.tensor(values).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         (H, W), (left, right, top, bottom) = images.shape[-2:], padding(*images.shape[-2:])
         padded = F.pad((images - self.mean) / self.std, (left, right, top, bottom), mode="replicate")
+        padded = padded.contiguous(memory_format=torch.channels_last)  # which is faster on a CPU, by a third
         return self.network(padded)[..., top : top + H, left : left + W]
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -129,27 +131,16 @@ def padding(H: int, W: int) -> tuple[int, int, int, int]:
     return w // 2, w - w // 2, h // 2, h - h // 2
 
 
+def self_trains(name: str | None) -> bool:
+    """Whether a baseline learns from unlabelled images, too."""
+    declared = _declared(name or "")
+    return isinstance(declared, SMP) and declared.self_training
+
+
 def _declared(name: str) -> SMP | Callable[[], nn.Module]:
     if name not in BASELINES:
         raise ConfigError(f"unknown baseline {name!r}. Known: {', '.join(BASELINES)}")
     return BASELINES[name]
-
-
-@functools.cache
-def _has_imagenet_weights(encoder: str) -> bool:
-    """Whether the encoder's weights are, or now are, in the Hugging Face cache, where smp looks for them."""
-    import segmentation_models_pytorch as smp
-
-    settings = smp.encoders.encoders[encoder]["pretrained_settings"]["imagenet"]
-    repo, files = {key: settings[key] for key in ("repo_id", "revision")}, ("config.json", "model.safetensors")
-    if all(isinstance(try_to_load_from_cache(filename=file, **repo), str) for file in files):
-        return True
-    url = hf_hub_url(filename=files[0], **repo)
-    reason = fetch(url, lambda: [hf_hub_download(filename=file, **repo) for file in files])
-    if reason is not None:
-        message = f"ImageNet weights of {encoder} could not be fetched ({reason}): the baseline starts from scratch"
-        warnings.warn(message, stacklevel=2)
-    return reason is None
 
 
 def otsu(images: Tensor) -> Tensor:

