@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import display
+from IPython.display import HTML, display
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -110,11 +110,25 @@ class View:
 def explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str] = ()) -> None:
     """Show the panels of these names (of `PANELS`; none named: all that the model allows) for a set of images.
 
-    Does nothing in a headless execution. Raises ValueError for a panel that is unknown or needs more than a tokenizer.
+    In a headless execution, show what they show before anything is moved. Raises ValueError for a panel that is unknown
+    or needs more than a tokenizer.
     """
-    if not widgets.headless():
+    box = build_explorer(model, images, panels)
+    if widgets.headless():
+        display(HTML(_still(*box.children)))
+    else:
         widgets.keep_arrow_keys()
-        display(build_explorer(model, images, panels))
+        display(box)
+
+
+def _still(chooser: w.VBox, tabs: w.Tab) -> str:
+    """The name of the image, the image, and all panels under their titles, as HTML."""
+    parts = ["<p><em>With a running kernel, image, token and settings can be chosen in the panels below.</em></p>"]
+    parts += [child.value for child in chooser.children[2:4]]
+    for i, panel in enumerate(tabs.children):
+        tabs.selected_index = i  # draws it
+        parts += [f"<p><b>{tabs.get_title(i)}</b></p>", *(child.value for child in panel.children[1:])]
+    return "".join(parts)
 
 
 def build_explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str] = ()) -> w.Widget:
