@@ -142,8 +142,8 @@ def token_records(lesion_scores: np.ndarray, labels: Tensor, units: Sequence | N
 
 
 def token_scores(records: pd.DataFrame, draws: int = 10_000) -> dict[str, float]:
-    """`balanced_accuracy` of `token_records` with its bootstrap 95 % interval over images (`low`, `high`), NaN where all
-    tokens are of one class, and `iou` of the token masks (`iou_low`, `iou_high`)."""
+    """`balanced_accuracy` of `token_records` with its bootstrap 95 % interval over images (`low`, `high`), NaN where
+    all tokens are of one class, and `iou` of the token masks (`iou_low`, `iou_high`)."""
     counts, units = records[list(COUNTS)].to_numpy(float), records.get("cluster")
     (tp, fp, fn, tn), iou = counts.sum(0), summarise(records, "micro_lesion", "iou", draws)
     found = dict.fromkeys(("balanced_accuracy", "low", "high"), math.nan)
