@@ -154,8 +154,10 @@ class SegmentationConfig:
     affinity: Literal["position", "feature"] = option(
         "position", "Edge weights: one for every neighbour (released), or the similarity of the two tokens' features."
     )
-    upsampling: Literal["bilinear", "guided"] = option(
-        "guided", "bilinear (released), or a light decoder guided by the encoder's feature maps and the pixels."
+    upsampling: Literal["bilinear", "guided", "unet"] = option(
+        "guided",
+        "bilinear (released), a light decoder guided by the encoder's feature maps and the pixels, or, over an encoder "
+        "from ImageNet, the decoder of a U-Net.",
     )
     loss_input: Literal["probabilities", "logits"] = option(
         "logits", "Released: a softmax enters a cross-entropy that applies softmax again."
@@ -166,8 +168,10 @@ class SegmentationConfig:
     training_features: Literal["masked", "full"] = option(
         "full", "Released: the graph module gets the masked sequence in training and the full one in evaluation."
     )
-    encoder: Literal["frozen", "fine_tuned"] = option(
-        "fine_tuned", "fine_tuned: a copy of the tokenizer's encoder learns and feeds transformer and up-sampler."
+    encoder: Literal["frozen", "fine_tuned", "imagenet"] = option(
+        "fine_tuned",
+        "Whose features guide the up-sampler. fine_tuned: a copy of the tokenizer's encoder learns and feeds the "
+        "transformer, too. imagenet: EfficientNet-Lite0 from ImageNet.",
     )
     encoder_lr_scale: float = option(0.5, "Learning rate of the fine-tuned encoder, as a share of learning_rate.")
     transformer_lr_scale: float = option(0.1, "The same for the transformer.")
@@ -257,11 +261,16 @@ class Config:
                 f"({self.masked_gpt.n_head})"
             )
         for name, needed in TRAINED_ENCODER_NEEDS.items() if self.masked_gpt.trains_encoder else ():
-            if self.value(name) != needed:
+            if self.value(name) not in needed:
                 raise ConfigError(
                     f"{name} is {self.value(name)}, but the encoder of a masked pretraining is only trained where it "
-                    f"is {needed}; set masked_gpt.encoder=frozen too"
+                    f"is {' or '.join(needed)}; set masked_gpt.encoder=frozen too"
                 )
+        if (self.segmentation.encoder == "imagenet") != (self.segmentation.upsampling == "unet"):
+            raise ConfigError(
+                f"segmentation.encoder=imagenet and segmentation.upsampling=unet need each other, not "
+                f"{self.segmentation.encoder} and {self.segmentation.upsampling}"
+            )
 
     @property
     def grid_size(self) -> int:
@@ -321,7 +330,10 @@ class Config:
         )
 
 
-TRAINED_ENCODER_NEEDS = {"segmentation.encoder": "fine_tuned", "masked_gpt.inputs": "tokens_and_vectors"}
+TRAINED_ENCODER_NEEDS = {
+    "segmentation.encoder": ("fine_tuned", "imagenet"),
+    "masked_gpt.inputs": ("tokens_and_vectors",),
+}
 """Without these nothing would use, or learn from, an encoder that the masked pretraining trains."""
 STAGES: dict[str, type] = {
     "data": DataConfig, "vqgan": VQGANConfig, "masked_gpt": MaskedGPTConfig, "segmentation": SegmentationConfig,

@@ -2,12 +2,14 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tokencutseg.config import configure
 from tokencutseg.data.images import DataError
 from tokencutseg.models import encoders
 from tokencutseg.models.baselines import Baseline
-from tokencutseg.models.encoders import LITE0, LITE0_CHANNELS, lite0_weights, start_encoder
+from tokencutseg.models.encoders import LITE0, LITE0_CHANNELS, LenientBatchNorm, lite0_weights, start_encoder
+from tokencutseg.models.tokencutseg import TokenCutSeg
 
 
 @pytest.fixture
@@ -49,3 +51,30 @@ def test_without_a_network_others_start_from_scratch(no_network):
         assert Baseline("segformer", configure("tiny")).initialisation == "scratch"
     assert Baseline("unet", configure("tiny")).initialisation == "imagenet"
     assert Baseline("unet_scratch", configure("tiny")).initialisation == "scratch"
+
+
+def test_lenient_batch_norm_differs_only_on_a_single_cell():
+    torch.manual_seed(0)
+    ours, reference = LenientBatchNorm(5), nn.BatchNorm2d(5)
+    for size in ((4, 5, 3, 3), (2, 5, 1, 1)):
+        x = torch.randn(size)
+        torch.testing.assert_close(ours(x), reference(x))
+    one = torch.randn(1, 5, 1, 1)
+    torch.testing.assert_close(ours(one), reference.eval()(one))
+    torch.testing.assert_close(ours.state_dict(), reference.state_dict())
+
+
+def test_tokens_correct_a_unet():
+    """Without a head the model is smp's U-Net from ImageNet with the same weights."""
+    settings = {"segmentation.encoder": "imagenet", "segmentation.upsampling": "unet", "masked_gpt.encoder": "frozen"}
+    config = configure("tiny", overrides=settings | {"segmentation.use_deepcut": False})
+    torch.manual_seed(0)
+    model, unet = TokenCutSeg(config).eval(), smp.Unet(LITE0, encoder_weights=None, classes=2).eval()
+    start_encoder(unet.encoder, LITE0)
+    unet.decoder, unet.segmentation_head = model.upsampler.decoder, model.upsampler.out
+    with torch.no_grad():
+        model.head.linear.weight.zero_(), model.head.linear.bias.zero_()
+        images = torch.rand(2, 3, 64, 64)
+        torch.testing.assert_close(model(images).logits, unet(2 * images - 1), rtol=1e-3, atol=1e-4)
+        model.upsampler.tokens.bias.fill_(1)
+        assert (model(images).logits - unet(2 * images - 1)).abs().mean() > 1e-3

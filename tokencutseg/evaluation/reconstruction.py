@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from tokencutseg.models.perceptual import PerceptualDistance
+from tokencutseg.models.perceptual import Lite0Distance, VGGDistance
 
 BATCH = 16
 """Images compared at once; VGG16's feature maps of one at 224 px take about 0.1 GB."""
@@ -15,7 +15,7 @@ BATCH = 16
 
 @torch.no_grad()
 def reconstruction_scores(
-    images: Tensor, reconstructions: Tensor, lpips_model: PerceptualDistance | None = None
+    images: Tensor, reconstructions: Tensor, lpips_model: VGGDistance | Lite0Distance | None = None
 ) -> pd.DataFrame:
     """Compare images with their reconstructions, each (N, 3, S, S) float RGB in [0, 1].
 

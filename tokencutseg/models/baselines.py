@@ -25,7 +25,7 @@ from skimage.filters import threshold_otsu
 from torch import Tensor, nn
 
 from tokencutseg.config import Config, ConfigError
-from tokencutseg.models.encoders import IMAGENET, LITE0, normalisation, start_encoder
+from tokencutseg.models.encoders import IMAGENET, LITE0, normalisation, start_encoder, use_lenient_batch_norm
 from tokencutseg.models.predict import SegmentationModel
 
 STRIDE = 32
@@ -96,9 +96,7 @@ class Baseline(SegmentationModel):
         else:
             self.network = declared()
             self.initialisation = getattr(self.network, "initialisation", "scratch")
-        for module in self.network.modules():
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = LenientBatchNorm
+        use_lenient_batch_norm(self.network)
         statistics = normalisation(declared.encoder) if isinstance(declared, SMP) else IMAGENET
         for part, values in zip(("mean", "std"), statistics, strict=True):
             self.register_buffer(part, torch.tensor(values).view(1, 3, 1, 1))
@@ -111,18 +109,6 @@ class Baseline(SegmentationModel):
 
     def probabilities(self, images: Tensor) -> Tensor:
         return self(images).softmax(1)
-
-
-class LenientBatchNorm(nn.BatchNorm2d):
-    """BatchNorm that uses its running statistics where a training batch has one value per channel.
-
-    The recipe `released` trains on single images, whose global pooling branch in DeepLabV3+ and UPerNet torch refuses.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
 
 
 def padding(H: int, W: int) -> tuple[int, int, int, int]:

@@ -26,7 +26,7 @@ PRETRAINED_PARTS = ("vqgan.", "masked_gpt.", "encoder.")
 def build(stage: str, config: Config, name: str | None = None, pretrained: bool = True) -> nn.Module:
     """An untrained model of a stage: `vqgan`, `masked_gpt`, `segmentation` or `baseline` (which needs a name).
 
-    `pretrained` says whether a baseline may start from ImageNet weights.
+    `pretrained` says whether it may start from ImageNet weights.
     """
     if stage == "vqgan":
         return VQGAN(config.vqgan)
@@ -34,7 +34,7 @@ def build(stage: str, config: Config, name: str | None = None, pretrained: bool 
         from tokencutseg.models.baselines import Baseline  # takes longer to import than all the rest
 
         return Baseline(name or "", config, pretrained)
-    return TokenCutSeg(config)
+    return TokenCutSeg(config, pretrained=pretrained)
 
 
 def save_weights(state: dict[str, Tensor], folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokencutseg.config import VQGANConfig
+from tokencutseg.models.encoders import LITE0, LITE0_CHANNELS
 from tokencutseg.models.vqgan import ResidualBlock
 
 
@@ -54,6 +55,31 @@ class GuidedUpsampler(nn.Module):
         x = upsample(self.narrow(x), size)
         x = x + self.last(torch.cat([x, self.pixels(pixels)], 1))
         return upsample(logits, size) + self.out(x)
+
+
+class UNetUpsampler(nn.Module):
+    """The same with the decoder of a U-Net (Ronneberger et al. 2015, as in segmentation_models_pytorch) over Lite0.
+
+    Token features and logits join the encoder's features at their grid, through a projection that starts at zero. The
+    result is a correction to the bilinearly up-sampled token logits.
+    """
+
+    def __init__(self, level: int, n_features: int, n_classes: int) -> None:
+        """The tokens' grid is that of the encoder's features number `level`, finest first."""
+        super().__init__()
+        import segmentation_models_pytorch as smp  # slow to import
+
+        unet = smp.Unet(LITE0, encoder_weights=None, classes=n_classes)
+        self.level, self.decoder, self.out = level, unet.decoder, unet.segmentation_head
+        self.tokens = nn.Conv2d(n_features + n_classes, LITE0_CHANNELS[level], 1)
+        nn.init.zeros_(self.tokens.weight)
+        nn.init.zeros_(self.tokens.bias)
+
+    def forward(self, features: Tensor, logits: Tensor, pyramid: list[Tensor], pixels: Tensor) -> Tensor:
+        """As for `GuidedUpsampler`."""
+        levels = list(pyramid)
+        levels[self.level] = levels[self.level] + self.tokens(torch.cat([features, logits], 1))
+        return upsample(logits, pixels.shape[-2:]) + self.out(self.decoder([pixels, *levels]))
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:

