@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tokencutseg.cli import main
+from tokencutseg.files import results_folder
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(FOLDER.glob("*.ipynb"))}
@@ -89,6 +90,31 @@ def test_symbols_are_defined_once():
     rows = re.findall(r"^\| (\$.+?) \|", "\n".join(text for text in texts if "| symbol |" in text), re.MULTILINE)
     symbols = re.findall(r"\$(.+?)\$", " ".join(rows))
     assert len(symbols) == len(set(symbols)) > 20
+
+
+EXPECTED = {
+    "01": ("reconstruction", "dataset == 'site_a' and measure == 'psnr'", "mean"),
+    "02": ("masked_prediction", "mask_ratio == 0.5", "accuracy"),
+    "03": ("segmentation_history", "train == 'site_a' and epoch == epoch.max()", "validation_per_image_iou"),
+    "04": (
+        "main_results",
+        "train == test == 'site_a' and method == 'tokencutseg' and reduction == 'per_image' and measure == 'iou'",
+        "mean",
+    ),
+    "05": ("graph_radius", "radius > 0", "diff"),
+}
+"""Where the number is that a notebook's head tells to look at: table, rows, column."""
+
+
+@each
+def test_expected_numbers_are_those_of_the_default_study(name):
+    table, rows, column = EXPECTED[name[:2]]
+    file = results_folder() / "quick-synthetic" / "tables" / f"{table}.csv"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there; ./run_all.sh makes it")
+    (head,) = re.findall(r"\| number to look at.*", NUMBERED[name].cells[0].source)
+    low, high = map(float, re.search(r"(-?[\d.]+) to ([\d.]+)", head).groups())
+    assert f"`{table}`" in head and pd.read_csv(file).query(rows)[column].between(low, high).all()
 
 
 @pytest.mark.slow
