@@ -31,7 +31,7 @@ from tokencutseg.plots.style import SEQUENTIAL, code_colours
 
 SIDE = 232
 """Of a picture, in pixels."""
-LARGEST_UPLOAD = 100_000_000
+LARGEST_UPLOAD = 50_000_000
 """Bytes of an own image: several photographs of a phone."""
 YELLOW, WHITE, BLUE, VERMILION = "#FFDD00", "#FFFFFF", "#0072B2", "#D55E00"
 """Outline of the chosen or predicted, and of the reference; missed lesion; skin taken for lesion."""
