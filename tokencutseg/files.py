@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,9 +37,25 @@ def results_folder(path: str | Path = "") -> Path:
     return resolve(path) if path else (CHECKOUT or Path()).resolve() / "results"
 
 
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, where the system tells, else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_QUOTAS = {False: ("cpu.max",), True: ("cpu.cfs_quota_us", "cpu.cfs_period_us")}
+"""Files of a control group of version 2, and of version 1: microseconds of processor time in a period, and that."""
+
+
+def available_cores(root: str | Path = "/") -> int:
+    """Cores that this process may use: its affinity, and what the control groups that it is in leave it (`docker run
+    --cpus 2`), where the system at `root` tells; else all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    groups = Path(root, "proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.is_file() else ():
+        _, controllers, path = line.split(":", 2)  # of version 2 of control groups: no controllers
+        top = Path(root, "sys/fs/cgroup", controllers)
+        folder = top / path.lstrip("/")
+        for group in (folder, *folder.parents[: len(folder.parts) - len(top.parts)]):  # a container sees the top alone
+            with suppress(OSError, ValueError):  # no such group here, no limit in it: "max"
+                quota = " ".join((group / name).read_text() for name in _QUOTAS[bool(controllers)]).split()
+                if int(quota[0]) > 0:
+                    cores = min(cores, -(-int(quota[0]) // int(quota[1])))
+    return cores
 
 
 @contextmanager
@@ -46,7 +63,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary file beside `path`, moved into its place when the block ends without an exception.
 
     Readers see the old or the new file, also after a kill or a full disk, and each process has a temporary file of its
-    own. What a killed process left is removed by the next one that writes the same file, an hour later.
+    own. What a killed process left is removed by the next one that writes the same file, an hour later. Whatever a
+    full disk or a removed folder makes a library raise becomes one clear OSError.
     """
     path = Path(path)
     for left in path.parent.glob(f".{path.name}.*.partial"):
@@ -57,6 +75,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except Exception as error:
+        if not path.parent.is_dir():
+            what = "was removed while files were written to it; start again, which does them anew"
+            raise FileNotFoundError(errno.ENOENT, what, str(path.parent)) from error
+        if re.search("No space left|Disk quota|unexpected pos|file write failed", str(error)):  # the last two: PyTorch
+            what = (
+                f"the disk is full: {path} could not be written; free some space and start again, which goes on there"
+            )
+            raise OSError(errno.ENOSPC, what) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
