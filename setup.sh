@@ -110,7 +110,7 @@ _install() {
     {
         { [ -z "$new" ] || "$python" -I -m pip install --quiet --disable-pip-version-check uv; } \
             && echo "$root" >"$stamp" \
-            && "${uv[@]}" --compile-bytecode --require-hashes -r "$lock" \
+            && "${uv[@]}" --require-hashes -r "$lock" \
             && { [ ${#torch[@]} = 0 ] || "${uv[@]}" "${torch[@]/%/+cpu}" 2>/dev/null \
                 || "${uv[@]}" --torch-backend cpu "${torch[@]}"; } \
             && "${uv[@]}" -e "$root" && _wanted_stamp >"$stamp.new" && mv "$stamp.new" "$stamp"

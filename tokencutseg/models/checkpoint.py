@@ -46,8 +46,8 @@ def save_weights(state: dict[str, Tensor], folder: Path) -> None:
 def save_half(run: str | Path, folder: Path) -> int:
     """Write a run's model into another `folder` in half precision, for `load`; returns the bytes of its weights.
 
-    Raises DataError when there is no model, when half precision cannot hold its weights, and when `folder` holds a model,
-    a run or a study.
+    Raises DataError when there is no model, when half precision cannot hold its weights, and when `folder` holds a
+    model, a run or a study.
     """
     if taken := [name for name in (WEIGHTS, CONFIG) if (folder / name).exists()]:
         raise DataError(f"{folder / taken[0]} is there already and would be lost; write to another folder")

@@ -90,7 +90,8 @@ def run_notebooks(
     Writes ``notebooks/<name>.ipynb`` and ``.html`` (also of a failed notebook, as far as it came), ``.log``, and
     ``.done.json`` (of those that succeeded). Such a notebook is left alone unless `again` is set, as long as its text,
     the package, `parameters` and the study's name (in which the data are hashed) are the same, and its outputs are
-    there. One that was edited since is kept under another name. `timeout` is in seconds per cell; progress goes to standard error.
+    there. One that was edited since is kept under another name. `timeout` is in seconds per cell; progress goes to
+    standard error.
 
     Returns, by notebook, None or one line that names the cell and the error. Raises ConfigError where another process
     is executing notebooks in this folder.
@@ -178,7 +179,7 @@ def _sha256(file: Path) -> str:
 
 
 def facts(executed: Path) -> dict[str, Any]:
-    """What is noted beside an executed notebook that has succeeded (key, seconds, outputs, sha256); {} for any other."""
+    """What is noted beside an executed notebook that has succeeded (key, seconds, outputs, …); {} for any other."""
     done = executed.with_suffix(".done.json")
     return json.loads(done.read_text()) if done.is_file() else {}
 
