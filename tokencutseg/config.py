@@ -178,6 +178,7 @@ class SegmentationConfig:
     self_training_weight: float = option(
         1.0, "Weight of the loss on unlabelled images against the averaged weights' masks (Tarvainen and Valpola 2017)."
     )
+    self_training_share: float = option(0.5, "Unlabelled images in a step, for each labelled one.", above=0)
     frozen_codebook: bool = option(
         True, "Under Lightning < 2.2 fit() put the tokenizer in train mode: its codes drifted."
     )

@@ -35,7 +35,7 @@ BASELINE_SETTINGS = {
     *("augmentation", "class_weighted_dice", "cross_entropy_weight", "test_time_flips"),
 }
 """What of stage 3's settings a baseline shares; the others are about our own model."""
-SELF_TRAINING = {"self_training_weight"}
+SELF_TRAINING = {"self_training_weight", "self_training_share"}
 """What a baseline with self-training shares beyond that."""
 
 

@@ -239,10 +239,10 @@ class SegmenterModule(StageModule):
         return self.config.self_training_weight * min(1.0, max(0.0, (done - 0.1) / 0.3))
 
     def self_training_loss(self, labelled: int, generator: torch.Generator) -> Tensor:
-        """The loss on half as many unlabelled images as there are `labelled` ones in the batch, warped and recoloured,
-        against the teacher's masks of the plain images."""
+        """The loss on `self_training_share` times as many unlabelled images as there are `labelled` ones in the batch,
+        warped and recoloured, against the teacher's masks of the plain images."""
         assert self.unlabelled is not None, "self-training needs unlabelled images"
-        count = max(1, labelled // 2)
+        count = max(1, int(labelled * self.config.self_training_share))
         chosen = torch.randint(len(self.unlabelled), (count,), generator=generator)
         images = load_batch(self.unlabelled, chosen)["images"].to(self.device)
         self.unlabelled_seen += count * self.trainer.world_size
