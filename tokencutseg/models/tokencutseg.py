@@ -88,7 +88,8 @@ class TokenCutSeg(SegmentationModel):
         if seg.encoder == "fine_tuned":
             self.encoder = self.vqgan.copy_encoder()
         elif seg.encoder == "imagenet":
-            self.encoder = Lite0Encoder(level, config.vqgan.code_dim, pretrained)
+            code_dim = config.vqgan.code_dim if config.masked_gpt.trains_encoder else 0  # what the transformer takes
+            self.encoder = Lite0Encoder(level, code_dim, pretrained)
         self.vqgan.requires_grad_(False)
         self.masked_gpt.requires_grad_(not seg.frozen_transformer)
         self.train()  # a frozen tokenizer must never be in training mode, in which modules start
