@@ -179,6 +179,12 @@ class SegmentationConfig:
         1.0, "Weight of the loss on unlabelled images against the averaged weights' masks (Tarvainen and Valpola 2017)."
     )
     self_training_share: float = option(0.5, "Unlabelled images in a step, for each labelled one.", above=0)
+    self_training_mix: float = option(
+        0.0, "Share of them with a rectangle of another one and its mask (CutMix, French et al. 2020).", least=0, most=1
+    )
+    self_training_hidden: float = option(
+        0.0, "Share of them with half of the tokens hidden (masked consistency, Hoyer et al. 2023).", least=0, most=1
+    )
     frozen_codebook: bool = option(
         True, "Under Lightning < 2.2 fit() put the tokenizer in train mode: its codes drifted."
     )

@@ -232,6 +232,31 @@ def test_self_training_loss_is_the_supervised_one_on_the_teachers_masks():
     assert all(p.grad is None for p in module.ema_model.parameters())
 
 
+def test_hidden_cells_are_grey_to_a_network():
+    settings = {"segmentation.self_training_hidden": 0.5}
+    module, generator = made("baseline", **settings).eval(), torch.Generator().manual_seed(0)
+    images, masks = torch.rand(16, 3, 32, 32), torch.zeros(16, 32, 32, dtype=torch.int64)
+    hidden = module.hidden_cells(images, generator)  # (16, 4, 4)
+    shares = hidden.float().mean((1, 2))
+    assert set(shares.tolist()) == {0.0, 0.5} and 4 <= (shares > 0).sum() <= 12
+    grey = torch.where(hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None], 0.5, images)
+    found, expected = module.losses(images, masks, generator, hidden), module.losses(grey, masks, generator)
+    torch.testing.assert_close(found, expected)
+
+
+def test_hidden_tokens_are_masked_and_their_pixels_blank_to_the_encoder():
+    settings = {"segmentation.encoder": "imagenet", "segmentation.upsampling": "unet", "masked_gpt.encoder": "frozen"}
+    module = made("segmentation", **settings, **{"segmentation.self_training_hidden": 1.0}).eval()
+    images, generator = torch.rand(2, 3, 32, 32), torch.Generator().manual_seed(0)
+    hidden = module.hidden_cells(images, generator)
+    grey = torch.where(hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None], 0.5, images)
+    guide = module.model.encode(images, blank=hidden.flatten(1)).guide
+    torch.testing.assert_close(guide.features, module.model.encode(grey).guide.features)
+    tokens, encoding, _ = module.model.encode(images)
+    expected = module.model.transformer_features(tokens, encoding, hidden.flatten(1))
+    torch.testing.assert_close(module.model(images, hidden.flatten(1), blank=True).features, expected)
+
+
 @pytest.mark.parametrize("averaged", [True, False])
 def test_teacher_leaves_the_training_mode_as_it_was(averaged):
     module = made("segmentation", unlabelled=True, **{"segmentation.weight_average": averaged})

@@ -25,7 +25,7 @@ from tokencutseg.evaluation.cost import cost_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.experiments.engine import train_missing
-from tokencutseg.experiments.pipeline import OURS, Training
+from tokencutseg.experiments.pipeline import OURS, SELF_TRAINING, Training
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
 from tokencutseg.experiments.tables import initialisation
@@ -162,7 +162,7 @@ COUPLED = {
     "masked_gpt.encoder": ("masked_gpt.learning_rate", "masked_gpt.batch_size"),
     "segmentation.graph_radius": ("segmentation.radius_unit",),
     "segmentation.encoder": ("segmentation.encoder_lr_scale",),
-    "segmentation.self_training_weight": ("segmentation.self_training_share",),
+    "segmentation.self_training_weight": tuple(f"segmentation.{one}" for one in sorted(SELF_TRAINING)),
     "segmentation.batch_size": ("segmentation.learning_rate",),
 }
 """Options that change with another one, since they mean something only with it: a rate has its batch."""
