@@ -225,7 +225,7 @@ class AblationConfig:
     label_fractions: tuple[float, ...] = option((0.05, 1.0))
     label_methods: tuple[str, ...] = option(("unet",), "Baselines and other recipes in the table of label shares.")
     deviations: tuple[str, ...] = option(("segmentation.loss_input",))
-    steps: tuple[str, ...] = option(("segmentation.encoder",), "Options from `described` to `revised`, in order.")
+    steps: tuple[str, ...] = option(("segmentation.upsampling",), "Options from `described` to `revised`, in order.")
     baselines: tuple[str, ...] = option(("otsu", "unet"))
     full_comparisons: bool = option(
         False, "Whether the tables of baselines and of label shares have the budget of the main stages."

@@ -25,7 +25,7 @@ from tokencutseg.evaluation.cost import cost_row
 from tokencutseg.evaluation.inference import map_batches, tokenize
 from tokencutseg.evaluation.reconstruction import reconstruction_scores
 from tokencutseg.experiments.engine import train_missing
-from tokencutseg.experiments.pipeline import OURS, SELF_TRAINING, Training
+from tokencutseg.experiments.pipeline import OURS, Training
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
 from tokencutseg.experiments.tables import initialisation
@@ -162,7 +162,7 @@ COUPLED = {
     "masked_gpt.encoder": ("masked_gpt.learning_rate", "masked_gpt.batch_size"),
     "segmentation.graph_radius": ("segmentation.radius_unit",),
     "segmentation.encoder": ("segmentation.encoder_lr_scale",),
-    "segmentation.self_training_weight": tuple(f"segmentation.{one}" for one in sorted(SELF_TRAINING)),
+    "segmentation.self_training_weight": ("segmentation.self_training_share",),
     "segmentation.batch_size": ("segmentation.learning_rate",),
 }
 """Options that change with another one, since they mean something only with it: a rate has its batch."""
@@ -197,14 +197,14 @@ def changed(base: Config, option: str, recipe: str, labels: Mapping[str, Any]) -
 
 
 def component_rows(study: Study) -> list[Row]:
-    """The method built up, one change per row: the encoder is the tokenizer's frozen one, the transformer learns at the
-    full rate, and only labelled images are learned from, until the last rows of a recipe that has it otherwise."""
+    """The method built up, one change per row: the encoder is the tokenizer's frozen one, the transformer learns along,
+    and only labelled images are learned from, until the last rows of a recipe that has it otherwise."""
     config, rows = reduced_budget(study.config), list[Row]()
     for row, option, without in (
         ("+ self-training", "segmentation.self_training_weight", 0.0),
         ("+ encoder in the pretraining", "masked_gpt.encoder", "frozen"),
         ("+ encoder from ImageNet", "segmentation.encoder", "frozen"),
-        ("+ slower transformer", "segmentation.transformer_lr_scale", 1.0),  # that of one without pretraining
+        ("+ frozen transformer", "segmentation.frozen_transformer", False),
         ("+ graph module", "segmentation.use_deepcut", False),
         ("+ masked pretraining", "segmentation.mlm_weight", 0.0),
         ("+ transformer", "masked_gpt.n_layer", 0),
