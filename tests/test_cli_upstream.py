@@ -22,6 +22,7 @@ from tokencutseg.cli_upstream import hardware
 from tokencutseg.config import RECIPES, ConfigError
 from tokencutseg.data import synthetic
 from tokencutseg.data.images import read_image, read_mask
+from tokencutseg.models.hardware import Hardware, choose_device, gpu_problem
 from tokencutseg.models.upstream import load_segmenter
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny_seg.ckpt"
@@ -202,25 +203,63 @@ def test_what_train_seg_refuses(folders, trained, tmp_path, capsys):
     assert "holds 2 finished vqgan runs; give one run's folder" in capsys.readouterr().err
 
 
+def machine(monkeypatch, gpus, capability=(9, 0)):
+    """A machine with so many GPUs."""
+    gpu_problem.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "G")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
+@pytest.fixture(autouse=True)
+def real_machine():
+    yield
+    gpu_problem.cache_clear()
+
+
 @pytest.mark.parametrize(
-    ("there", "gpus", "precision", "expected"),
+    ("there", "device", "gpus", "precision", "expected"),
     [
-        (0, None, "auto", ("cpu", "auto", 1)),
-        (0, 2, "16", ("cpu", "32-true", 1)),
-        (0, 0, "bf16", ("cpu", "bf16-mixed", 1)),
-        (4, None, "auto", ("gpu", "auto", 1)),
-        (4, 3, "16", ("gpu", "16-mixed", 3)),
-        (4, 0, "32", ("cpu", "32-true", 1)),
+        (0, "auto", None, "auto", ("cpu", "32-true", 1)),
+        (0, "auto", 2, "16", ("cpu", "32-true", 1)),
+        (0, "cpu", 0, "bf16", ("cpu", "bf16-mixed", 1)),
+        (4, "auto", None, "auto", ("cuda", "bf16-mixed", 1)),
+        (4, "gpu", 3, "16", ("cuda", "16-mixed", 3)),
+        (4, "auto", 0, "32", ("cpu", "32-true", 1)),
+        (4, "cpu", None, "auto", ("cpu", "32-true", 1)),
     ],
 )
-def test_hardware(monkeypatch, there, gpus, precision, expected):
-    """On the CPU where there is no GPU."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    found = hardware(argparse.Namespace(gpus=gpus, precision=precision, num_nodes=1))
-    assert (found.accelerator, found.precision, found.devices) == expected
+def test_hardware(monkeypatch, there, device, gpus, precision, expected):
+    """On the CPU where there is no GPU, and where it is asked for."""
+    machine(monkeypatch, there)
+    found = hardware(argparse.Namespace(device=device, gpus=gpus, precision=precision, num_nodes=1))
+    assert (found.found()[0].type, found.found()[1], found.devices) == expected
     with pytest.raises(ConfigError, match="--gpus 5, but there are 4 here"):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-        hardware(argparse.Namespace(gpus=5, precision=precision, num_nodes=1))
+        machine(monkeypatch, 4)
+        hardware(argparse.Namespace(device="auto", gpus=5, precision=precision, num_nodes=1))
+
+
+def test_choice_of_a_device(monkeypatch):
+    """A GPU that is too old, and Apple's, are never taken unasked."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    machine(monkeypatch, 1, (6, 1))
+    assert choose_device().type == "cpu" and "too old" in Hardware().describe()
+    with pytest.raises(ConfigError, match="G is too old"):
+        choose_device("gpu")
+    assert choose_device("mps").type == "mps"
+    machine(monkeypatch, 1, (7, 5))
+    assert choose_device().type == "cuda" and Hardware().describe() == "GPU G, precision: bf16 mixed"
+    monkeypatch.setenv("TOKENCUTSEG_DEVICE", "cpu")
+    assert choose_device().type == "cpu" and choose_device("gpu").type == "cuda"
+    monkeypatch.setenv("TOKENCUTSEG_DEVICE", "tpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name, message in (("auto", "not 'tpu'"), ("mps", "needs a Mac")):
+        with pytest.raises(ConfigError, match=message):
+            choose_device(name)
 
 
 @pytest.mark.slow

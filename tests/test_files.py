@@ -1,12 +1,14 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 
 from tokencutseg import files
-from tokencutseg.files import atomic_write, resolve, results_folder, write_csv, write_json
+from tokencutseg.files import atomic_write, available_cores, resolve, results_folder, write_csv, write_json
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -44,6 +46,40 @@ def test_two_processes_that_write_one_file_do_not_meet(tmp_path):
 def _write_often(path, n):
     for _ in range(200):
         write_json(list(range(n, n + 1000)), path)
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "cores"),
+    [
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("1:name=systemd:/\n4:cpu,cpuacct:/docker/1", {"cpu,cpuacct/cpu.cfs_quota_us": "300000"}, 3),
+        ("4:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_quota_us": "-1"}, 8),
+        ("0::/gone", {}, 8),
+    ],
+)
+def test_cores_that_control_groups_leave(tmp_path, monkeypatch, groups, limits, cores):
+    """Of 8: in version 2 and 1, in a group or above it, seen from outside or within a container."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    everything = {"proc/self/cgroup": groups} | {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
+    for name in list(everything):
+        if name.endswith("quota_us"):
+            everything[name.replace("quota", "period")] = "100000"
+    for name, text in everything.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert available_cores(tmp_path) == cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinities")
+def test_threads_are_as_many_as_the_process_may_use():
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "import tokencutseg, torch; print(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP")}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "1 passive\n"
 
 
 def test_paths_from_any_folder(tmp_path, monkeypatch):

@@ -22,14 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokencutseg import __version__, cli_segment, cli_upstream
 from tokencutseg.config import PRESETS, RECIPES, ConfigError, configure, option_reasons
-from tokencutseg.files import CHECKOUT, resolve, results_folder
+from tokencutseg.files import CHECKOUT, available_cores, resolve, results_folder
 
 if TYPE_CHECKING:
     from tokencutseg.experiments.study import Study
-
-# Before torch is imported: threads that wait for each other leave the core to others. With one of two cores busy a
-# training step takes twice as long, and with threads that spin 2.5 to 10 times.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 COMMANDS = {
     "the study": {
@@ -52,6 +48,8 @@ COMMANDS = {
     },
 }
 """By group: what a command does, and an example."""
+FULL_CORE_DAYS = 60
+"""Days on one core for the three stages of `revised` at preset `full`, with 2,000 images; measured on a server's."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--train-only", action="store_true", help="only the trainings that the tables rest on")
     run.add_argument("--jobs", type=_positive, metavar="N", help="notebooks (or trainings, without notebooks) at once")
     run.add_argument("--dask", metavar="ADDRESS", help="train on the cluster of this Dask scheduler, then go on here")
-    cli_upstream.add_hardware(run, gpus=None, precision="auto")
+    cli_upstream.add_hardware(run, precision="auto")
     text = "most time for one cell (default: a week)"  # so that a hung kernel ends some day, and no honest training
     run.add_argument("--timeout", type=_positive, default=7 * 24 * 3600, metavar="SECONDS", help=text)
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="other notebooks than the checkout's own")
@@ -147,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern (a/*.jpg)")
     segment.add_argument("--model", type=resolve, metavar="RUN", help="a run's folder (default: the included model)")
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
+    cli_upstream.add_device(segment)
 
     explore = command("explore", _explore)
     explore.add_argument(
@@ -155,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument(
         "--data", type=resolve, metavar="DIR", help="folder with datasets (default: synthetic lesions)"
     )
+    cli_upstream.add_device(explore)
     explore.add_argument("--port", type=_positive, default=8888, metavar="N", help="or the next free (default: 8888)")
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
     explore.add_argument("--notebooks", type=Path, metavar="DIR", help="a folder with your own copy of explorer.ipynb")
@@ -206,7 +206,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
     notebooks = runner.find_notebooks(arguments.notebooks, arguments.only) if executes else []
     results, data = arguments.results.absolute(), [str(folder) for folder in arguments.data] or ""
-    hardware = cli_upstream.hardware(arguments) if trains else None
+    hardware = cli_upstream.hardware(arguments)
+    if hardware.device != "auto":
+        os.environ["TOKENCUTSEG_DEVICE"] = hardware.device  # for the notebooks
     study = Study.open(config.preset, config.recipe, config.seed, data, results, overrides, hardware)
     available_rows(study)
     parameters = {"preset": config.preset, "recipe": config.recipe, "seed": config.seed}
@@ -220,6 +222,13 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"unknown table {unknown[0]!r}. Known: {', '.join(TABLES)}")
     # files are read now, so that what is wrong with them is not said by the first notebook
     problems = study.source.check() if arguments.data and not study.folder.exists() else []
+    jobs = arguments.jobs or (2 if executes and config.preset == "tiny" else 1)  # tiny's notebooks are mostly start-up
+    cores = available_cores()
+    print(f"device     {hardware.describe(jobs)}", flush=True)
+    if config.preset == "full" and hardware.found()[0].type == "cpu":
+        days = FULL_CORE_DAYS / cores
+        what = f"about {days:.0f} days for one training of the method on 2,000 images, on the {cores} cores here"
+        print(f"note: preset full is made for a GPU; without one it takes {what}", file=sys.stderr)
     if arguments.dry_run:
         planned = [("notebook", path) for path in notebooks] or [("table", name) for name in arguments.table]
         _describe(study, parameters, planned or [("trainings", "all that the tables rest on")])
@@ -234,7 +243,6 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     folder = study.folder
     del study  # the notebooks open the images themselves
-    jobs = arguments.jobs or (2 if config.preset == "tiny" else 1)  # tiny's notebooks are mostly start-up
     outcomes = runner.run_notebooks(notebooks, parameters, folder, jobs, arguments.timeout, arguments.again)
     index = write_index(folder, runner.find_notebooks(arguments.notebooks))
     done = sum(failure is None for failure in outcomes.values())
@@ -297,6 +305,8 @@ def _explore(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} {path} does not exist")
         if path:
             environment[f"TOKENCUTSEG_EXPLORE_{name.upper()}"] = str(path.absolute())
+    if arguments.device != "auto":
+        environment["TOKENCUTSEG_DEVICE"] = arguments.device
     # defaults of JupyterLab's settings, which the user's own override: it does not ask whether it may fetch news
     paths = [str(Path(__file__).parent / "explore" / "jupyter"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
     environment["JUPYTER_CONFIG_PATH"] = os.pathsep.join(paths)

@@ -29,6 +29,7 @@ def segment(arguments: argparse.Namespace) -> int:
     """Write two PNG files per image, a mask (0 or 255) and an overlay; the exit status."""
     import tokencutseg
     from tokencutseg.data.images import DataError, read_image
+    from tokencutseg.models.hardware import Hardware, choose_device
     from tokencutseg.report.notebooks import check_writable
 
     images, failures = _find_images(arguments.images)
@@ -39,8 +40,9 @@ def segment(arguments: argparse.Namespace) -> int:
     for file in (file for pair in outputs.values() for file in pair):
         if file.exists() and _software(file) != SOFTWARE:
             raise ConfigError(f"{file} is there already and not from an earlier call; choose another folder with --out")
-    model = tokencutseg.load(arguments.model)
+    model = tokencutseg.load(arguments.model).to(choose_device(arguments.device))
     check_writable(arguments.out, "--out")
+    print(f"device: {Hardware(arguments.device, '32-true').describe()}", flush=True)
     for image, (mask_file, overlay_file) in outputs.items():
         try:
             pixels = read_image(image)

@@ -19,7 +19,7 @@ from tokencutseg.files import resolve
 
 if TYPE_CHECKING:
     from tokencutseg.experiments.study import Study
-    from tokencutseg.training.fit import Hardware
+    from tokencutseg.models.hardware import Hardware
 
 PRECISIONS = {"16": "16-mixed", "32": "32-true", "bf16": "bf16-mixed", "auto": "auto"}
 _OURS = {"max_epochs": "epochs", "embed_dim": "code_dim", "n_embed": "codebook_size", "n_embd": "d_model"}
@@ -51,6 +51,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     test.add_argument("--batch-size", type=int, default=1, metavar="N", help="(default: %(default)s)")
     _add_sizes(test, 1024)
     _add_settings(test, "masked_gpt", "gpt-", n_layer=12, n_head=4, n_embd=256)
+    add_device(test)
     test.add_argument("--records", type=Path, metavar="FILE.csv", help="write one row of scores per image")
 
     export = command("export", _export)
@@ -74,31 +75,35 @@ def read_overrides(pairs: Sequence[str]) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (pair.partition("=") for pair in pairs)}
 
 
-def add_hardware(parser: argparse.ArgumentParser, gpus: int | None, precision: str) -> None:
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option `--device`, the same for every command that computes."""
+    text = "where to compute (default: TOKENCUTSEG_DEVICE, else a GPU that works, else the CPU)"
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "mps"), default="auto", help=text)
+
+
+def add_hardware(parser: argparse.ArgumentParser, precision: str) -> None:
     """The options that `hardware` reads."""
-    parser.add_argument("--gpus", type=int, default=gpus, metavar="N", help="per training, 0 for the CPU (default: 1)")
+    add_device(parser)
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs per training, 0 for the CPU (default: 1)")
     text = "16 and bf16 are mixed; auto is bf16 on a GPU that has it, else 32 (default: %(default)s)"
     parser.add_argument("--precision", choices=PRECISIONS, default=precision, help=text)
     parser.add_argument("--num-nodes", type=int, default=1, metavar="N", help="machines per training (default: 1)")
 
 
 def hardware(arguments: argparse.Namespace) -> Hardware:
-    """What the options mean here: without `gpus`, one if there is one. Raises ConfigError for more than there are."""
+    """What the options mean here. Raises ConfigError for a device or for more GPUs than there are."""
     import torch
 
-    from tokencutseg.training.fit import Hardware
+    from tokencutseg.models.hardware import Hardware, choose_device
 
-    there, gpus, precision = torch.cuda.device_count(), arguments.gpus, PRECISIONS[arguments.precision]
-    if gpus and not there:
-        _note("no GPU here: training on the CPU, as with --gpus 0")
-    gpus = min(1, there) if gpus is None or not there else gpus
-    if not 0 <= gpus <= there:
+    device, gpus = "cpu" if arguments.gpus == 0 else arguments.device, arguments.gpus or 1
+    there = torch.cuda.device_count() if choose_device(device).type == "cuda" else 0
+    if arguments.gpus and not there:
+        _note(f"--gpus {gpus} is without effect: no GPU is used here")
+    elif there and not 0 < gpus <= there:
         raise ConfigError(f"--gpus {gpus}, but there are {there} here")
-    if precision == "16-mixed" and not gpus:
-        _note("--precision 16 is for GPUs: computing in 32 bits")
-        precision = "32-true"
-    accelerator = "gpu" if gpus else "cpu"
-    found = Hardware(accelerator, precision, max(1, gpus), num_nodes=arguments.num_nodes, progress_bar=True)
+    gpus, precision = gpus if there else 1, PRECISIONS[arguments.precision]
+    found = Hardware(device, precision, gpus, num_nodes=arguments.num_nodes, progress_bar=True)
     if not found.leading:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends; errors are still printed)
     return found
@@ -139,7 +144,7 @@ def _add_file(parser: argparse.ArgumentParser, flag: str, default: str, text: st
 
 
 def _add_training(parser: argparse.ArgumentParser, precision: str, output: str, experiment: str) -> None:
-    add_hardware(parser, 1, precision)
+    add_hardware(parser, precision)
     parser.add_argument("--output-dir", type=Path, default=Path(output), metavar="DIR", help="(default: %(default)s)")
     text = "runs go to OUTPUT_DIR/NAME/runs (default: %(default)s)"
     parser.add_argument("--experiment-name", default=experiment, metavar="NAME", help=text)
@@ -192,7 +197,7 @@ def _study(arguments: argparse.Namespace, masks: bool = True) -> Study:
     check_writable(folder / "runs", "--output-dir")
     machine, size = hardware(arguments), config.data.image_size
     counts = f"{len(train.samples)} training and {len(val.samples)} validation images"
-    print(f"{counts} at {size}×{size}; runs go to {folder / 'runs'}", flush=True)
+    print(f"{counts} at {size}×{size}; runs go to {folder / 'runs'}\ndevice: {machine.describe()}", flush=True)
     return Study(config, folder_source("folders", size, [train, val]), folder, machine)
 
 
@@ -241,14 +246,13 @@ def _note_sizes(arguments: argparse.Namespace, config: Config, path: Path, *sect
 
 
 def _test_seg(arguments: argparse.Namespace) -> int:
-    import torch
-
     from tokencutseg.data.folders import pair_folders
     from tokencutseg.data.image_set import load_split
     from tokencutseg.evaluation.inference import predict_masks
     from tokencutseg.evaluation.per_image import score
     from tokencutseg.evaluation.statistics import summarise
     from tokencutseg.files import write_csv
+    from tokencutseg.models.hardware import Hardware, choose_device
     from tokencutseg.report.notebooks import check_writable
 
     size, path = getattr(arguments, "data.image_size"), arguments.checkpoint_path
@@ -263,7 +267,8 @@ def _test_seg(arguments: argparse.Namespace) -> int:
     if size != (own := model.config.data.image_size):
         _note(f"--image-size is {size}, but {path} was trained at {own}: scores will be lower than it can reach")
     images = load_split(pair_folders("folders", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(choose_device(arguments.device))
+    print(f"device: {Hardware(arguments.device, '32-true').describe()}", flush=True)
     records = score(predict_masks(model, images, arguments.batch_size), images.masks, images.ids, method="test-seg")
     print(f"{len(images)} images at {size}×{size}")
     for reduction, rule in (

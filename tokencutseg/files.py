@@ -36,9 +36,25 @@ def results_folder(path: str | Path = "") -> Path:
     return resolve(path) if path else (CHECKOUT or Path()).resolve() / "results"
 
 
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, where the system tells, else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_QUOTAS = {False: ("cpu.max",), True: ("cpu.cfs_quota_us", "cpu.cfs_period_us")}
+"""Files of a control group of version 2, and of version 1: microseconds of processor time in a period, and that."""
+
+
+def available_cores(root: str | Path = "/") -> int:
+    """Cores that this process may use: its affinity, and what the control groups that it is in leave it (`docker run
+    --cpus 2`), where the system at `root` tells; else all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    groups = Path(root, "proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.is_file() else ():
+        _, controllers, path = line.split(":", 2)  # of version 2 of control groups: no controllers
+        top = Path(root, "sys/fs/cgroup", controllers)
+        folder = top / path.lstrip("/")
+        for group in (folder, *folder.parents[: len(folder.parts) - len(top.parts)]):  # a container sees the top alone
+            with suppress(OSError, ValueError):  # no such group here, no limit in it: "max"
+                quota = " ".join((group / name).read_text() for name in _QUOTAS[bool(controllers)]).split()
+                if int(quota[0]) > 0:
+                    cores = min(cores, -(-int(quota[0]) // int(quota[1])))
+    return cores
 
 
 @contextmanager

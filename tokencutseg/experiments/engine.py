@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import joblib
 import torch
@@ -23,9 +23,7 @@ from tokencutseg.experiments.pipeline import Training
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Data, Study
 from tokencutseg.files import available_cores
-
-if TYPE_CHECKING:
-    from tokencutseg.training.fit import Hardware
+from tokencutseg.models.hardware import Hardware
 
 WAVES = (("vqgan",), ("masked_gpt",), ("segmentation", "baseline"))
 """The trainings of one wave are independent of each other once the waves before it are done."""

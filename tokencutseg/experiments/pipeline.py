@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,11 +22,9 @@ from tokencutseg.evaluation.per_image import contrast, native_scores, score
 from tokencutseg.experiments.runs import Run, RunSpec, RunStore, Trained
 from tokencutseg.models.baselines import declaration, otsu, self_trains
 from tokencutseg.models.checkpoint import PRETRAINED_PARTS, build
+from tokencutseg.models.hardware import Hardware, choose_device
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
-
-if TYPE_CHECKING:
-    from tokencutseg.training.fit import Hardware  # Lightning is slow to import, and only a training needs it
 
 OURS = "tokencutseg"
 """The method under study, in columns `method`."""
@@ -66,7 +64,7 @@ class Pipeline:
     """
 
     def __init__(self, config: Config, source: DataSource, store: RunStore, hardware: Hardware | None = None) -> None:
-        self.config, self.source, self.store, self.hardware = config, source, store, hardware
+        self.config, self.source, self.store, self.hardware = config, source, store, hardware or Hardware()
         self.adopted: Run | None = None
         self._specs: dict[Training, RunSpec] = {}
 
@@ -193,7 +191,7 @@ class Pipeline:
             return {}, {"images_seen": 0, "training_images": 0, "seconds": 0.0, "pretrained_weights": "none"}
         from tokencutseg.training import modules
         from tokencutseg.training.batches import EvalLoader, TrainLoader
-        from tokencutseg.training.fit import Hardware, fit
+        from tokencutseg.training.fit import fit  # Lightning is slow to import
 
         data, stage = self._data(training), training.stage
         before = {name: self.run(parent).model() for name, parent in self.parents(training).items()}
@@ -217,7 +215,7 @@ class Pipeline:
         loop = getattr(config, training.section)
         train = TrainLoader(data["train"], loop.batch_size, loop.images_per_epoch, config.seed)
         validation = EvalLoader(data["validation"], config.evaluation.batch_size)
-        state, facts = fit(module, train, validation, loop.epochs, folder, self.hardware or Hardware())
+        state, facts = fit(module, train, validation, loop.epochs, folder, self.hardware)
         if stage == "vqgan":
             perceptual = None if module.perceptual is None else module.perceptual.lpips.weights_name
             return module.vqgan.state_dict(), facts | {"perceptual_weights": perceptual}
@@ -241,7 +239,7 @@ class Pipeline:
             if name == "otsu":
                 margins = torch.cat([2.0 * otsu(chunk.float() / 255) - 1 for chunk in images.images.split(64)])
             else:
-                model = run.model().to("cuda" if torch.cuda.is_available() else "cpu")
+                model = run.model().to(choose_device(self.hardware.device))
                 margins = predict_lesion_scores(model, images, self.config.evaluation.batch_size)
             rows = score(margins > 0, images.masks, images.ids, method=name or OURS).assign(contrast=contrast(images))
             if images.units is not None:

@@ -21,11 +21,10 @@ from tokencutseg.experiments.runs import ENVIRONMENT, RunStore, environment
 from tokencutseg.files import atomic_write, resolve, results_folder, write_csv, write_json
 from tokencutseg.models.baselines import BASELINES
 from tokencutseg.models.checkpoint import CONFIG
+from tokencutseg.models.hardware import Hardware
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from tokencutseg.training.fit import Hardware
 
 Data = str | Path | Sequence[str | Path]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +18,9 @@ from torch import Tensor
 
 from tokencutseg.config import ConfigError
 from tokencutseg.files import atomic_write, write_csv
+from tokencutseg.models.hardware import Hardware
 from tokencutseg.training.batches import EvalLoader, TrainLoader
 from tokencutseg.training.modules import StageModule
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where and how precisely a training computes; it is not part of a run's identity."""
-
-    accelerator: str = "auto"  # auto, cpu or gpu
-    precision: str = "auto"  # Lightning's name; auto is bf16-mixed on a GPU that has it and 32-true elsewhere
-    devices: int = 1  # processes on each machine, one for each GPU (or, on CPUs, any number)
-    num_nodes: int = 1  # machines
-    progress_bar: bool = False  # print a line per epoch, and on a terminal show a bar within it
-
-    @property
-    def leading(self) -> bool:
-        """Whether this process is the only one or the first, which writes and prints."""
-        ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")  # set by launchers
-        return self.devices * self.num_nodes == 1 or all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 class History(Callback):
@@ -101,10 +83,8 @@ def fit(
             f"{folder.name}: an epoch of {train.images_per_epoch} images in batches of {train.batch_size} has one of "
             f"{smallest}, too few for {processes} processes; change batch_size or images_per_epoch of that stage"
         )
-    precision, on_gpu = hardware.precision, hardware.accelerator != "cpu" and torch.cuda.is_available()
-    if precision == "auto":
-        has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16-mixed" if has_bf16 else "32-true"
+    device, precision = hardware.found()
+    on_gpu = device.type == "cuda"
     if on_gpu:
         module.to(memory_format=torch.channels_last)  # faster convolutions on GPUs, not on CPUs
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +92,7 @@ def fit(
     history, bar = History(folder, hardware.progress_bar), hardware.progress_bar and sys.stdout.isatty()
     last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     trainer = pl.Trainer(
-        accelerator=hardware.accelerator,
+        accelerator="gpu" if on_gpu else device.type,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
         strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",  # some steps leave parameters out
