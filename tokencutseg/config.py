@@ -311,9 +311,11 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """The inverse of `to_dict`. Raises ConfigError for an unknown key."""
+        """The inverse of `to_dict`. Raises ConfigError for an unknown key; one of the plan, which decides no training,
+        may be that of another version and is left out."""
         head = {key: values[key] for key in ("preset", "recipe", "seed") if key in values}
-        return cls(**head).override(_flat({stage: values.get(stage, {}) for stage in STAGES}))
+        given = _flat({stage: values.get(stage, {}) for stage in STAGES})
+        return cls(**head).override({n: value for n, value in given.items() if n in options() or not is_plan(n)})
 
     def with_recipe(self, recipe: str) -> Config:
         """The same study under another recipe."""
