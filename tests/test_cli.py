@@ -104,7 +104,8 @@ def test_without_a_command_it_lists_them_by_group(capsys):
         (["fetch", "isic2015"], "isic2015"),
         (["audit", "--data", "nowhere"], "nowhere does not exist"),
         (["segment", "a.png", "--model", "nowhere", "--out", "out"], "nowhere holds no saved model"),
-        (["explore", "--notebooks", "."], "holds no explorer.ipynb"),
+        (["explore", "--notebooks", "."], "holds no explorer*.ipynb"),
+        (["explore", "06"], "holds no 06*.ipynb"),
         (["explore", "--model", "nowhere"], "nowhere does not exist"),
     ],
 )
@@ -303,6 +304,9 @@ class RedIsLesion:
 
     def predict(self, image):
         return image[..., 0] > 127
+
+    def to(self, device):
+        return self
 
 
 @pytest.fixture

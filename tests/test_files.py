@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -20,6 +21,27 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert path.read_text() == "a\n1\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"),  # torch.save
+    ],
+)
+def test_full_disk(tmp_path, error):
+    (tmp_path / "table.csv").write_text("old")
+    with (
+        pytest.raises(OSError, match=r"the disk is full: .*table.csv .* free some space") as caught,
+        atomic_write(tmp_path / "table.csv") as file,
+    ):
+        file.write_text("half of")
+        raise error
+    assert caught.value.errno == errno.ENOSPC and "\n" not in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+    assert (tmp_path / "table.csv").read_text() == "old"
 
 
 def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):

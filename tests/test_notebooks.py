@@ -6,8 +6,13 @@ import statistics
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+
+from tokencutseg.cli import main
+from tokencutseg.files import results_folder
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(FOLDER.glob("*.ipynb"))}
@@ -75,8 +80,9 @@ def test_exercises_have_folded_solutions(name):
     exercises = [i for i, cell in enumerate(cells) if f"### Exercise {int(name[:2])}." in cell.source]
     assert exercises and [cells[i + 1] for i in exercises] == tagged(name, "solution")
     for solution in tagged(name, "solution"):
-        assert solution.metadata["jupyter"] == {"source_hidden": True, "outputs_hidden": True}
+        assert solution.metadata["jupyter"] == {"source_hidden": True}
         assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(solution.source)))
+        assert "print(" not in solution.source, "an answer is hidden: see `answer`"
 
 
 def test_symbols_are_defined_once():
@@ -84,6 +90,31 @@ def test_symbols_are_defined_once():
     rows = re.findall(r"^\| (\$.+?) \|", "\n".join(text for text in texts if "| symbol |" in text), re.MULTILINE)
     symbols = re.findall(r"\$(.+?)\$", " ".join(rows))
     assert len(symbols) == len(set(symbols)) > 20
+
+
+EXPECTED = {
+    "01": ("reconstruction", "dataset == 'site_a' and measure == 'psnr'", "mean"),
+    "02": ("masked_prediction", "mask_ratio == 0.5", "accuracy"),
+    "03": ("segmentation_history", "train == 'site_a' and epoch == epoch.max()", "validation_per_image_iou"),
+    "04": (
+        "main_results",
+        "train == test == 'site_a' and method == 'tokencutseg' and reduction == 'per_image' and measure == 'iou'",
+        "mean",
+    ),
+    "05": ("graph_radius", "radius > 0", "diff"),
+}
+"""Where the number is that a notebook's head tells to look at: table, rows, column."""
+
+
+@each
+def test_expected_numbers_are_those_of_the_default_study(name):
+    table, rows, column = EXPECTED[name[:2]]
+    file = results_folder() / "quick-synthetic" / "tables" / f"{table}.csv"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there; ./run_all.sh makes it")
+    (head,) = re.findall(r"\| number to look at.*", NUMBERED[name].cells[0].source)
+    low, high = map(float, re.search(r"(-?[\d.]+) to ([\d.]+)", head).groups())
+    assert f"`{table}`" in head and pd.read_csv(file).query(rows)[column].between(low, high).all()
 
 
 @pytest.mark.slow
@@ -94,6 +125,39 @@ def test_every_table_and_figure_is_written(tiny_study, name):
         assert len(pd.read_csv(tiny_study / "tables" / f"{table}.csv"))
     for figure in written(name, "figure"):
         assert (tiny_study / "figures" / f"{figure}.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+@each
+def test_answers_are_folded_and_stills_stand_for_widgets(tiny_study, name):
+    executed = nbformat.read(tiny_study / "notebooks" / f"{name}.ipynb", as_version=4)
+    assert "widgets" not in executed.metadata
+    for cell in executed.cells:
+        if "solution" in cell.metadata.get("tags", []):
+            assert [output.output_type for output in cell.outputs] == ["execute_result"]
+            assert cell.outputs[0].data["text/html"].startswith("<details>")
+        if re.search(r"^explorer?\(", cell.get("source", ""), re.MULTILINE):
+            shown = str(cell.outputs)
+            assert "With a running kernel" in shown and ("<img" in shown or "image/png" in shown)
+
+
+@pytest.mark.slow
+def test_all_run_on_few_images_with_tiny_lesions(tmp_path):
+    """Of four patients with ten images each, a third without lesion, the others with one of 4 × 4 pixels."""
+    rng, rows = np.random.default_rng(0), ["id,patient_id,dx"]
+    for folder in ("images", "masks"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    for n in range(40):
+        pixels, mask = rng.normal((200, 150, 130), 12, (64, 64, 3)), np.zeros((64, 64), np.uint8)
+        y, x = rng.integers(2, 58, 2)
+        mask[y : y + 4, x : x + 4] = 255 * (n % 3 > 0)
+        pixels[mask > 0] -= 90
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "own" / "images" / f"{n}.png")
+        Image.fromarray(mask).save(tmp_path / "own" / "masks" / f"{n}.png")
+        rows.append(f"{n},patient {n // 10},{'nevus' if n < 20 else 'melanoma'}")
+    (tmp_path / "own" / "manifest.csv").write_text("\n".join(rows))
+    command = ["run", "--preset", "tiny", "--data", str(tmp_path / "own"), "--results", str(tmp_path / "results")]
+    assert main(command) == 0
 
 
 @pytest.mark.slow

@@ -105,15 +105,18 @@ def checkout(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     tools = tmp_path / "tools"
     tools.mkdir()
-    for tool in ("bash", "cat", "dirname", "head", "mkdir", "mv", "rm"):
+    for tool in ("awk", "bash", "basename", "cat", "cksum", "cp", "dirname", "ls", "mkdir", "mv", "rm"):
         (tools / tool).symlink_to(shutil.which(tool))
     return tmp_path
 
 
-def set_up(checkout):
+def set_up(checkout, **variables):
     """A started `set_up`, whose errors are read from its pipe."""
-    command, environment = [shutil.which("bash"), "-c", "source ./setup.sh; set_up"], {"PATH": str(checkout / "tools")}
-    return subprocess.Popen(command, cwd=checkout, env=environment, text=True, stderr=subprocess.PIPE)
+    command, environment = (
+        [shutil.which("bash"), "-euc", "source ./setup.sh; set_up"],
+        {"PATH": str(checkout / "tools")},
+    )
+    return subprocess.Popen(command, cwd=checkout, env=environment | variables, text=True, stderr=subprocess.PIPE)
 
 
 def put_python(checkout, body):
@@ -123,6 +126,44 @@ def put_python(checkout, body):
     path.chmod(0o755)
 
 
+FAKE = """
+echo "$(basename "$0") $*" >> LOG
+case "$*" in
+    "-m venv "*) mkdir -p "$3/bin"; cp LOG.python "$3/bin/python" ;;
+    *--require-hashes*)
+        for name in ${!UV_@} ${!SSL_@} PYTHONPATH; do echo "$name=${!name-}" >> LOG; done
+        [ ! -e LOG.fail ] ;;
+    "-c "* | "-I -") PYTHON "$@" ;;
+esac"""
+
+
+@pytest.fixture
+def fake(checkout):
+    """A function that runs the set-up with a stand-in for Python and returns its status and what it was asked to do;
+    `fails` makes the installation fail."""
+    log = checkout / "log"
+    put_python(checkout, FAKE.replace("LOG", str(log)).replace("PYTHON ", f"{sys.executable} "))
+    shutil.copy(checkout / "tools" / "python3", checkout / "log.python")
+
+    def calls(fails=False, **variables):
+        (checkout / "log.fail").touch() if fails else (checkout / "log.fail").unlink(missing_ok=True)
+        log.write_text("")
+        started = set_up(checkout, **variables)
+        started.communicate()
+        return started.returncode, log.read_text().splitlines()
+
+    return calls
+
+
+def made(calls):
+    return any("-m venv" in call for call in calls)
+
+
+def installed(calls):
+    (call,) = (call for call in calls if "--require-hashes" in call)
+    return call
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -130,81 +171,116 @@ def put_python(checkout, body):
         ('[ "$2" != venv ]', "python3 cannot make a virtual environment; install its venv"),
     ],
 )
-def test_unfit_python_is_one_clear_sentence(checkout, body, message):
+def test_unfit_python_is_one_clear_sentence(checkout, fake, body, message):
+    fit = (checkout / "tools" / "python3").read_text()
     put_python(checkout, body)
     started = set_up(checkout)
     assert f"error: {message}" in started.communicate()[1] and started.returncode == 1
-    assert not (checkout / ".venv").exists()
+    put_python(checkout, fit)
+    assert fake()[0] == 0, "the next call goes on"
 
 
-FAKE = """
-echo "$(basename "$0") $*" >> "{log}"
-case "$*" in
-    "-m venv "*) /bin/mkdir -p "$3/bin"; /bin/cp "$0" "$3/bin/python" ;;
-    *" sync "*) [ ! -e "{log}.fail" ] ;;
-    "- "*) {python} "$@" ;;
-esac"""
-
-
-@pytest.fixture
-def fake(checkout):
-    """A stand-in that notes what it is asked to do; `fails` makes the installation fail."""
-    (checkout / "tools" / "basename").symlink_to(shutil.which("basename"))
-    log = checkout / "log"
-    put_python(checkout, FAKE.format(log=log, python=sys.executable))
-
-    def calls(fails=False):
-        (checkout / "log.fail").touch() if fails else (checkout / "log.fail").unlink(missing_ok=True)
-        log.write_text("")
-        status = set_up(checkout).wait()
-        return status, [line for line in log.read_text().splitlines() if re.search(r"venv |uv|sync|install", line)]
-
-    return calls
-
-
-def test_second_call_does_nothing_and_a_new_lock_only_syncs(fake, checkout):
+def test_second_call_does_nothing_and_a_new_lock_updates_in_place(fake, checkout):
     status, first = fake()
-    assert status == 0 and "-m venv" in first[0]
-    assert any("install" in call and call.endswith("uv") for call in first)
-    assert any("sync" in call and "--require-hashes" in call for call in first)
-    assert any("--no-deps -e" in call for call in first)
-    assert fake() == (0, [])
+    assert (
+        status == 0
+        and made(first)
+        and any(call.endswith("install --quiet --disable-pip-version-check uv") for call in first)
+    )
+    assert any(call.endswith(f"-e {checkout}") for call in first)
+    assert fake() == (0, ['python -c import sys; print("%d.%d" % sys.version_info[:2])'])
     with (checkout / "requirements.lock").open("a") as lock:
         lock.write("# changed\n")
-    status, third = fake()
-    assert status == 0 and not any("-m venv" in call for call in third) and any("sync" in call for call in third)
-    assert fake() == (0, [])
-
-
-def test_a_venv_of_somebody_else_is_left_alone(fake, checkout):
-    (checkout / ".venv").mkdir()
     (checkout / ".venv" / "mine").touch()
-    assert fake() == (1, [])
-    assert (checkout / ".venv" / "mine").exists()
+    status, third = fake()
+    assert status == 0 and not made(third) and "--reinstall" not in installed(third) and "sync" not in installed(third)
+    assert len(fake()[1]) == 1 and (checkout / ".venv" / "mine").exists()
 
 
-def test_an_interrupted_set_up_is_made_anew(fake, checkout):
-    assert fake(fails=True)[0] == 1
-    (checkout / ".venv" / "half").touch()
-    status, calls = fake()
-    assert status == 0 and any("-m venv" in call for call in calls)
-    assert not (checkout / ".venv" / "half").exists()
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_a_venv_of_somebody_else_is_left_alone(fake, checkout, kind):
+    venv = checkout / ".venv"
+    if kind == "folder":
+        (venv / "mine").mkdir(parents=True)
+    elif kind == "file":
+        venv.write_text("mine")
+    else:
+        venv.symlink_to("a-disk-that-is-not-there")
+    assert fake()[0] == 1
+    assert (venv / "mine").is_dir() if kind == "folder" else venv.is_symlink() or venv.read_text() == "mine"
 
 
-def test_a_moved_checkout_makes_its_own_environment(fake, checkout):
+def test_an_empty_folder_for_the_environment_is_used(fake, checkout):
+    (checkout / "elsewhere").mkdir()
+    (checkout / ".venv").symlink_to("elsewhere")
+    assert fake()[0] == 0 and (checkout / "elsewhere" / "set-up-from").exists() and (checkout / ".venv").is_symlink()
+
+
+def test_what_did_not_finish_is_gone_on_with_and_nothing_is_lost(fake, checkout):
+    """Neither a failed first set-up or update nor one that was interrupted when some packages were there."""
+    for interrupted in (False, False, True):
+        assert fake(fails=True)[0] == 1
+        (checkout / ".venv" / "mine").touch()
+        if interrupted:
+            (checkout / ".venv" / "lib" / "python3.11" / "site-packages" / "half").mkdir(parents=True)
+        status, calls = fake()
+        assert status == 0 and not made(calls) and ("--reinstall" in installed(calls)) == interrupted
+        assert (checkout / ".venv" / "mine").exists()
+        (checkout / "requirements.lock").write_text((checkout / "requirements.lock").read_text() + "#\n")
+
+
+@pytest.mark.parametrize("fault", ["moved", "without Python"])
+def test_a_moved_or_broken_environment_is_made_anew_in_place(fake, checkout, fault):
     assert fake()[0] == 0
-    stamp = checkout / ".venv" / "set-up-from"
-    stamp.write_text(stamp.read_text().replace(str(checkout), "/elsewhere"))
+    stamp, python = checkout / ".venv" / "set-up-from", checkout / ".venv" / "bin" / "python"
+    if fault == "moved":
+        stamp.write_text(stamp.read_text().replace(str(checkout), "/elsewhere"))
+    else:
+        python.unlink()
+        python.symlink_to("gone")
+    (checkout / ".venv" / "mine").touch()
     status, calls = fake()
-    assert status == 0 and any("-m venv" in call for call in calls)
+    assert status == 0 and made(calls) and (checkout / ".venv" / "mine").exists()
+
+
+def test_where_packages_come_from_is_read_and_where_they_go_is_not(fake, checkout):
+    (checkout / "pip.conf").write_text(
+        "[global]\nfind-links = /a\n /b\ntarget = /poison\nuser = yes\n[install]\nno-index = yes\n"
+    )
+    status, calls = fake(
+        PIP_CONFIG_FILE=str(checkout / "pip.conf"),
+        PIP_INDEX_URL="https://mirror/simple",
+        PIP_USER="1",
+        PIP_TARGET="/poison",
+        PYTHONPATH="/poison",
+        PIP_CERT="/own.pem",
+        SSL_CERT_FILE="/other.pem",
+    )
+    assert status == 0 and "--no-index" in installed(calls) and not any("poison" in call for call in calls)
+    wanted = {"UV_DEFAULT_INDEX=https://mirror/simple", "UV_FIND_LINKS=/a,/b", "SSL_CERT_FILE=/own.pem", "PYTHONPATH="}
+    assert wanted <= set(calls)
+
+
+def test_without_cuda(fake, checkout):
+    status, calls = fake(TOKENCUTSEG_CPU="1")
+    lock = installed(calls).split()[-1]
+    kept, whole = names_in(Path(lock)), names_in(ROOT / "requirements.lock")
+    assert status == 0 and {"torch", "torchvision", "triton", "nvidia-cudnn-cu13"} <= whole - kept
+    assert {"torchmetrics", "numpy"} <= kept and all(
+        re.match("torch|triton|cuda|nvidia", name) for name in whole - kept
+    )
+    assert any(re.search(r"torch==[\d.]+\+cpu torchvision==[\d.]+\+cpu$", call) for call in calls)
+    (checkout / ".venv" / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+    assert "--reinstall-package torch " in installed(fake()[1]), "1.0+cpu would count as 1.0"
+
+
+def names_in(lock):
+    return names(line for line in lock.read_text().splitlines() if re.match(r"\w", line))
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="this system has no flock")
 def test_two_calls_at_once_install_once(fake, checkout):
     (checkout / "tools" / "flock").symlink_to(shutil.which("flock"))
-    fake()
-    shutil.rmtree(checkout / ".venv")
-    (checkout / "log").write_text("")
     both = [set_up(checkout) for _ in range(2)]
     errors = [started.communicate()[1] for started in both]
     assert [started.returncode for started in both] == [0, 0], errors

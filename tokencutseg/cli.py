@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokencutseg import __version__, cli_segment, cli_upstream
 from tokencutseg.config import PRESETS, RECIPES, ConfigError, configure, option_reasons
-from tokencutseg.files import CHECKOUT, available_cores, resolve, results_folder
+from tokencutseg.files import CHECKOUT, atomic_write, available_cores, resolve, results_folder, write_csv
 
 if TYPE_CHECKING:
     from tokencutseg.experiments.study import Study
@@ -34,7 +34,7 @@ COMMANDS = {
     },
     "the models": {
         "segment": ("Segment images: for each a mask (0 or 255) and an overlay, both PNG.", "photos/ --out masks"),
-        "explore": ("Open the explorer in JupyterLab: tokens, attention and cuts, to click.", "--data photos"),
+        "explore": ("Open the explorer in JupyterLab (tokens, attention, cuts, to click), or a notebook.", "03"),
         "export": ("Write a model in half precision, or as the authors' checkpoint.", "RUN --half model"),
     },
     "the data": {
@@ -48,6 +48,8 @@ COMMANDS = {
     },
 }
 """By group: what a command does, and an example."""
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Errors of the system that are no defect of ours, whatever file they are about."""
 FULL_CORE_DAYS = 60
 """Days on one core for the three stages of `revised` at preset `full`, with 2,000 images; measured on a server's."""
 
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (sentence := _of_the_user(error, arguments)):
             raise
         print(f"error: {sentence}", file=sys.stderr)
-        return 1 if isinstance(error, OSError) and error.errno == errno.ENOSPC else 2
+        return 1 if isinstance(error, OSError) and error.errno in OF_THE_DISK else 2
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -91,7 +93,7 @@ def _of_the_user(error: Exception, arguments: argparse.Namespace) -> str:
     values = [one for value in vars(arguments).values() for one in (value if isinstance(value, list) else [value])]
     given = {value.absolute() for value in values if isinstance(value, Path)}
     file = Path(str(error.filename or "")).absolute()
-    if error.errno != errno.ENOSPC and not given & {file, *file.parents}:
+    if error.errno not in OF_THE_DISK and not given & {file, *file.parents}:
         return ""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
 
@@ -148,16 +150,15 @@ def _parser() -> argparse.ArgumentParser:
     cli_upstream.add_device(segment)
 
     explore = command("explore", _explore)
-    explore.add_argument(
-        "--model", type=resolve, metavar="RUN", help="(default: the last segmenter, else the included)"
-    )
-    explore.add_argument(
-        "--data", type=resolve, metavar="DIR", help="folder with datasets (default: synthetic lesions)"
-    )
+    explore.add_argument("notebook", nargs="?", default="explorer", help="another notebook, by number: 01 to 05")
+    text = "for the explorer: a run's or study's folder (default: the included model)"
+    explore.add_argument("--model", type=resolve, metavar="RUN", help=text)
+    text = "for the explorer: folder with datasets (default: synthetic lesions)"
+    explore.add_argument("--data", type=resolve, metavar="DIR", help=text)
     cli_upstream.add_device(explore)
     explore.add_argument("--port", type=_positive, default=8888, metavar="N", help="or the next free (default: 8888)")
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
-    explore.add_argument("--notebooks", type=Path, metavar="DIR", help="a folder with your own copy of explorer.ipynb")
+    explore.add_argument("--notebooks", type=Path, metavar="DIR", help="a folder with your own copies of them")
 
     fetch = command("fetch", _fetch)
     fetch.add_argument("names", nargs="+", metavar="NAME", help="such as isic2017; an unknown one lists them all")
@@ -295,10 +296,10 @@ def _recipes(arguments: argparse.Namespace) -> int:
 def _explore(arguments: argparse.Namespace) -> int:
     _need("jupyterlab", "ipywidgets")
     if arguments.notebooks is None and CHECKOUT is None:
-        raise ConfigError("explorer.ipynb does not come with the installed package; clone the repository")
+        raise ConfigError("the notebooks do not come with the installed package; clone the repository")
     notebooks = Path(arguments.notebooks or f"{CHECKOUT}/notebooks").absolute()
-    if not (notebooks / "explorer.ipynb").exists():
-        raise ConfigError(f"{notebooks} holds no explorer.ipynb; name a folder that does with --notebooks")
+    if not (found := sorted(notebooks.glob(f"{arguments.notebook}*.ipynb"))):
+        raise ConfigError(f"{notebooks} holds no {arguments.notebook}*.ipynb; name a folder that does with --notebooks")
     environment = dict(os.environ)
     for name, path in (("model", arguments.model), ("data", arguments.data)):
         if path and not path.exists():
@@ -307,12 +308,13 @@ def _explore(arguments: argparse.Namespace) -> int:
             environment[f"TOKENCUTSEG_EXPLORE_{name.upper()}"] = str(path.absolute())
     if arguments.device != "auto":
         environment["TOKENCUTSEG_DEVICE"] = arguments.device
-    # defaults of JupyterLab's settings, which the user's own override: it does not ask whether it may fetch news
+    # defaults, which the user's own settings override: it does not ask whether it may fetch news, takes large uploads,
+    # and saves the checkout's notebooks without outputs
     paths = [str(Path(__file__).parent / "explore" / "jupyter"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
     environment["JUPYTER_CONFIG_PATH"] = os.pathsep.join(paths)
     # it asks for the token that it prints, and listens to this machine alone
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={notebooks}", "--ip=127.0.0.1"]
-    command += ["--LabApp.default_url=/lab/tree/explorer.ipynb", f"--port={arguments.port}"]
+    command += [f"--LabApp.default_url=/lab/tree/{found[0].name}", f"--port={arguments.port}"]
     command += ["--no-browser"] if arguments.no_browser else []
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # as in a container
     with subprocess.Popen(command, env=environment) as server:
@@ -364,8 +366,9 @@ def _audit(arguments: argparse.Namespace) -> int:
         print(f"{count:7d} {reason}")
     if arguments.out:
         pairs = [(dataset, split) for dataset, splits in source.datasets.items() for split in splits]
-        shared.to_csv(arguments.out / "overlaps.csv", index=False)
+        write_csv(shared, arguments.out / "overlaps.csv")
         sheet = contact_sheet(shared, {pair: source.load(*pair) for pair in pairs})
-        sheet.savefig(arguments.out / "contact_sheet.png", dpi=150, bbox_inches="tight")
+        with atomic_write(arguments.out / "contact_sheet.png") as file:
+            sheet.savefig(file, format="png", dpi=150, bbox_inches="tight")
         print(f"\nthe pairs: {arguments.out / 'overlaps.csv'}, {arguments.out / 'contact_sheet.png'}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -62,7 +63,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary file beside `path`, moved into its place when the block ends without an exception.
 
     Readers see the old or the new file, also after a kill or a full disk, and each process has a temporary file of its
-    own. What a killed process left is removed by the next one that writes the same file, an hour later.
+    own. What a killed process left is removed by the next one that writes the same file, an hour later. Whatever a
+    full disk or a removed folder makes a library raise becomes one clear OSError.
     """
     path = Path(path)
     for left in path.parent.glob(f".{path.name}.*.partial"):
@@ -73,6 +75,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except Exception as error:
+        if not path.parent.is_dir():
+            what = "was removed while files were written to it; start again, which does them anew"
+            raise FileNotFoundError(errno.ENOENT, what, str(path.parent)) from error
+        if re.search("No space left|Disk quota|unexpected pos|file write failed", str(error)):  # the last two: PyTorch
+            what = (
+                f"the disk is full: {path} could not be written; free some space and start again, which goes on there"
+            )
+            raise OSError(errno.ENOSPC, what) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,7 +3,9 @@
 import re
 from functools import partial
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 STOPS = ".noUi-handle, select, input[type=checkbox], button:not([tabindex='-1'])"
@@ -78,3 +80,16 @@ def test_few_tab_stops(page):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.closest('.jupyter-widgets') !== null"))
     assert sum(reached) < 30, "the map of tokens is no stop for each token"
+
+
+def test_the_connection_outlives_large_uploads(page, tmp_path):
+    open_panel(page, "Cut and mask")
+    noise = np.random.default_rng(0).integers(0, 256, (2200, 2200, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "phone.png", compress_level=0)  # 14.5 MB
+    (tmp_path / "huge.jpg").write_bytes(bytes(55_000_000))
+    for name, shown in (("phone.png", "phone.png"), ("huge.jpg", "huge.jpg has 55 MB")):
+        with page.expect_file_chooser() as chooser:
+            page.locator("button.widget-upload").click()
+        chooser.value.set_files(tmp_path / name)
+        page.get_by_text(shown).wait_for()
+    assert changes(page, page.get_by_role("button", name="back to the set").click)

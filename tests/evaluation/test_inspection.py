@@ -56,6 +56,8 @@ def test_lesion_and_skin_are_the_middle_and_the_far_corner():
     mask = torch.zeros(S, S, dtype=torch.uint8)
     mask[:8, 8:16] = 1  # the token (0, 1)
     assert inspection.lesion_and_skin(mask, GRID).tolist() == [1, 15]
+    middle, far = inspection.lesion_and_skin(torch.zeros_like(mask), GRID).tolist()
+    assert middle in (5, 6, 9, 10) and far in (0, 3, 12, 15), "of the image, where there is no lesion"
 
 
 def test_mean_decoded_patch_equals_a_loop():

@@ -42,6 +42,17 @@ def test_probes_read_features_that_say_the_answer_and_not_those_that_do_not(prob
     assert probed(0.0)["balanced_accuracy"] == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("lesion", [False, True])
+def test_a_probe_of_one_class_gives_it(lesion):
+    features, labels = torch.randn(3, 36, 4), torch.full((3, 36), lesion)
+    with pytest.warns(UserWarning, match="no token"):
+        scores = probes.train_linear_probe(features, labels, features[:2])
+    assert scores.shape == (2, 36) and ((scores > 0) == lesion).all()
+    found = probes.token_scores(probes.token_records(scores, labels[:2]))
+    assert np.isnan(found["balanced_accuracy"]) and np.isnan(found["low"]) and found["iou"] == 1
+    assert probes.token_scores(probes.token_records(scores, blobs(2)))["balanced_accuracy"] == 0.5
+
+
 def test_token_scores_equal_torchmetrics():
     labels = blobs(20)
     scores = np.random.default_rng(0).normal(size=labels.shape) + labels.numpy()

@@ -286,9 +286,11 @@ def test_coverage_over_images_and_seeds(of_seeds, of_images):
 def test_size_bins_are_means_of_equal_groups():
     generator = np.random.default_rng(0)
     names = np.repeat(["tokencutseg", "otsu"], 20)
-    sizes = np.concatenate([generator.permutation(20) / 40 for _ in range(2)])
+    sizes = np.concatenate([generator.permutation(20) / 40 + 0.01 for _ in range(2)])
     records = pd.DataFrame({"method": names, "lesion_fraction": sizes, "iou": generator.random(40)})
-    table = statistics.size_bins(records, bins=4, draws=200)
+    healthy = records.assign(lesion_fraction=0.0)
+    table = statistics.size_bins(pd.concat([healthy, records]), bins=4, draws=200)
+    assert not len(statistics.size_bins(healthy))
     for method, rows in table.groupby("method"):
         ordered = records[records["method"] == method].sort_values("lesion_fraction")
         size, iou = (ordered[name].to_numpy().reshape(4, 5) for name in ("lesion_fraction", "iou"))

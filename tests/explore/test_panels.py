@@ -3,10 +3,12 @@
 import base64
 import io
 import re
+import xml.etree.ElementTree as ElementTree
 from datetime import UTC, datetime
 from unittest.mock import Mock
 
 import ipywidgets as w
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -105,7 +107,7 @@ def test_the_cut_panel_scores_the_mask(model, images):
     assert f"Lesion IoU {both / either:.3f}, Dice {2 * both / (both + either):.3f}." in html(box.children[1])
 
 
-def test_own_images(model, images):
+def test_own_images(model, images, monkeypatch):
     box = panels.build_explorer(model, images, ["cut"])
     upload = next(part for part in parts(box) if isinstance(part, w.FileUpload))
 
@@ -124,16 +126,34 @@ def test_own_images(model, images):
     assert shown.getpixel((28, 16))[2] > 150 > shown.getpixel((3, 16))[2], "the blue half is on the right"
     assert shown.getpixel((28, 2)) == shown.getpixel((3, 2)), "padded above, not stretched"
     send("notes.txt", b"hello")
-    assert "notes.txt is no image" in html(box.children[0])
+    assert "notes.txt" in html(box.children[0]) and "/" not in html(box.children[0]).partition("notes.txt")[0][-20:]
+    monkeypatch.setattr(panels, "LARGEST_UPLOAD", 1_000_000)
+    send("large.jpg", bytes(2_000_000))
+    assert "large.jpg has 2 MB" in html(box.children[0]) and "at most 1 MB" in html(box.children[0])
     control(box.children[0], "back to the set").click()
     assert html(box.children[1]) == before
 
 
-def test_what_a_model_allows(model, images, monkeypatch):
+def test_what_a_model_allows(model, images):
     assert len(panels.build_explorer(model.vqgan, images).children[1].children) == 1
     with pytest.raises(ValueError, match="tokenizer alone"):
         panels.build_explorer(model.vqgan, images, ["cut"])
     with pytest.raises(ValueError, match="Known: codes"):
         panels.build_explorer(model, images, ["colours"])
+
+
+def test_stills_stand_in_for_widgets_where_nobody_can_move_them(model, images, monkeypatch):
     monkeypatch.setenv(widgets.HEADLESS, "1")
-    assert panels.explorer(model, images) is None and widgets.explore(print, a=[1, 2]) is None
+    shown = Mock()
+    monkeypatch.setattr(panels, "display", shown)
+    monkeypatch.setattr(widgets, "display", shown)
+    panels.explorer(model, images, ["cut", "attention"])
+    still = shown.call_args.args[0].data
+    assert "Cut and mask" in still and "Attention" in still and still.count("<img") == 1 + 3 + 2
+    widgets.explore(lambda **values: values, rank={"min": 1, "max": 5, "value": 5}, by=["iou", "dice"])
+    assert shown.call_args.args[0] == {"rank": 1, "by": "dice"}
+
+
+def test_an_answer_is_folded():
+    shown = ElementTree.fromstring(widgets.answer("a < b", pd.DataFrame({"n": [7]})).data)
+    assert shown.tag == "details" and shown.find("p").text == "a < b" and shown.find(".//td").text == "7"

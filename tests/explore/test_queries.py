@@ -48,6 +48,7 @@ def test_ranking():
     sentence = queries.ranking_sentence(table, "border")
     assert "code 8," in sentence and "60% of its 40 cells, 1.5 times" in sentence and "there: 1 of 3" in sentence
     assert "No code" in queries.ranking_sentence(table.head(1), "border")
+    assert "No cell" in queries.ranking_sentence(table.assign(border=0.0), "border")
 
 
 def test_patches(model, tokenized):

@@ -53,6 +53,9 @@ def test_score_by_lesion_size_draws_the_bins_and_each_image(records):
     np.testing.assert_array_equal(images.get_xydata(), own[["lesion_fraction", "iou"]])
     for line, (_, part) in zip(lines, table.groupby("method", sort=False), strict=True):
         np.testing.assert_array_equal(line.get_xydata(), part[["lesion_fraction", "mean"]])
+    healthy = own.assign(lesion_fraction=own["lesion_fraction"].where(own.index % 4 > 0, 0))
+    assert "(10 of 40 have no lesion" in plots.score_by_lesion_size(table, healthy).get_suptitle().replace("\n", " ")
+    assert "has a lesion" in plots.score_by_lesion_size(table, own.assign(lesion_fraction=0.0)).get_suptitle()
 
 
 def test_score_by_group_draws_every_group_of_the_first_training_set():

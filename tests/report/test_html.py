@@ -34,6 +34,12 @@ def test_formulas_are_mathml(tmp_path):
     assert "<code>a $literal$</code>" in page
 
 
+def test_bold_letters_are_told_from_plain_ones_and_names_keep_no_backslash(tmp_path):
+    page = written(tmp_path, new_markdown_cell(r"$\mathbf S^\top \mathbf 1$, $S$ and $\texttt{n\_head}$"))
+    bold, plain, name = ("".join(formula.itertext()) for formula in formulas(page))
+    assert (bold, plain, name) == ("\U0001d412\u22a4\U0001d7cf", "S", "n_head")
+
+
 def test_code_keeps_its_dollars_and_parameters_are_left_out(tmp_path):
     injected = new_code_cell('results = "/home/somebody"', metadata={"tags": ["injected-parameters"]})
     page = written(tmp_path, new_code_cell("'$x$'"), injected, new_markdown_cell("```\n$y$ $$z$$\n```"))

@@ -58,8 +58,9 @@ def attention(model: TokenCutSeg, image: Tensor, query: Tensor) -> Tensor:
 
 
 def lesion_and_skin(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Two query tokens (2,): the one nearest the middle of the lesion mask (S, S), and the one farthest from it."""
-    share = downsample_mask(mask[None], grid)[0]
+    """Two query tokens (2,): the one nearest the middle of the lesion mask (S, S), and the one farthest from it; of the
+    image's where the mask is empty."""
+    share = downsample_mask(mask[None], grid)[0] if mask.any() else torch.ones(grid)
     y, x = torch.meshgrid(*(torch.arange(float(side)) for side in grid), indexing="ij")
     distance = (y - (share * y).sum() / share.sum()) ** 2 + (x - (share * x).sum() / share.sum()) ** 2
     return torch.stack([distance.flatten().argmin(), distance.flatten().argmax()])

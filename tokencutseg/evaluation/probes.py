@@ -5,6 +5,8 @@ Alain and Bengio, "Understanding intermediate layers using linear classifier pro
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -90,8 +92,14 @@ def token_labels(images: ImageSet, grid: tuple[int, int]) -> Tensor:
 
 def train_linear_probe(features: Tensor, labels: Tensor, test_features: Tensor) -> np.ndarray:
     """Train a logistic regression from (N, T, E) features to (N, T) lesion labels; gives its lesion scores for the
-    tokens of other images, (M, T), lesion where positive."""
+    tokens of other images, (M, T), lesion where positive. From tokens of one class it learns to give that class."""
     keep = torch.linspace(0, labels.numel() - 1, min(MOST_TOKENS, labels.numel())).long()
+    if len(classes := labels.flatten()[keep].unique()) == 1:
+        name, other = ("lesion", "skin") if classes else ("skin", "lesion")
+        warnings.warn(
+            f"no token of the training images is mostly {other}: probes learn to call all {name}", stacklevel=2
+        )
+        return np.full(test_features.shape[:2], 1.0 if classes else -1.0)
     # few features and many tokens: Newton's method converges in a few steps, where L-BFGS may not
     regression = LogisticRegression(solver="newton-cholesky", class_weight="balanced")
     probe = make_pipeline(StandardScaler(), regression)
@@ -134,12 +142,14 @@ def token_records(lesion_scores: np.ndarray, labels: Tensor, units: Sequence | N
 
 
 def token_scores(records: pd.DataFrame, draws: int = 10_000) -> dict[str, float]:
-    """`balanced_accuracy` of `token_records` with its bootstrap 95 % interval over images (`low`, `high`), and `iou` of
-    the token masks (`iou_low`, `iou_high`)."""
+    """`balanced_accuracy` of `token_records` with its bootstrap 95 % interval over images (`low`, `high`), NaN where
+    all tokens are of one class, and `iou` of the token masks (`iou_low`, `iou_high`)."""
     counts, units = records[list(COUNTS)].to_numpy(float), records.get("cluster")
-    low, high = interval(counts, _balanced_accuracy, draws, units=units)
-    accuracy, iou = _balanced_accuracy(counts.sum(0)), summarise(records, "micro_lesion", "iou", draws)
-    found = {"balanced_accuracy": float(accuracy), "low": low, "high": high}
+    (tp, fp, fn, tn), iou = counts.sum(0), summarise(records, "micro_lesion", "iou", draws)
+    found = dict.fromkeys(("balanced_accuracy", "low", "high"), math.nan)
+    if tp + fn and fp + tn:
+        low, high = interval(counts, _balanced_accuracy, draws, units=units)
+        found = {"balanced_accuracy": float(_balanced_accuracy(counts.sum(0))), "low": low, "high": high}
     return found | {"iou": iou.mean, "iou_low": iou.low, "iou_high": iou.high}
 
 

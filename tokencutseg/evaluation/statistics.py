@@ -123,7 +123,9 @@ def size_bins(records: pd.DataFrame, bins: int = 5, draws: int = 2000, seed: int
     """The mean lesion IoU by size of the lesion, in `bins` groups of nearly equal numbers of images per method.
 
     Columns method, lesion_fraction (the group's median), n, mean, low, high (95 % bootstrap interval), small first.
+    Images without lesion are left out: they have no size.
     """
+    records = records[records["lesion_fraction"] > 0]
     rank = records.groupby("method")["lesion_fraction"].rank(method="first", pct=True)
     binned = records.assign(bin=np.ceil(rank * bins)).sort_values("bin", kind="stable")
     binned["lesion_fraction"] = binned.groupby(["method", "bin"])["lesion_fraction"].transform("median")

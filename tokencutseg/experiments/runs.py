@@ -7,15 +7,13 @@ into place, and never before.
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import json
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -100,7 +98,7 @@ class Run:
         """The per-image records on a split: scored once and then read from the run's table; scored anew where the split
         holds other images, masks or facts about them than when it was scored."""
         split = (images.dataset, images.split)
-        with locked(self.folder / ".records.lock"), explained(self.folder):
+        with locked(self.folder / ".records.lock"):
             if not self.scored(images):
                 fresh = score().assign(dataset=images.dataset, split=images.split)
                 others = [part for key, part in self._records().items() if key != split]
@@ -143,7 +141,7 @@ class RunStore:
             raise NotTrained(f"the training {run.id} (recipe {spec.config.recipe}) is not done in {self.folder}")
         run.folder.mkdir(parents=True, exist_ok=True)
         if self.leading:
-            with locked(run.folder / ".lock"), explained(run.folder):
+            with locked(run.folder / ".lock"):
                 if not run.done:
                     self._train(run.folder, spec, train)
         else:
@@ -161,21 +159,6 @@ class RunStore:
         save_weights(state, folder)
         write_json(metrics, folder / METRICS)
         (folder / CHECKPOINT).unlink(missing_ok=True)
-
-
-@contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turn what a full disk or a removed folder raises within, in whatever library wrote, into one clear OSError."""
-    try:
-        yield
-    except Exception as error:
-        if not folder.is_dir():
-            what = "was removed while it was written; start again, which does it anew"
-            raise FileNotFoundError(errno.ENOENT, what, str(folder)) from error
-        if re.search("No space left|Disk quota|unexpected pos|file write failed", str(error)):  # the last two: PyTorch
-            what = f"the disk is full: {folder} could not be written; free some space and start again, which resumes it"
-            raise OSError(errno.ENOSPC, what) from error
-        raise
 
 
 def environment() -> dict[str, Any]:

@@ -114,7 +114,8 @@ def linear_probes(study: Study) -> pd.DataFrame:
         lesion_scores = train_linear_probe(features[name], labels, test_features[name])
         records = token_records(lesion_scores, test_labels, test.units)
         scores = token_scores(records, study.config.evaluation.bootstrap_draws)
-        auc = roc_auc_score(test_labels.ravel(), lesion_scores.ravel())
+        both = bool(test_labels.any() and not test_labels.all())
+        auc = roc_auc_score(test_labels.ravel(), lesion_scores.ravel()) if both else math.nan
         rows.append({"features": name, **scores, "auc": auc, "n": test_labels.numel(), "runs": run.id})
     return pd.DataFrame(rows)
 

@@ -2,9 +2,12 @@
 
 import base64
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ipywidgets as w
@@ -12,11 +15,12 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import display
+from IPython.display import HTML, display
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from tokencutseg.data.image_set import ImageSet
+from tokencutseg.data.images import DataError, read_image
 from tokencutseg.evaluation.inference import downsample_mask, upsample_nearest
 from tokencutseg.evaluation.inspection import attention, inpaint
 from tokencutseg.evaluation.per_image import score
@@ -27,6 +31,8 @@ from tokencutseg.plots.style import SEQUENTIAL, code_colours
 
 SIDE = 232
 """Of a picture, in pixels."""
+LARGEST_UPLOAD = 50_000_000
+"""Bytes of an own image: several photographs of a phone."""
 YELLOW, WHITE, BLUE, VERMILION = "#FFDD00", "#FFFFFF", "#0072B2", "#D55E00"
 """Outline of the chosen or predicted, and of the reference; missed lesion; skin taken for lesion."""
 
@@ -80,9 +86,18 @@ class View:
         name = f"{self.images.dataset}/{self.images.split} {self.images.ids[n]}"
         self.show(self.images.images[n].float() / 255, None if masks is None else masks[n].bool(), name)
 
-    def open_own(self, file: Image.Image, name: str) -> None:
-        """Look at another image: turned as its EXIF tag says, and padded to a square."""
-        picture, side = ImageOps.exif_transpose(file).convert("RGB"), self.images.images.shape[-1]
+    def open_own(self, content: bytes, name: str) -> None:
+        """Look at another image, padded to a square. Raises DataError for one that cannot be read or is too large."""
+        if len(content) > LARGEST_UPLOAD:
+            size = f"{len(content) / 1e6:.0f} MB"
+            raise DataError(f"{name} has {size}; choose an image of at most {LARGEST_UPLOAD / 1e6:.0f} MB")
+        with TemporaryDirectory() as folder:
+            (file := Path(folder, Path(name).name)).write_bytes(content)
+            try:
+                picture = Image.fromarray(read_image(file))
+            except DataError as error:
+                raise DataError(str(error).replace(f"{folder}{os.sep}", "")) from error
+        side = self.images.images.shape[-1]
         fill = tuple(np.median(np.asarray(picture.resize((64, 64))), (0, 1)).astype(int).tolist())
         square = np.array(ImageOps.pad(picture, (side, side), color=fill))
         self.show(torch.from_numpy(square).permute(2, 0, 1).float() / 255, None, name)
@@ -110,11 +125,25 @@ class View:
 def explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str] = ()) -> None:
     """Show the panels of these names (of `PANELS`; none named: all that the model allows) for a set of images.
 
-    Does nothing in a headless execution. Raises ValueError for a panel that is unknown or needs more than a tokenizer.
+    In a headless execution, show what they show before anything is moved. Raises ValueError for a panel that is unknown
+    or needs more than a tokenizer.
     """
-    if not widgets.headless():
+    box = build_explorer(model, images, panels)
+    if widgets.headless():
+        display(HTML(_still(*box.children)))
+    else:
         widgets.keep_arrow_keys()
-        display(build_explorer(model, images, panels))
+        display(box)
+
+
+def _still(chooser: w.VBox, tabs: w.Tab) -> str:
+    """The name of the image, the image, and all panels under their titles, as HTML."""
+    parts = ["<p><em>With a running kernel, image, token and settings can be chosen in the panels below.</em></p>"]
+    parts += [child.value for child in chooser.children[2:4]]
+    for i, panel in enumerate(tabs.children):
+        tabs.selected_index = i  # draws it
+        parts += [f"<p><b>{tabs.get_title(i)}</b></p>", *(child.value for child in panel.children[1:])]
+    return "".join(parts)
 
 
 def build_explorer(model: TokenCutSeg | VQGAN, images: ImageSet, panels: Sequence[str] = ()) -> w.Widget:
@@ -162,9 +191,9 @@ def _chooser(view: View, with_tokens: bool) -> tuple[w.Widget, Callable[[], None
     def take(change: dict[str, Any]) -> None:
         for file in change["new"]:
             try:
-                view.open_own(Image.open(io.BytesIO(file["content"])), file["name"])
-            except (OSError, Image.DecompressionBombError):
-                view.name.value = escape(f"{file['name']} is no image that can be read; choose a JPEG or PNG")
+                view.open_own(bytes(file["content"]), file["name"])
+            except DataError as error:
+                view.name.value = escape(str(error))
 
     def draw() -> None:
         cell, codes = view.cell(), view.tokens.flatten().tolist()

@@ -83,6 +83,8 @@ def ranking_sentence(table: pd.DataFrame, region: str) -> str:
     ranked = rank_codes(table, region)
     if not len(ranked):
         return "No code has enough cells for a ranking on these images."
+    if not ranked[region].any():
+        return f"No cell of a common code lies on {region} in these images."
     best, most = ranked.iloc[0], int((ranked[region] > 0.5).sum())
     share = f"{best[region]:.0%} of its {best.cells:.0f} cells, {best.ratio:.1f} times the share of all cells"
     more = f"Common codes with more than half of their cells there: {most} of {len(ranked)}."

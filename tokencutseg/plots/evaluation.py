@@ -62,10 +62,14 @@ def cross_dataset(table: pd.DataFrame) -> Figure:
 def score_by_lesion_size(table: pd.DataFrame, records: pd.DataFrame) -> Figure:
     """Mean lesion IoU over the lesion's share of the image, by method.
 
-    table: of `size_bins`. records: of one method, each image a dot: columns method, iou, lesion_fraction.
+    table: of `size_bins`. records: of one method, each image a dot: columns method, iou, lesion_fraction. Images
+    without lesion have no place on the axis.
     """
-    shown = st.looks(table["method"])
+    shown, empty = st.looks(table["method"]), int((records["lesion_fraction"] == 0).sum())
+    if empty == len(records):
+        return st.sentence("None of these images has a lesion whose size could be asked for.")
     title = "Lesion IoU over lesion size: means of bins of equally many images"
+    title += f" ({empty} of {len(records)} have no lesion: not shown)" * (empty > 0)
     figure, ((axis,),) = st.make_figure(height=3.3, title=title)
     colour = shown[records["method"].iloc[0]].colour
     axis.plot(records["lesion_fraction"], records["iou"], ".", color=colour, ms=3, alpha=0.35)

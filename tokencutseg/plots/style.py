@@ -103,6 +103,13 @@ def make_figure(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def sentence(text: str) -> Figure:
+    """A figure that says in one sentence why there is nothing to draw."""
+    figure, ((axis,),) = make_figure(height=0.3, title=text)
+    axis.set_axis_off()
+    return figure
+
+
 def make_panels(
     count: int, columns: int, height: float, width: float = WIDTH, title: str = "", **options: Any
 ) -> tuple[Figure, np.ndarray]:

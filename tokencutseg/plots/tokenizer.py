@@ -117,11 +117,10 @@ def codebook_embedding(codes: Tensor, table: pd.DataFrame, patches: Tensor) -> F
     """The codes in use in the plane of their two main principal components, as dots and as what they decode to.
 
     codes: (K, D), the codebook. table: of `tables.codebook_usage`. patches: (K, 3, f, f), of `mean_decoded_patch`.
-    Raises ValueError with fewer than three codes in use.
     """
     used = np.flatnonzero(table["count"] > 0)
     if len(used) < 3:
-        raise ValueError(f"a map of the codebook needs three codes in use, not {len(used)}")
+        return st.sentence(f"A map of the codebook needs three codes in use; these images have {len(used)}.")
     pca = PCA(2).fit(codes[used].numpy())
     points, explained = pca.transform(codes[used].numpy()), pca.explained_variance_ratio_
     lesion, share = table["lesion_share"].to_numpy()[used], table["share"].to_numpy()[used]

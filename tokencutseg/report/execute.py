@@ -27,6 +27,7 @@ if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
     options = {"kernel_name": "python3", "language": "python", "progress_bar": False}
     options["start_timeout"] = 600  # papermill's 60 s are too few on a busy machine
+    options["store_widget_state"] = False  # stills stand in for widgets
     try:
         papermill.execute_notebook(
             **json.loads(sys.argv[1]), **options, on_cell_execute=lambda **_: print("cell", flush=True)

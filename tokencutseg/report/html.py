@@ -17,11 +17,16 @@ _TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock html_head_js -%}
 {%- block html_head_js_mathjax -%}{%- endblock html_head_js_mathjax -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock html_head_js_mermaidjs -%}
+{%- block html_head_css -%}
+{{ super() }}
+<style>main { max-width: 60rem; margin: auto; } [mathvariant=monospace] { font-family: monospace; }
+math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math", math; }</style>
+{%- endblock html_head_css -%}
 {% block codecell %}
 {%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
 <details><summary style="cursor: pointer; font: var(--jp-content-font-size1) var(--jp-content-font-family);
 margin: 8px 0 8px calc(var(--jp-cell-prompt-width) + 17px)">Solution, computed</summary>
-{{ super() }}
+{{ super() | replace('<details><summary>Answer', '<details open><summary>Answer') }}
 </details>
 {%- else -%}
 {{ super() }}
@@ -29,6 +34,9 @@ margin: 8px 0 8px calc(var(--jp-cell-prompt-width) + 17px)">Solution, computed</
 {% endblock codecell %}"""
 """nbconvert's page without the scripts that it fetches; cells that JupyterLab folds are folded, with their outputs."""
 _MATHS = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
+
+_BOLD = {"i": 0x1D400 - ord("A"), "n": 0x1D7CE - ord("0")}
+"""From a capital or a digit to Unicode's bold one; browsers draw no other bold in a formula."""
 
 
 class MathML(Preprocessor):
@@ -43,7 +51,9 @@ class MathML(Preprocessor):
 def _mathml(found: re.Match[str]) -> str:
     if found["code"]:
         return found["code"]
-    return convert(found["block"] or found["inline"], display="block" if found["block"] else "inline")
+    text = convert(found["block"] or found["inline"], display="block" if found["block"] else "inline")
+    text = re.sub(r'<m(i|n) mathvariant="bold">(\w)', lambda m: f"<m{m[1]}>{chr(ord(m[2]) + _BOLD[m[1]])}", text)
+    return text.replace(r"\_", "_")  # as in \texttt{a\_b}
 
 
 def write_html(executed: Path) -> None:

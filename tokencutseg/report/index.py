@@ -32,6 +32,7 @@ figure {{ margin: 1rem 0; }} img {{ max-width: 100%; height: auto; }} summary {{
 .scroll {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-size: .875rem; margin: .5rem 0; }}
 th, td {{ padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }}
 h1, p, figcaption {{ overflow-wrap: anywhere; }}
+@media print {{ .scroll {{ overflow: visible; }} th, td {{ white-space: normal; overflow-wrap: anywhere; }} }}
 </style>
 <h1>{title}</h1>
 <p>{settings}</p>
