@@ -130,9 +130,6 @@ def test_any_text_is_taken_or_refused_in_words(name, text):
         assert str(error)
     else:
         assert Config.from_dict(config.to_dict()) == config
-    older = config.to_dict()
-    older["ablation"]["gone"] = 1  # of the plan: no matter to a model
-    assert Config.from_dict(older) == config
 
 
 def test_options_are_of_types_that_json_knows_and_have_no_default_factory():
