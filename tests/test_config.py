@@ -13,6 +13,9 @@ from tokencutseg.config import PRESETS, RECIPES, STAGES, Config, ConfigError, co
 def test_dictionary_round_trip(preset, recipe):
     config = configure(preset, recipe, seed=3)
     assert Config.from_dict(config.to_dict()) == config
+    older = config.to_dict()
+    older["ablation"]["gone"] = 1  # of the plan: no matter to a model
+    assert Config.from_dict(older) == config
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -94,7 +97,11 @@ def test_text_is_read_as_the_fields_type(name, text, value):
         ({"data.label_fraction": 0}, ["label_fraction", "0"]),
         ({"data.label_fraction": 1.5}, ["label_fraction", "1"]),
         ({"masked_gpt.mask_ratio": 1.0}, ["mask_ratio", "below 1"]),
-        ({"segmentation.encoder": "frozen"}, ["segmentation.encoder", "fine_tuned", "masked_gpt.encoder=frozen"]),
+        ({"segmentation.encoder": "frozen"}, ["segmentation.encoder", "segmentation.upsampling=unet"]),
+        (
+            {"masked_gpt.encoder": "trained", "masked_gpt.inputs": "tokens"},
+            ["masked_gpt.inputs", "masked_gpt.encoder=frozen"],
+        ),
         ({"segmentation.batch_size": 0}, ["segmentation.batch_size", "above 0"]),
         ({"ablation.seeds": "0"}, ["ablation.seeds", "1 or more"]),
         ({"masked_gpt.n_layer": "-1"}, ["masked_gpt.n_layer", "0 or more"]),

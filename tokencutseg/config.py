@@ -178,6 +178,13 @@ class SegmentationConfig:
     self_training_weight: float = option(
         1.0, "Weight of the loss on unlabelled images against the averaged weights' masks (Tarvainen and Valpola 2017)."
     )
+    self_training_share: float = option(0.5, "Unlabelled images in a step, for each labelled one.", above=0)
+    self_training_mix: float = option(
+        0.0, "Share of them with a rectangle of another one and its mask (CutMix, French et al. 2020).", least=0, most=1
+    )
+    self_training_hidden: float = option(
+        0.0, "Share of them with half of the tokens hidden (masked consistency, Hoyer et al. 2023).", least=0, most=1
+    )
     frozen_codebook: bool = option(
         True, "Under Lightning < 2.2 fit() put the tokenizer in train mode: its codes drifted."
     )
@@ -218,7 +225,7 @@ class AblationConfig:
     label_fractions: tuple[float, ...] = option((0.05, 1.0))
     label_methods: tuple[str, ...] = option(("unet",), "Baselines and other recipes in the table of label shares.")
     deviations: tuple[str, ...] = option(("segmentation.loss_input",))
-    steps: tuple[str, ...] = option(("segmentation.encoder",), "Options from `described` to `revised`, in order.")
+    steps: tuple[str, ...] = option(("segmentation.upsampling",), "Options from `described` to `revised`, in order.")
     baselines: tuple[str, ...] = option(("otsu", "unet"))
     full_comparisons: bool = option(
         False, "Whether the tables of baselines and of label shares have the budget of the main stages."
@@ -304,9 +311,11 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """The inverse of `to_dict`. Raises ConfigError for an unknown key."""
+        """The inverse of `to_dict`. Raises ConfigError for an unknown key; one of the plan, which decides no training,
+        may be that of another version and is left out."""
         head = {key: values[key] for key in ("preset", "recipe", "seed") if key in values}
-        return cls(**head).override(_flat({stage: values.get(stage, {}) for stage in STAGES}))
+        given = _flat({stage: values.get(stage, {}) for stage in STAGES})
+        return cls(**head).override({n: value for n, value in given.items() if n in options() or not is_plan(n)})
 
     def with_recipe(self, recipe: str) -> Config:
         """The same study under another recipe."""

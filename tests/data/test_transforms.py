@@ -8,7 +8,7 @@ from skimage.transform import SimilarityTransform, warp
 
 from tokencutseg.config import ConfigError
 from tokencutseg.data import transforms
-from tokencutseg.data.transforms import Augmentation, recolour, turn_and_flip
+from tokencutseg.data.transforms import Augmentation, mix, recolour, turn_and_flip
 
 STEPS = list(transforms.STRENGTHS["released"])
 GEOMETRY = {"photometric": 0.0}
@@ -232,3 +232,20 @@ def test_recolouring_scales_contrast_brightness_and_channels():
         slope, offset = np.polyfit(before.flatten().numpy(), after.flatten().numpy(), 1)
         np.testing.assert_allclose(slope * before + offset, after, atol=1e-5)
         assert 0.8 * 0.8 * 0.9 <= slope <= 1.2 * 1.2 * 1.1
+
+
+def test_mix_pastes_a_rectangle_with_its_mask():
+    """Images of one value each, which the masks repeat: what is pasted is seen."""
+    values = torch.arange(6)
+    images, masks = values.view(6, 1, 1, 1).expand(6, 3, 32, 32) / 8, values.view(6, 1, 1).expand(6, 32, 32)
+    mixed, labels = mix(images, masks, seeded(1), 1.0)
+    assert torch.equal(mixed[:, 0] * 8, labels.float()) and torch.equal(mixed[:, 0], mixed[:, 2])
+    shares = []
+    for own, label in zip(values, labels, strict=True):
+        rows, columns = (label != own).nonzero(as_tuple=True)
+        if len(rows):
+            box = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+            assert box == len(rows) and len(label.unique()) == 2, "a whole rectangle of one other image"
+            shares.append(len(rows) / 32**2)
+    assert len(shares) > 2 and min(shares) > 0.07 and max(shares) < 0.55
+    assert torch.equal(mix(images, masks, seeded(1), 0.0)[0], images)

@@ -7,7 +7,7 @@ from tokencutseg.experiments.claims import CLAIMS, COLUMNS, PUBLISHED, claims, j
 from tokencutseg.experiments.study import Study
 
 BY_TEXT = {claim.text: claim for claim in CLAIMS}
-STRONG = ("unet", "deeplabv3plus", "segformer")
+STRONG = ("unet", "unetplusplus", "fpn", "deeplabv3plus")
 
 
 def score(mean, method="tokencutseg", recipe="described", pair=("isic2017", "isic2017"), **values):

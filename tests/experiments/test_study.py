@@ -157,11 +157,15 @@ def same(one, two):
 
 def test_segmenter_starts_from_pretraining(study, starts):
     pretrained, start = study.transformer().model(), starts()
-    assert same(start["encoder"], pretrained.encoder.state_dict())
     assert same(start["masked_gpt"], pretrained.masked_gpt.state_dict())
-    own = {name: start["vqgan"][name] for name in start["encoder"]}
-    assert not same(start["encoder"], own), "it was trained"
-    assert same(starts(**{"masked_gpt.encoder": "frozen"})["encoder"], own)
+    assert same(start["encoder"], pretrained.encoder.state_dict()), "ImageNet's"
+    own = {"segmentation.encoder": "fine_tuned", "segmentation.upsampling": "guided"}
+    start = starts(**own)
+    assert same(start["encoder"], {name: start["vqgan"][name] for name in start["encoder"]}), "the tokenizer's"
+    trained = own | {"masked_gpt.encoder": "trained"}
+    pretrained, start = study.transformer(study.config.override(trained)).model(), starts(**trained)
+    assert same(start["encoder"], pretrained.encoder.state_dict())
+    assert not same(start["encoder"], {name: start["vqgan"][name] for name in start["encoder"]}), "it was trained"
 
 
 def test_untrained_parts_start_alike(starts):

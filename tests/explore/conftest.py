@@ -19,8 +19,9 @@ def random_model():
         with torch.no_grad():
             model.vqgan.quantize.embedding.weight.normal_()
             if model.upsampler is not None:
-                for layer in (model.upsampler.out, model.upsampler.tokens):
-                    layer.weight.normal_()
+                for part in (model.upsampler.out, model.upsampler.tokens):
+                    for p in part.parameters():
+                        p.normal_()
         return model.eval()
 
     return make

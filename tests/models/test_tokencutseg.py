@@ -59,13 +59,15 @@ def test_codebook_drift_is_an_option():
     assert not any(p.requires_grad for p in model.vqgan.parameters())
 
 
+OWN_ENCODER = {"segmentation.encoder": "fine_tuned", "segmentation.upsampling": "guided"}
+"""A copy of the tokenizer's."""
+
+
 def test_fine_tuned_encoder():
-    tokenizers = {"masked_gpt.encoder": "frozen"}
-    frozen = tokenizers | {"segmentation.frozen_transformer": True}
-    trained, images = model_of(**tokenizers, **{"segmentation.encoder": "frozen"}), torch.rand(2, 3, 32, 32)
+    trained, images = model_of(**OWN_ENCODER | {"segmentation.encoder": "frozen"}), torch.rand(2, 3, 32, 32)
     torch.manual_seed(1)
     weights = trained.vqgan.state_dict(), trained.masked_gpt.state_dict()
-    model = TokenCutSeg(configure("tiny", overrides=frozen)).eval().load_pretrained(*weights)
+    model = TokenCutSeg(configure("tiny", overrides=OWN_ENCODER)).eval().load_pretrained(*weights)
     for part in ("head", "upsampler"):
         getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
     one, two = trained(images), model(images)
@@ -81,19 +83,19 @@ def test_fine_tuned_encoder():
     three = model(images)
     assert torch.equal(three.tokens, one.tokens) and not torch.equal(three.logits, one.logits)
     assert torch.equal(three.features, one.features), "a frozen transformer reads the tokenizer's own vectors"
-    model.config = configure("tiny", overrides={"segmentation.frozen_transformer": False})
+    model.config = configure("tiny", overrides=OWN_ENCODER | {"segmentation.frozen_transformer": False})
     assert not torch.equal(model(images).features, one.features)
 
 
 def test_encoder_starts_from_the_masked_pretraining():
-    pretrained, tokenizer = model_of(), model_of().vqgan.state_dict()
+    settings = OWN_ENCODER | {"masked_gpt.encoder": "trained"}
+    pretrained, tokenizer = model_of(**settings), model_of().vqgan.state_dict()
     with torch.no_grad():
         for p in pretrained.encoder.parameters():
             p += 1
-    model = model_of().load_pretrained(tokenizer, pretrained.masked_gpt.state_dict(), pretrained.encoder.state_dict())
-    assert all(
-        torch.equal(value, pretrained.encoder.state_dict()[name]) for name, value in model.encoder.state_dict().items()
-    )
+    own = pretrained.encoder.state_dict()
+    model = model_of(**settings).load_pretrained(tokenizer, pretrained.masked_gpt.state_dict(), own)
+    assert all(torch.equal(value, own[name]) for name, value in model.encoder.state_dict().items())
     model.load_pretrained(tokenizer)
     assert all(torch.equal(value, tokenizer[name]) for name, value in model.encoder.state_dict().items())
 
@@ -101,7 +103,7 @@ def test_encoder_starts_from_the_masked_pretraining():
 @pytest.mark.parametrize("encoder", ["trained", "frozen"])
 def test_masked_prediction_does_not_see_masked_pixels(encoder):
     """Where the encoder is trained for it; the receptive field of the tokenizer's own crosses a patch's border."""
-    model, images = model_of(**{"masked_gpt.encoder": encoder}), torch.rand(2, 3, 32, 32)
+    model, images = model_of(**OWN_ENCODER, **{"masked_gpt.encoder": encoder}), torch.rand(2, 3, 32, 32)
     hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
     hidden[0, 1:3, 2], hidden[1, 0] = True, True
     tokens, logits = model.predict_masked(images, hidden.flatten(1))
@@ -135,7 +137,8 @@ def test_flips_make_the_prediction_equivariant():
 )
 def test_trained_parts_reach_the_prediction(recipe, upsampling, loss_input):
     """The up-sampler, where there is one, shapes the probabilities under either kind of loss."""
-    model = model_of(recipe, **{"segmentation.upsampling": upsampling, "segmentation.loss_input": loss_input})
+    settings = {"segmentation.upsampling": upsampling, "segmentation.loss_input": loss_input}
+    model = model_of(recipe, **settings, **{"segmentation.encoder": "frozen"})
     model(torch.rand(1, 3, 32, 32)).probabilities[:, 1].sum().backward()
     learns = [p for p in (model.upsampler or model.head).parameters() if p.grad is not None and p.grad.any()]
     assert learns

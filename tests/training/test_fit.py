@@ -114,7 +114,7 @@ def test_mixed_precision_stays_close_to_single(tmp_path, stage, recipe):
 def test_tokenizer_stays_frozen_and_the_rest_learns(tmp_path, stage, recipe):
     module, reference = made(stage, recipe), made(stage, recipe)
     train(module, tmp_path, epochs=1)
-    learnt = changed(module.model, reference.model)
+    learnt = changed(module.model, reference.model) - {name for name, _ in reference.model.named_buffers()}
     assert not any(name.startswith("vqgan.") for name in learnt)
     expected = {name for name, value in reference.model.named_parameters() if value.requires_grad}
     assert learnt <= expected and len(learnt) > len(expected) / 2
@@ -158,6 +158,7 @@ def test_learning_rate_schedules(tmp_path, recipe):
     peak = configure("tiny", recipe).vqgan.learning_rate
     assert (rates == peak).all() == (recipe == "released")  # which creates a schedule, but never steps it
     scales = {"segmentation.transformer_lr_scale": 0.1, "segmentation.mlm_weight": 0.0}
+    scales["segmentation.frozen_transformer"] = False
     module = made("segmentation", recipe, **scales)
     rates = train(module, tmp_path / "segmentation")[0]["learning_rate"]
     assert rates.is_monotonic_decreasing and rates.iloc[-1] < rates.iloc[0]
@@ -169,6 +170,7 @@ def test_learning_rate_schedules(tmp_path, recipe):
 def test_pretrained_parts_have_their_own_rate(tmp_path):
     scales = {"encoder": 0.3, "masked_gpt": 0.1}
     overrides = {"segmentation.encoder_lr_scale": 0.3, "segmentation.transformer_lr_scale": 0.1}
+    overrides["segmentation.frozen_transformer"] = False
     module = made("segmentation", **overrides)
     train(module, tmp_path, epochs=1)
     groups = module.trainer.optimizers[0].param_groups
@@ -206,14 +208,15 @@ def test_self_training_reaches_the_weights(tmp_path):
     module, alone = (made("segmentation", unlabelled=given, **{"segmentation.epochs": 5}) for given in (True, False))
     history, *_ = train(module, tmp_path / "with", 5)
     assert (history["train_self_training"] > 0).any()
-    assert int(module.unlabelled_seen) == 4 * (10 - 2)  # not in the first tenth of 10 steps, nor at its end
+    assert int(module.unlabelled_seen) == 8 * (10 - 2)  # not in the first tenth of 10 steps, nor at its end
     history, *_ = train(alone, tmp_path / "without", 5)
-    assert not torch.equal(module.model.upsampler.out.weight, alone.model.upsampler.out.weight)
+    assert not torch.equal(*(next(one.model.upsampler.out.parameters()) for one in (module, alone)))
     assert "train_self_training" not in history
 
 
 def test_self_training_loss_is_the_supervised_one_on_the_teachers_masks():
-    module = made("segmentation", unlabelled=True)
+    plain = {"segmentation.self_training_share": 0.5, "segmentation.self_training_hidden": 0}
+    module = made("segmentation", unlabelled=True, **plain, **{"segmentation.self_training_mix": 0})
     module.trainer, module.augment = SimpleNamespace(world_size=1), Augmentation("none")
     module.eval()  # the graph module has dropout
     with torch.no_grad():
@@ -230,6 +233,31 @@ def test_self_training_loss_is_the_supervised_one_on_the_teachers_masks():
     torch.testing.assert_close(loss, -chosen + dice + module.config.deepcut_loss_weight * out.deepcut_loss)
     loss.backward()
     assert all(p.grad is None for p in module.ema_model.parameters())
+
+
+def test_hidden_cells_are_grey_to_a_network():
+    settings = {"segmentation.self_training_hidden": 0.5}
+    module, generator = made("baseline", **settings).eval(), torch.Generator().manual_seed(0)
+    images, masks = torch.rand(16, 3, 32, 32), torch.zeros(16, 32, 32, dtype=torch.int64)
+    hidden = module.hidden_cells(images, generator)  # (16, 4, 4)
+    shares = hidden.float().mean((1, 2))
+    assert set(shares.tolist()) == {0.0, 0.5} and 4 <= (shares > 0).sum() <= 12
+    grey = torch.where(hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None], 0.5, images)
+    found, expected = module.losses(images, masks, generator, hidden), module.losses(grey, masks, generator)
+    torch.testing.assert_close(found, expected)
+
+
+def test_hidden_tokens_are_masked_and_their_pixels_blank_to_the_encoder():
+    settings = {"segmentation.encoder": "imagenet", "segmentation.upsampling": "unet", "masked_gpt.encoder": "frozen"}
+    module = made("segmentation", **settings, **{"segmentation.self_training_hidden": 1.0}).eval()
+    images, generator = torch.rand(2, 3, 32, 32), torch.Generator().manual_seed(0)
+    hidden = module.hidden_cells(images, generator)
+    grey = torch.where(hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None], 0.5, images)
+    guide = module.model.encode(images, blank=hidden.flatten(1)).guide
+    torch.testing.assert_close(guide.features, module.model.encode(grey).guide.features)
+    tokens, encoding, _ = module.model.encode(images)
+    expected = module.model.transformer_features(tokens, encoding, hidden.flatten(1))
+    torch.testing.assert_close(module.model(images, hidden.flatten(1), blank=True).features, expected)
 
 
 @pytest.mark.parametrize("averaged", [True, False])

@@ -215,3 +215,18 @@ def recolour(images: Tensor, generator: torch.Generator, strength: float = 0.3) 
     mean = images.mean((1, 2, 3), keepdim=True)
     contrasted = (images - mean) * factor(strength, 1) + mean
     return (contrasted * factor(strength, 1) * factor(strength / 2, 3)).clamp(0, 1)
+
+
+def mix(images: Tensor, masks: Tensor, generator: torch.Generator, probability: float) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019): into some of the images (B, 3, S, S), and their masks (B, S, S), a rectangle of another
+    one is pasted, of a tenth to a half of the area and with sides up to 1 : 2. `generator` is a CPU one."""
+    (B, _, _, S), device = images.shape, images.device
+    area, ratio = 0.1 + 0.4 * torch.rand(B, generator=generator), 2 ** (2 * torch.rand(B, generator=generator) - 1)
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp(max=1)  # (2, B), of a side of 1
+    first = torch.rand(2, B, generator=generator) * (1 - sides)
+    centres = (torch.arange(S) + 0.5) / S
+    rows, columns = (centres >= first[..., None]) & (centres < (first + sides)[..., None])  # (B, S) each
+    chosen = torch.rand(B, generator=generator) < probability
+    inside = (rows[:, :, None] & columns[:, None, :] & chosen[:, None, None]).to(device)
+    other = torch.randperm(B, generator=generator).to(device)
+    return torch.where(inside[:, None], images[other], images), torch.where(inside, masks[other], masks)

@@ -162,16 +162,18 @@ COUPLED = {
     "masked_gpt.encoder": ("masked_gpt.learning_rate", "masked_gpt.batch_size"),
     "segmentation.graph_radius": ("segmentation.radius_unit",),
     "segmentation.encoder": ("segmentation.encoder_lr_scale",),
+    "segmentation.self_training_weight": ("segmentation.self_training_share",),
     "segmentation.batch_size": ("segmentation.learning_rate",),
 }
 """Options that change with another one, since they mean something only with it: a rate has its batch."""
-ENCODER_USERS = ["masked_gpt.inputs", *(f"segmentation.{key}" for key in ("encoder", "encoder_lr_scale", "upsampling"))]
-"""What an encoder that is trained in the pretraining is for."""
 NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
     ("segmentation.encoder", "fine_tuned"): {"segmentation.upsampling": "guided"},  # else nothing may use it
-    ("segmentation.encoder", "frozen"): {"masked_gpt.encoder": "frozen"},
+    ("segmentation.encoder", "frozen"): {"masked_gpt.encoder": "frozen", "segmentation.upsampling": "guided"},
+    ("segmentation.encoder", "imagenet"): {"segmentation.upsampling": "unet"},
+    ("segmentation.upsampling", "bilinear"): {"masked_gpt.encoder": "frozen", "segmentation.encoder": "frozen"},
+    ("segmentation.upsampling", "unet"): {"segmentation.encoder": "imagenet"},
     ("masked_gpt.inputs", "tokens"): {"masked_gpt.encoder": "frozen"},
-    ("masked_gpt.encoder", "trained"): {name: RECIPES["revised"][name] for name in ENCODER_USERS},
+    ("masked_gpt.encoder", "trained"): {"masked_gpt.inputs": "tokens_and_vectors"},
 }
 """What an option's value cannot do without."""
 ALTERNATIVES = {"segmentation.affinity": "feature", "segmentation.frozen_codebook": False}
@@ -195,20 +197,21 @@ def changed(base: Config, option: str, recipe: str, labels: Mapping[str, Any]) -
 
 
 def component_rows(study: Study) -> list[Row]:
-    """The method built up, one change per row: the encoder is the tokenizer's frozen one, the transformer learns at the
-    full rate, and only labelled images are learned from, until the last rows of a recipe that has it otherwise."""
+    """The method built up, one change per row: the encoder is the tokenizer's frozen one, the transformer learns along,
+    and only labelled images are learned from, until the last rows of a recipe that has it otherwise."""
     config, rows = reduced_budget(study.config), list[Row]()
     for row, option, without in (
         ("+ self-training", "segmentation.self_training_weight", 0.0),
         ("+ encoder in the pretraining", "masked_gpt.encoder", "frozen"),
-        ("+ fine-tuned encoder", "segmentation.encoder", "frozen"),
-        ("+ slower transformer", "segmentation.transformer_lr_scale", 1.0),  # that of one without pretraining
+        ("+ encoder from ImageNet", "segmentation.encoder", "frozen"),
+        ("+ frozen transformer", "segmentation.frozen_transformer", False),
         ("+ graph module", "segmentation.use_deepcut", False),
         ("+ masked pretraining", "segmentation.mlm_weight", 0.0),
         ("+ transformer", "masked_gpt.n_layer", 0),
     ):
         rows.insert(0, Row({"stages": row}, config, pretrained=row != "+ transformer"))
-        config = config.override({option: without})
+        if config.value(option) != without:
+            config = config.override({option: without} | NEEDED.get((option, without), {}))
     rows.insert(0, Row({"stages": "tokenizer"}, config, pretrained=False))
     return rows[:4] + [row for above, row in itertools.pairwise(rows[3:]) if row.config != above.config]
 

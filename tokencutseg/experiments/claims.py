@@ -34,7 +34,8 @@ RULE = """\
 - Better than a baseline: the paired 95 % interval of the difference excludes zero, on the better side, and its
   Holm-adjusted p is below 0.05 (there is no p where scores are pooled over tokens).
 - Such a claim is supported when this holds against every baseline compared, the required ones from ImageNet weights
-  among them. Without these it is not testable; it is not supported where one difference fails.
+  among them, as everybody in practice starts: U-Net, U-Net++, FPN and DeepLabV3+, or the U-Net alone for generalisation
+  and few labels. Without these it is not testable; it is not supported where one difference fails.
 - Not supported: our trainings do not bear it out. Verdicts hold for one preset; tiny and quick give none."""
 
 
@@ -75,7 +76,7 @@ def _imagenet(*names: str) -> dict[str, str]:
     return {f"{name} from ImageNet": f'method == "{name}" and initialisation == "imagenet"' for name in names}
 
 
-_STRONG = _imagenet("unet", "deeplabv3plus", "segformer")
+_STRONG = _imagenet("unet", "unetplusplus", "fpn", "deeplabv3plus")
 _FEW_LABELS = {
     f"{name} with {share:.0%} of the labels, drawn three times": f"{query} and fraction == {share} and seeds >= 3"
     for name, query in _imagenet("unet").items()

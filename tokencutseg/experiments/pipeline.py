@@ -33,7 +33,7 @@ BASELINE_SETTINGS = {
     *("augmentation", "class_weighted_dice", "cross_entropy_weight", "test_time_flips"),
 }
 """What of stage 3's settings a baseline shares; the others are about our own model."""
-SELF_TRAINING = {"self_training_weight"}
+SELF_TRAINING = {f"self_training_{name}" for name in ("weight", "share", "mix", "hidden")}
 """What a baseline with self-training shares beyond that."""
 
 
@@ -149,6 +149,8 @@ class Pipeline:
             settings["score_reduction"] = config.evaluation.score_reduction
         if training.stage == "segmentation":
             settings["masked_gpt"] = config.non_default("masked_gpt")
+        elif "self_training_hidden" in own:
+            settings["hidden_cells"] = [config.grid_size, config.masked_gpt.mask_pattern]
         dependencies = {name: images.fingerprint for name, images in data.items()}
         dependencies |= {name: self.spec(parent).id for name, parent in self.parents(training).items()}
         if self.adopted is not None and "tokenizer" in dependencies:

@@ -45,16 +45,17 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 class Lite0Encoder(nn.Module):
     """EfficientNet-Lite0 in the place of the tokenizer's encoder: pixels → latents at the tokens' grid, and features.
 
-    `level` is the number of the features at that grid, finest first; the latents are a linear map of them.
+    `level` is the number of the features at that grid, finest first; the latents are a linear map of them to `code_dim`
+    channels, or they themselves (0).
     """
 
-    def __init__(self, level: int, code_dim: int, pretrained: bool = True) -> None:
+    def __init__(self, level: int, code_dim: int = 0, pretrained: bool = True) -> None:
         super().__init__()
         import segmentation_models_pytorch as smp  # slow to import
 
         self.level, self.network = level, smp.encoders.get_encoder(LITE0, weights=None)
         start_encoder(self.network, LITE0, pretrained)
-        self.project = nn.Conv2d(LITE0_CHANNELS[level], code_dim, 1)
+        self.project = nn.Conv2d(LITE0_CHANNELS[level], code_dim, 1) if code_dim else nn.Identity()
         use_lenient_batch_norm(self)
 
     def encode(self, x: Tensor) -> Encoding:

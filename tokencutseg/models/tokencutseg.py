@@ -88,7 +88,8 @@ class TokenCutSeg(SegmentationModel):
         if seg.encoder == "fine_tuned":
             self.encoder = self.vqgan.copy_encoder()
         elif seg.encoder == "imagenet":
-            self.encoder = Lite0Encoder(level, config.vqgan.code_dim, pretrained)
+            code_dim = config.vqgan.code_dim if config.masked_gpt.trains_encoder else 0  # what the transformer takes
+            self.encoder = Lite0Encoder(level, code_dim, pretrained)
         self.vqgan.requires_grad_(False)
         self.masked_gpt.requires_grad_(not seg.frozen_transformer)
         self.train()  # a frozen tokenizer must never be in training mode, in which modules start
@@ -127,13 +128,14 @@ class TokenCutSeg(SegmentationModel):
         encoding = self.vqgan.encode(self.vqgan.normalise(images))
         return self.vqgan.quantize(encoding.latents).tokens, encoding
 
-    def encode(self, images: Tensor, encoded: Encoded | None = None) -> EncoderOutput:
+    def encode(self, images: Tensor, encoded: Encoded | None = None, blank: Tensor | None = None) -> EncoderOutput:
         """RGB in [0, 1] (B, 3, S, S) → the input of transformer and up-sampler.
 
-        `encoded` is the result of `encode_to_tokens(images)`, where it is known.
+        `encoded` is the result of `encode_to_tokens(images)`, where it is known. `blank` (B, T) is True for tokens
+        whose pixels an encoder beside the tokenizer's does not see.
         """
         tokens, own = self.encode_to_tokens(images) if encoded is None else encoded
-        tuned = own if self.encoder is None else self._encode(images)
+        tuned = own if self.encoder is None else self._encode(images, blank)
         # the transformer gets latents like those that it was pretrained on: a frozen one, and any beside ImageNet's
         fixed = self.config.segmentation.frozen_transformer or self.config.segmentation.encoder == "imagenet"
         keeps_own = fixed and not self.config.masked_gpt.trains_encoder
@@ -152,22 +154,25 @@ class TokenCutSeg(SegmentationModel):
         """
         tokens, encoding = self.encode_to_tokens(images) if encoded is None else encoded
         if self.encoder is not None and self.config.masked_gpt.trains_encoder:
-            visible = (~mask).view(-1, 1, *tokens.shape[1:]).to(images.dtype)
-            encoding = self._encode(images, F.interpolate(visible, images.shape[-2:]))
+            encoding = self._encode(images, mask)
         return tokens, self.masked_gpt.lm_head(self.transformer_features(tokens, encoding, mask))
 
-    def _encode(self, images: Tensor, visible: Tensor | float = 1.0) -> Encoding:
-        """The encoding by `encoder`, with pixels where `visible` is 0 blanked."""
+    def _encode(self, images: Tensor, blank: Tensor | None = None) -> Encoding:
+        """The encoding by `encoder`, without the pixels of tokens where `blank` (B, T) is True."""
         assert self.encoder is not None, "the recipe has no encoder of its own"
         x = 2 * images - 1 if isinstance(self.encoder, Lite0Encoder) else self.vqgan.normalise(images)
-        return self.encoder.encode(x * visible)
+        if blank is not None:
+            visible = (~blank).view(-1, 1, *self.grid(images)).to(x.dtype)
+            x = x * F.interpolate(visible, images.shape[-2:])
+        return self.encoder.encode(x)
 
-    def forward(self, images: Tensor, token_mask: Tensor | None = None) -> Segmentation:
-        """RGB in [0, 1] (B, 3, S, S); token_mask (B, T) masks tokens for the transformer, as in released training.
+    def forward(self, images: Tensor, token_mask: Tensor | None = None, blank: bool = False) -> Segmentation:
+        """RGB in [0, 1] (B, 3, S, S); token_mask (B, T) masks tokens for the transformer, as in released training, and
+        with `blank` their pixels for an encoder beside the tokenizer's.
 
         Any S that is a multiple of the tokenizer's stride works.
         """
-        tokens, encoding, guide = self.encode(images)
+        tokens, encoding, guide = self.encode(images, blank=token_mask if blank else None)
         grid, size = tuple(tokens.shape[1:]), images.shape[-2:]
         features = self.transformer_features(tokens, encoding, token_mask)
         token_logits = self.head(features, grid).float()

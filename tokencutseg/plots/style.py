@@ -52,7 +52,7 @@ METHODS = {
     "revised": Look("TokenCutSeg (revised)", GREEN, "D"),
     "unet": Look("U-Net", ORANGE, "s"),
     "unet_self_training": Look("U-Net + self-training", "#A89048", "p"),
-    "unet_scratch": Look("U-Net (scratch)", "#5C6B2F", "h"),
+    "unet_scratch": Look("U-Net (scratch)", "#5C6B2F", "8"),
     "unetplusplus": Look("U-Net++", "#7A4A00", "P"),
     "fpn": Look("FPN", SKY, "X"),
     "deeplabv3plus": Look("DeepLabV3+", "#99004D", "<"),

@@ -16,8 +16,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from tokencutseg.config import Config
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.data.transforms import Augmentation, recolour
+from tokencutseg.data.transforms import Augmentation, mix, recolour
 from tokencutseg.evaluation.codebook import codebook_summary
+from tokencutseg.evaluation.inference import upsample_nearest
 from tokencutseg.evaluation.per_image import score
 from tokencutseg.evaluation.statistics import summarise
 from tokencutseg.models import losses
@@ -239,10 +240,10 @@ class SegmenterModule(StageModule):
         return self.config.self_training_weight * min(1.0, max(0.0, (done - 0.1) / 0.3))
 
     def self_training_loss(self, labelled: int, generator: torch.Generator) -> Tensor:
-        """The loss on half as many unlabelled images as there are `labelled` ones in the batch, warped and recoloured,
-        against the teacher's masks of the plain images."""
+        """The loss on `self_training_share` times as many unlabelled images as there are `labelled` ones in the batch,
+        against the teacher's masks of the plain images: warped, recoloured, mixed, and partly hidden."""
         assert self.unlabelled is not None, "self-training needs unlabelled images"
-        count = max(1, labelled // 2)
+        count = max(1, int(labelled * self.config.self_training_share))
         chosen = torch.randint(len(self.unlabelled), (count,), generator=generator)
         images = load_batch(self.unlabelled, chosen)["images"].to(self.device)
         self.unlabelled_seen += count * self.trainer.world_size
@@ -252,10 +253,24 @@ class SegmenterModule(StageModule):
             masks = self.eval_model.probabilities(images).argmax(1)
         self.eval_model.train(was_training)
         images, masks = self.augment(images, masks, generator)
-        return sum(self.losses(recolour(images, generator), masks, generator).values())
+        images, masks = mix(recolour(images, generator), masks, generator, self.config.self_training_mix)
+        hidden = self.hidden_cells(images, generator) if self.config.self_training_hidden else None
+        return sum(self.losses(images, masks, generator, hidden).values())
 
-    def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """The weighted terms of the training loss, by name."""
+    def hidden_cells(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Half of the cells of `self_training_hidden` of the images, in squares as in the masked-token training:
+        (B, H, W) bool on the tokens' grid."""
+        B, H, W = len(images), *(side // 2**self.model.config.vqgan.n_stages for side in images.shape[-2:])
+        cells = sample_token_mask((B, H, W), self.model.config.masked_gpt, generator, ratio=0.5).view(B, H, W)
+        chosen = torch.rand(B, generator=generator) < self.config.self_training_hidden
+        return (cells & chosen[:, None, None]).to(images.device)
+
+    def losses(
+        self, images: Tensor, masks: Tensor, generator: torch.Generator, hidden: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The weighted terms of the training loss, by name; `hidden` cells (B, H, W) the model does not see."""
+        if hidden is not None:
+            images = images.masked_fill(upsample_nearest(hidden, images.shape[-1])[:, None], 0.5)
         logits = self.model(images)
         return losses.segmentation_loss(logits, logits.softmax(1), masks, self.config)
 
@@ -299,11 +314,16 @@ class TokenCutSegModule(SegmenterModule):
 
     model: TokenCutSeg
 
-    def losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, images: Tensor, masks: Tensor, generator: torch.Generator, hidden: Tensor | None = None
+    ) -> dict[str, Tensor]:
         c, model = self.config, self.model
         joint = c.mlm_weight > 0 or c.training_features == "masked"
         token_mask = token_mask_for(model, images, generator) if joint else None
-        out = model(images, token_mask if c.training_features == "masked" else None)
+        if hidden is not None:
+            out = model(images, hidden.flatten(1), blank=True)
+        else:
+            out = model(images, token_mask if c.training_features == "masked" else None)
         scores = out.probabilities if c.loss_input == "probabilities" else out.logits
         terms = losses.segmentation_loss(scores, out.probabilities, masks, c)
         if c.use_deepcut:
