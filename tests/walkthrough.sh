@@ -360,6 +360,7 @@ p08_names_that_are_not_utf8() {
     works tcs segment "$odd.png" --out out
     [ "$(ls out | wc -l)" = 2 ]
     refuses 'UTF-8' tcs run --preset tiny --results "$odd"
+}
 
 # 9: segment ------------------------------------------------------------------------------------------------------------
 
@@ -457,7 +458,6 @@ p10_two_studies_in_one_results_folder() {
     works tcs run "${small[@]}" --results alone
     cmp <(cut -d, -f1-9 alone/*/tables/budgets.csv) <(cut -d, -f1-9 "$(ls results/*/tables/budgets.csv | head -n 1)")
     [ "$(ls results/runs | wc -l)" = "$(ls alone/runs | wc -l)" ] # each training once
-
 }
 
 # run ---------------------------------------------------------------------------------------------------------------------
