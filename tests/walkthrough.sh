@@ -478,7 +478,7 @@ for name in $(compgen -A function | grep -E '^p[0-9]{2}_'); do
     mkdir "$work/$name"
     started=$SECONDS status=0
     set +e
-    (set -eE; trap 'echo "line $LINENO: $BASH_COMMAND"' ERR; cd "$work/$name"; "$name") >"$work/$name.log" 2>&1 </dev/null
+    (set -eE; trap 'echo "line $LINENO: $BASH_COMMAND" >&2' ERR; cd "$work/$name"; "$name") >"$work/$name.log" 2>&1 </dev/null
     status=$?
     set -e
     case $status in
