@@ -100,6 +100,8 @@ _install() {
     local cache="${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/dev/null}/.cache}/uv}"
     if ! { mkdir -p "$cache" && [ -w "$cache" ]; } 2>/dev/null; then
         export UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1 TMPDIR="$venv"
+    elif command -v flock >/dev/null && ! flock "$cache" true 2>/dev/null; then
+        export UV_NO_CACHE=1  # uv needs locks, which that file system lacks
     fi
     uv=("$python" -I -m uv --quiet pip install --python "$python" --no-deps ${uv[@]+"${uv[@]}"})
     if [ -n "${TOKENCUTSEG_CPU:-}" ]; then

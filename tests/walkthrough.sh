@@ -169,7 +169,7 @@ p03_a_mirror_behind_no_network() {
     local folder name port server
     bare clone
     works set_up_in clone
-    clone/.venv/bin/python -m pip download -q -d files uv hatchling "$(head -n 1 clone/requirements.lock | cut -d' ' -f1)"
+    clone/.venv/bin/python -m pip download -q -d files uv hatchling editables "$(head -n 1 clone/requirements.lock | cut -d' ' -f1)"
     for name in files/*; do
         folder="mirror/simple/$(basename "$name" | cut -d- -f1 | tr '_.A-Z' '--a-z')"
         mkdir -p "$folder"
@@ -343,10 +343,25 @@ p08_a_checkout_that_cannot_be_written() {
 p08_a_file_system_without_locks() {
     local compiler
     compiler="$(command -v cc || command -v gcc)" || { echo "no C compiler"; return 77; }
-    printf '#include <errno.h>\nint flock(int fd, int how) { errno = ENOLCK; return -1; }\n' >nolocks.c
-    "$compiler" -shared -fPIC -o nolocks.so nolocks.c
-    bare clone
-    export LD_PRELOAD="$PWD/nolocks.so"
+    cat >nolocks.c <<'C'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int flock(int fd, int how) {
+    char link[64], path[4096] = "";
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    if (readlink(link, path, sizeof path - 1) > 0 && strstr(path, "/nolocks/")) { errno = ENOLCK; return -1; }
+    return ((int (*)(int, int))dlsym(RTLD_NEXT, "flock"))(fd, how);
+}
+C
+    "$compiler" -shared -fPIC -o nolocks.so nolocks.c -ldl
+    mkdir -p nolocks/home
+    bare nolocks/clone
+    export LD_PRELOAD="$PWD/nolocks.so" HOME="$PWD/nolocks/home" XDG_CACHE_HOME=''
+    cd nolocks
     works set_up_in clone
     works tcs run --preset tiny --only 01 --results results
     refuses 'could not be downloaded|cannot be had' env HTTPS_PROXY=http://127.0.0.1:9 bash -c 'tcs fetch isic2016 --data data'
