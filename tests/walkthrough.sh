@@ -364,6 +364,8 @@ C
     cd nolocks
     works set_up_in clone
     works tcs run --preset tiny --only 01 --results results
+    export -f tcs
+    export clone PYTHON="${PYTHON:-}"
     refuses 'could not be downloaded|cannot be had' env HTTPS_PROXY=http://127.0.0.1:9 bash -c 'tcs fetch isic2016 --data data'
 }
 
