@@ -93,6 +93,8 @@ _install() {
         echo "relocatable = true" >>"$venv/pyvenv.cfg"  # uv writes scripts that find their Python when .venv is moved
     fi
     echo "set-up: installing the packages of requirements.lock" >&2
+    unset PYTHON "${!PYTHON@}"
+    export PYTHONUTF8=1  # uv hands paths to Python and fails where another encoding is set
     eval "$(_package_sources)"
     export UV_SYSTEM_CERTS=1 UV_INDEX_STRATEGY=unsafe-best-match  # as pip does; the hashes tell whether it is the right one
     local cache="${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/dev/null}/.cache}/uv}"
@@ -108,7 +110,7 @@ _install() {
     {
         { [ -z "$new" ] || "$python" -I -m pip install --quiet --disable-pip-version-check uv; } \
             && echo "$root" >"$stamp" \
-            && "${uv[@]}" --compile-bytecode --require-hashes -r "$lock" \
+            && "${uv[@]}" --require-hashes -r "$lock" \
             && { [ ${#torch[@]} = 0 ] || "${uv[@]}" "${torch[@]/%/+cpu}" 2>/dev/null \
                 || "${uv[@]}" --torch-backend cpu "${torch[@]}"; } \
             && "${uv[@]}" -e "$root" && _wanted_stamp >"$stamp.new" && mv "$stamp.new" "$stamp"

@@ -278,6 +278,9 @@ def test_audit_names_an_image_that_two_splits_share(tmp_path, capsys):
     assert any("train0" in line and "test0" in line for line in shown.splitlines())
     assert "self-supervised stages use 4 images; left out are 1" in shown
     assert "1 same content as in clinic/test" in shown
+    (tmp_path / "audit/overlaps.csv").write_text("mine")
+    assert run("audit", "--data", tmp_path / "clinic", "--out", tmp_path / "audit") == 2
+    assert (tmp_path / "audit/overlaps.csv").read_text() == "mine"
 
 
 def test_fetch_goes_on_after_a_failed_set(tmp_path, monkeypatch, capsys):

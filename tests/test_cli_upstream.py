@@ -154,6 +154,9 @@ def test_export(folders, trained, tmp_path, capsys):
     assert sizes[1] < 0.6 * sizes[0]
     for key, value in tokencutseg.load(half).state_dict().items():
         torch.testing.assert_close(value, state[key], rtol=1e-3, atol=1e-4)
+    before = checkpoint.read_bytes(), (half / "model.safetensors").read_bytes()
+    assert run("export", segmenter, "--released", checkpoint) == run("export", segmenter, "--half", half) == 2
+    assert before == (checkpoint.read_bytes(), (half / "model.safetensors").read_bytes()), "nothing is overwritten"
 
 
 def test_a_checkpoint_counts_where_flags_contradict_it(folders, trained, capsys):

@@ -9,6 +9,7 @@ set -euo pipefail
 source_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 work="$(mktemp -d "${TMPDIR:-/tmp}/walkthrough.XXXXXX")"
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
+chmod 755 "$work"
 clone="$work/clone"
 export TOKENCUTSEG_CACHE="$work/cache" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
@@ -62,6 +63,23 @@ image.save(file)
 PY
 }
 
+# bare FOLDER: a clone whose lock has one small package, and set_up_in FOLDER sets it up: seconds instead of a minute.
+bare() {
+    git clone -q "$source_root" "$1"
+    awk '/^[^ #]/ { keep = /^tqdm==/ } keep' "$source_root/requirements.lock" >"$1/requirements.lock"
+}
+set_up_in() { env -u PYTHON bash -euc 'source "$0/setup.sh"; set_up' "$1"; }
+has_tqdm() { "$1/.venv/bin/python" -c 'import tqdm, sys; sys.exit(not tqdm.__file__.startswith(sys.prefix))'; }
+
+# as_reader COMMAND...: where file permissions count, as they do not for root.
+as_reader() {
+    if [ "$(id -u)" != 0 ]; then
+        "$@"
+    else
+        setpriv --inh-caps=-dac_override,-dac_read_search --bounding-set=-dac_override,-dac_read_search -- "$@"
+    fi
+}
+
 # 1: results and data are found wherever one stands ---------------------------------------------------------------------
 
 p01_results_and_data_of_the_checkout_from_any_folder() {
@@ -96,6 +114,94 @@ PY
     [ "$(ls "$clone/results/runs")" = "$trained" ]
     [ "$(ls)" = "$(printf '02.ipynb\nconvert.py')" ]
     [ -z "$(git -C "$clone" status --porcelain)" ]
+}
+
+# 2: nothing is deleted that we did not make -----------------------------------------------------------------------------
+
+p02_an_environment_of_somebody_else() {
+    bare clone
+    mkdir clone/.venv
+    echo mine >clone/.venv/mine
+    refuses 'left alone' set_up_in clone
+    [ "$(ls clone/.venv)" = mine ]
+    rm -r clone/.venv
+    ln -s /a/disk/that/is/not/there clone/.venv
+    refuses 'cannot be written' set_up_in clone
+    [ -L clone/.venv ]
+}
+
+p02_a_failed_update_and_files_of_ones_own() {
+    bare clone
+    works set_up_in clone
+    echo 'VALUE = 1' >clone/.venv/lib/mine.py
+    cp clone/.venv/lib/mine.py "$(echo clone/.venv/lib/python3.*/site-packages)"
+    sed -i 's/sha256:./sha256:0/' clone/requirements.lock
+    sed -i '1s/==[0-9.]*/==4.67.0/' clone/requirements.lock
+    refuses 'did not finish' set_up_in clone
+    has_tqdm clone
+    refuses 'did not finish' set_up_in clone
+    has_tqdm clone
+    git -C "$source_root" show HEAD:requirements.lock | awk '/^[^ #]/ { keep = /^(tqdm|packaging)==/ } keep' >clone/requirements.lock
+    works set_up_in clone
+    has_tqdm clone
+    clone/.venv/bin/python -c 'import mine, packaging'
+    [ -e clone/.venv/lib/mine.py ]
+}
+
+p02_files_with_the_names_of_ours() {
+    local before
+    mkdir model photos out
+    for name in model/config.json model/model.safetensors model.ckpt out/a_mask.png; do
+        echo mine >"$name"
+    done
+    photo photos/a.png
+    before="$(contents .)"
+    refuses 'there already' tcs export "$clone/tokencutseg/pretrained" --half model
+    refuses 'there already' tcs export "$clone/tokencutseg/pretrained" --released model.ckpt
+    refuses 'there already' tcs segment photos --out out
+    refuses 'cannot be written' tcs run --preset tiny --results model.ckpt
+    [ "$(contents .)" = "$before" ]
+}
+
+# 3: mirrors, proxies, other environments --------------------------------------------------------------------------------
+
+p03_a_mirror_behind_no_network() {
+    local folder name port server
+    bare clone
+    works set_up_in clone
+    clone/.venv/bin/python -m pip download -q -d files uv hatchling "$(head -n 1 clone/requirements.lock | cut -d' ' -f1)"
+    for name in files/*; do
+        folder="mirror/simple/$(basename "$name" | cut -d- -f1 | tr '_.A-Z' '--a-z')"
+        mkdir -p "$folder"
+        cp "$name" "$folder"
+    done
+    clone/.venv/bin/python -u -m http.server -b 127.0.0.1 -d mirror 0 >log 2>&1 &
+    server=$!
+    while ! port="$(grep -oE 'port [0-9]+' log | cut -d' ' -f2)" || [ -z "$port" ]; do sleep 0.2; done
+    printf '[global]\nextra-index-url =\nindex%surl = http://127.0.0.1:%s/simple\n' - "$port" >pip.conf
+    export HTTPS_PROXY=http://127.0.0.1:9 ALL_PROXY=http://127.0.0.1:9 NO_PROXY=127.0.0.1 UV_CACHE_DIR="$PWD/uv" PIP_NO_CACHE_DIR=1
+    unset "${!PIP_@}"
+    bare by_variable
+    works env PIP_CONFIG_FILE=/dev/null PIP_INDEX_URL="http://127.0.0.1:$port/simple" bash -euc 'source by_variable/setup.sh; set_up'
+    bare by_file
+    works env PIP_CONFIG_FILE="$PWD/pip.conf" bash -euc 'source by_file/setup.sh; set_up'
+    kill $server
+    has_tqdm by_variable
+    has_tqdm by_file
+    bare without
+    refuses 'PIP_INDEX_URL' env PIP_CONFIG_FILE=/dev/null UV_CACHE_DIR="$PWD/other" UV_HTTP_RETRIES=0 PIP_RETRIES=0 \
+        bash -euc 'source without/setup.sh; set_up'
+}
+
+p03_settings_that_lead_elsewhere() {
+    mkdir poison
+    echo 'raise SystemExit("the wrong tqdm")' >poison/tqdm.py
+    bare clone
+    export PYTHONPATH="$PWD/poison" PIP_USER=1 PIP_TARGET="$PWD/target" PIP_PREFIX="$PWD/prefix" CONDA_PREFIX="$PWD/conda"
+    export VIRTUAL_ENV="$PWD/conda" PYTHONUSERBASE="$PWD/user"
+    works set_up_in clone
+    [ "$(ls)" = "$(printf 'clone\npoison')" ]
+    env -u PYTHONPATH clone/.venv/bin/python -c 'import tqdm; assert "poison" not in tqdm.__file__'
 }
 
 # 4 and 5: devices and cores --------------------------------------------------------------------------------------------
@@ -152,6 +258,108 @@ p05_busy_core_costs_a_factor_of_two() {
     kill "$spinner"
     echo "alone $alone s, with one core busy $busy s"
     awk "BEGIN { exit !($busy < 3 * $alone + 0.1) }"
+}
+
+# 6: without CUDA ----------------------------------------------------------------------------------------------------------
+
+p06_no_cuda_from_a_folder_of_wheels() {
+    bare clone
+    printf 'torch==2.99.0 \\\n    --hash=sha256:%064d\ntorchvision==0.99.0 \\\n    --hash=sha256:%064d\n' 0 0 >>clone/requirements.lock
+    printf 'nvidia-cudnn-cu13==9.0 \\\n    --hash=sha256:%064d\n' 0 >>clone/requirements.lock
+    mkdir wheels
+    python3 - <<'PY'
+import zipfile
+
+for name, version in (("torch", "2.99.0+cpu"), ("torchvision", "0.99.0+cpu")):
+    with zipfile.ZipFile(f"wheels/{name}-{version}-py3-none-any.whl", "w") as wheel:
+        about, record = f"{name}-{version}.dist-info", ""
+        wheel.writestr(f"{name}/__init__.py", "cpu = True")
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", f"{name}/__init__.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+PY
+    works env TOKENCUTSEG_CPU=1 PIP_FIND_LINKS="$PWD/wheels" bash -euc 'source clone/setup.sh; set_up'
+    clone/.venv/bin/python -c 'import torch, torchvision; assert torch.cpu and torchvision.cpu'
+    [ -z "$(ls clone/.venv/lib/python3.*/site-packages | grep nvidia)" ]
+}
+
+# 8: odd places ------------------------------------------------------------------------------------------------------------
+
+p08_a_path_with_spaces_and_umlauts_that_is_moved() {
+    bare 'Läsionen und "Haut"'
+    export PYTHONIOENCODING=ascii
+    works set_up_in 'Läsionen und "Haut"'
+    has_tqdm 'Läsionen und "Haut"'
+    mv 'Läsionen und "Haut"' 'neu hier'
+    works set_up_in 'neu hier'
+    works "neu hier/.venv/bin/tqdm" --version
+    works set_up_in 'neu hier'
+    [ -z "$said" ]
+}
+
+p08_line_ends_of_windows() {
+    git clone -q -c core.autocrlf=true "$source_root" clone
+    ! grep -lr $'\r' clone/*.sh clone/.ci/run clone/tests/*.sh clone/requirements.lock clone/tokencutseg/configs
+    [ -z "$(git -C clone status --porcelain)" ]
+}
+
+p08_a_home_that_cannot_be_written() {
+    mkdir -m 555 home
+    export HOME="$PWD/home" XDG_CACHE_HOME='' TOKENCUTSEG_CACHE=''
+    bare clone
+    works as_reader bash -euc 'source clone/setup.sh; set_up'
+    has_tqdm clone
+    photo a.png
+    export -f tcs
+    export clone PYTHON="${PYTHON:-}"
+    works as_reader bash -c 'tcs segment a.png --out out'
+    works as_reader bash -c 'tcs run --preset tiny --only 01 --results results'
+    [ -z "$(ls -A home)" ]
+}
+
+p08_a_checkout_that_cannot_be_written() {
+    local status=0
+    bare clone
+    works set_up_in clone
+    chmod -R a-w clone
+    works as_reader bash -euc 'source clone/setup.sh; set_up'
+    chmod u+w clone/requirements.lock
+    echo '# changed' >>clone/requirements.lock
+    refuses 'cannot be written' as_reader bash -euc 'source clone/setup.sh; set_up'
+    chmod -R u+w clone
+    rm -r clone/.venv
+    chmod a-w clone
+    refuses 'cannot be written' as_reader bash -euc 'source clone/setup.sh; set_up'
+    chmod u+w clone
+    photo a.png
+    export -f tcs
+    export clone PYTHON="${PYTHON:-}"
+    chmod -R a-w "$clone/results"
+    refuses 'choose another folder with --results' as_reader bash -c 'tcs run --preset tiny --only 01' || status=1
+    chmod -R u+w "$clone/results"
+    return $status
+}
+
+p08_a_file_system_without_locks() {
+    local compiler
+    compiler="$(command -v cc || command -v gcc)" || { echo "no C compiler"; return 77; }
+    printf '#include <errno.h>\nint flock(int fd, int how) { errno = ENOLCK; return -1; }\n' >nolocks.c
+    "$compiler" -shared -fPIC -o nolocks.so nolocks.c
+    bare clone
+    export LD_PRELOAD="$PWD/nolocks.so"
+    works set_up_in clone
+    works tcs run --preset tiny --only 01 --results results
+    refuses 'could not be downloaded|cannot be had' env HTTPS_PROXY=http://127.0.0.1:9 bash -c 'tcs fetch isic2016 --data data'
+}
+
+p08_names_that_are_not_utf8() {
+    local odd=$'l\xe4sion'
+    mkdir -p "photos/images" "photos/masks"
+    photo "$odd.png"
+    export PYTHONIOENCODING=ascii LC_ALL=C
+    works tcs segment "$odd.png" --out out
+    [ "$(ls out | wc -l)" = 2 ]
+    refuses 'UTF-8' tcs run --preset tiny --results "$odd"
 }
 
 # 9: segment ------------------------------------------------------------------------------------------------------------

@@ -353,7 +353,8 @@ def _audit(arguments: argparse.Namespace) -> int:
     from tokencutseg.report.notebooks import check_writable
 
     if arguments.out:
-        check_writable(arguments.out, "--out")
+        for name in ("overlaps.csv", "contact_sheet.png"):
+            check_writable(arguments.out / name, "--out", file=True)
     source = open_source(arguments.data, configure(), strict=False)
     problems = source.check()
     print("\n".join(source.describe()))

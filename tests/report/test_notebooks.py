@@ -132,6 +132,10 @@ def test_unchanged_notebooks_are_left_alone(write_notebook, tmp_path, monkeypatc
     (tmp_path / "package" / "code.py").touch()
     monkeypatch.setattr(runner.tokencutseg, "__file__", str(tmp_path / "package" / "__init__.py"))
     assert (count(), count()) == (1, 0)
+    (folder / "notebooks" / "01_a.ipynb").write_text("somebody's answers")
+    assert (count(), count(again=True)) == (0, 1)
+    (kept,) = folder.glob("notebooks/01_a-*.ipynb")
+    assert kept.read_text() == "somebody's answers"
 
 
 @pytest.mark.slow

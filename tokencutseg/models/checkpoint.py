@@ -46,12 +46,11 @@ def save_weights(state: dict[str, Tensor], folder: Path) -> None:
 def save_half(run: str | Path, folder: Path) -> int:
     """Write a run's model into another `folder` in half precision, for `load`; returns the bytes of its weights.
 
-    Raises DataError when there is no model, when half precision cannot hold its weights, and when `folder` is a run's
-    or a study's.
+    Raises DataError when there is no model, when half precision cannot hold its weights, and when `folder` holds a
+    model, a run or a study.
     """
-    is_study = (folder / CONFIG).exists() and not (folder / WEIGHTS).exists()
-    if is_study or (folder / "metrics.json").exists():
-        raise DataError(f"{folder} is a run's or a study's folder, whose files would be lost; write to another one")
+    if taken := [name for name in (WEIGHTS, CONFIG) if (folder / name).exists()]:
+        raise DataError(f"{folder / taken[0]} is there already and would be lost; write to another folder")
     about, source = _about(run)
     state = load_file(source / WEIGHTS)
     state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}

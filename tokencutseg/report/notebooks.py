@@ -59,12 +59,14 @@ def check_parameters(notebook: Path, names: Iterable[str]) -> None:
 
 
 def check_writable(path: Path, option: str, file: bool = False) -> None:
-    """Write in the folder `path`, or in that of the `file`, and make it, before anything that takes long.
+    """Write in the folder `path`, or in that of the new `file`, and make it, before anything that takes long.
 
-    Raises ConfigError, which names the `option` to change.
+    Raises ConfigError, which names the `option` to change; also for a file that is there, which may be anybody's.
     """
     if file and path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; give the name of a file")
+    if file and path.exists():
+        raise ConfigError(f"{path} is there already and would be lost; give the name of a new file with {option}")
     folder = path.absolute().parent if file else path
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,8 @@ def run_notebooks(
     Writes ``notebooks/<name>.ipynb`` and ``.html`` (also of a failed notebook, as far as it came), ``.log``, and
     ``.done.json`` (of those that succeeded). Such a notebook is left alone unless `again` is set, as long as its text,
     the package, `parameters` and the study's name (in which the data are hashed) are the same, and its outputs are
-    there. `timeout` is in seconds per cell; progress goes to standard error.
+    there. One that was edited since is kept under another name. `timeout` is in seconds per cell; progress goes to
+    standard error.
 
     Returns, by notebook, None or one line that names the cell and the error. Raises ConfigError where another process
     is executing notebooks in this folder.
@@ -131,6 +134,9 @@ def run_notebooks(
         failure = (failure or ended) if process.returncode else ""
         done.unlink(missing_ok=True)
         if partial.is_file():
+            if target.is_file() and before and before.get("sha256") != _sha256(target):
+                kept = target.with_name(f"{target.stem}-{time.strftime('%Y%m%d-%H%M%S')}.ipynb")
+                say(f"the executed notebook was changed by hand and is kept as {target.rename(kept).name}")
             partial.replace(target)
             from tokencutseg.report.html import write_html  # nbconvert takes seconds to import
 
@@ -143,7 +149,8 @@ def run_notebooks(
             return failure
         seconds = round(time.monotonic() - started)
         outputs = [output for output in named_outputs(notebook) if (study / output).is_file()]
-        write_json({"key": keys[notebook], "seconds": seconds, "outputs": outputs}, done)
+        noted = {"key": keys[notebook], "seconds": seconds, "outputs": outputs, "sha256": _sha256(target)}
+        write_json(noted, done)
         say(f"done in {seconds} s")
         return None
 
@@ -167,8 +174,12 @@ def run_notebooks(
         return {notebook.stem: futures[notebook].result() for notebook in notebooks}
 
 
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def facts(executed: Path) -> dict[str, Any]:
-    """What is noted beside an executed notebook that has succeeded (key, seconds, outputs); {} for any other."""
+    """What is noted beside an executed notebook that has succeeded (key, seconds, outputs, …); {} for any other."""
     done = executed.with_suffix(".done.json")
     return json.loads(done.read_text()) if done.is_file() else {}
 
