@@ -38,7 +38,7 @@ class VGGDistance(lpips.LPIPS):
 
 
 class Lite0Distance(nn.Module):
-    """The same on features of EfficientNet-Lite0: the mean over strides 2 to 32, with equal weights for all channels."""
+    """The same on features of EfficientNet-Lite0: the mean over strides 2 to 32, with equal weights for channels."""
 
     weights_name = "efficientnet_lite0-imagenet"
 
