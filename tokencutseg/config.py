@@ -164,6 +164,9 @@ class SegmentationConfig:
     )
     class_weighted_dice: bool = option(False, "Released: each class's Dice term has its clamped inverse frequency.")
     cross_entropy_weight: float = option(1.0, "Weight of the cross-entropy beside the Dice loss.")
+    assignment_weight: float = option(
+        0.0, "Weight of the same loss on the up-sampled assignments, so that a strong up-sampler does not ignore them."
+    )
     mlm_weight: float = option(0.0, "Weight of the masked-token loss beside the segmentation loss.")
     training_features: Literal["masked", "full"] = option(
         "full", "Released: the graph module gets the masked sequence in training and the full one in evaluation."

@@ -38,7 +38,7 @@ class VGGDistance(lpips.LPIPS):
 
 
 class Lite0Distance(nn.Module):
-    """The same on features of EfficientNet-Lite0 at strides 2 to 32, with equal weights for all channels."""
+    """The same on features of EfficientNet-Lite0: the mean over strides 2 to 32, with equal weights for channels."""
 
     weights_name = "efficientnet_lite0-imagenet"
 
@@ -61,7 +61,8 @@ class Lite0Distance(nn.Module):
         if normalize:
             a, b = 2 * a - 1, 2 * b - 1
         pairs = zip(*([F.normalize(f, dim=1) for f in self.features(x)] for x in (a, b)), strict=True)
-        return sum((p - q).square().sum(1, keepdim=True).mean((2, 3), keepdim=True) for p, q in pairs)
+        distances = [(p - q).square().sum(1, keepdim=True).mean((2, 3), keepdim=True) for p, q in pairs]
+        return torch.stack(distances).mean(0)
 
 
 def load_lpips() -> VGGDistance | Lite0Distance:

@@ -22,6 +22,8 @@ from tokencutseg.evaluation.inference import upsample_nearest
 from tokencutseg.evaluation.per_image import score
 from tokencutseg.evaluation.statistics import summarise
 from tokencutseg.models import losses
+from tokencutseg.models.decoder import upsample
+from tokencutseg.models.deepcut import to_grid
 from tokencutseg.models.masked_transformer import sample_token_mask
 from tokencutseg.models.predict import SegmentationModel
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -326,6 +328,11 @@ class TokenCutSegModule(SegmenterModule):
             out = model(images, token_mask if c.training_features == "masked" else None)
         scores = out.probabilities if c.loss_input == "probabilities" else out.logits
         terms = losses.segmentation_loss(scores, out.probabilities, masks, c)
+        if c.assignment_weight > 0:
+            at_tokens = to_grid(out.assignments, model.grid(images))
+            coarse = upsample(at_tokens, images.shape[-2:])
+            own = losses.segmentation_loss(coarse.clamp(min=1e-6).log(), coarse, masks, c)
+            terms |= {f"assignment_{name}": c.assignment_weight * value for name, value in own.items()}
         if c.use_deepcut:
             terms["deepcut"] = c.deepcut_loss_weight * out.deepcut_loss
         if c.mlm_weight > 0:
