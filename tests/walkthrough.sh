@@ -178,7 +178,7 @@ p03_a_mirror_behind_no_network() {
     clone/.venv/bin/python -u -m http.server -b 127.0.0.1 -d mirror 0 >log 2>&1 &
     server=$!
     while ! port="$(grep -oE 'port [0-9]+' log | cut -d' ' -f2)" || [ -z "$port" ]; do sleep 0.2; done
-    printf '[global]\nextra-index-url =\nindex%surl = http://127.0.0.1:%s/simple\n' - "$port" >pip.conf
+    printf '[global]\nindex%surl = http://127.0.0.1:%s/simple\n' - "$port" >pip.conf
     export HTTPS_PROXY=http://127.0.0.1:9 ALL_PROXY=http://127.0.0.1:9 NO_PROXY=127.0.0.1 UV_CACHE_DIR="$PWD/uv" PIP_NO_CACHE_DIR=1
     unset "${!PIP_@}"
     bare by_variable
