@@ -65,15 +65,13 @@ def test_lenient_batch_norm_differs_only_on_a_single_cell():
 
 
 def test_tokens_correct_a_unet():
-    """Without a head the model is smp's U-Net from ImageNet with the same weights."""
-    settings = {"segmentation.encoder": "imagenet", "segmentation.upsampling": "unet", "masked_gpt.encoder": "frozen"}
-    config = configure("tiny", overrides=settings | {"segmentation.use_deepcut": False})
+    """The model starts as smp's U-Net from ImageNet with the same weights."""
+    config = configure("tiny")
     torch.manual_seed(0)
     model, unet = TokenCutSeg(config).eval(), smp.Unet(LITE0, encoder_weights=None, classes=2).eval()
     start_encoder(unet.encoder, LITE0)
     unet.decoder, unet.segmentation_head = model.upsampler.decoder, model.upsampler.out
     with torch.no_grad():
-        model.head.linear.weight.zero_(), model.head.linear.bias.zero_()
         images = torch.rand(2, 3, 64, 64)
         torch.testing.assert_close(model(images).logits, unet(2 * images - 1), rtol=1e-3, atol=1e-4)
         model.upsampler.tokens.bias.fill_(1)
