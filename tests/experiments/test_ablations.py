@@ -104,7 +104,8 @@ def test_reduced_budget(first, epochs):
     short = reduced_budget(config, first)
     assert (short.vqgan.epochs, short.masked_gpt.epochs, short.segmentation.epochs) == epochs
     assert short.segmentation.images_per_epoch == 37 and not short.segmentation.test_time_flips
-    restored = full | {"segmentation.images_per_epoch": None, "segmentation.test_time_flips": True}
+    own = config.segmentation
+    restored = full | {"segmentation.images_per_epoch": own.images_per_epoch, "segmentation.test_time_flips": True}
     assert short.override(restored) == config
     assert reduced_budget(config.override({"ablation.budget": 0.01})).segmentation.epochs == 1
 
