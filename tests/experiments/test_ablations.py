@@ -152,15 +152,15 @@ def test_deviations_change_one_option_each():
 @pytest.mark.parametrize("option", [one for one in configure("full").ablation.deviations if one[:3] == "seg"])
 def test_encoder_learns(option):
     """The mask's loss reaches its layers."""
-    images, masks = (torch.from_numpy(array) for array in generate("site_a", 2, 32, seed=0))
+    images, masks = (torch.from_numpy(array) for array in generate("site_a", 8, 32, seed=0))
+    torch.manual_seed(0)
     for _, row in deviations(**{"ablation.deviations": [option]}):
         module = TokenCutSegModule(row.config, build("segmentation", row.config))
         terms = module.losses(images.float() / 255, masks.long(), torch.Generator().manual_seed(0))
         sum(terms.values()).backward()
         encoder = module.model.encoder
         assert (encoder is not None) == (row.config.segmentation.encoder != "frozen")
-        reached = [p.grad is not None and bool(p.grad.any()) for p in (encoder or module).parameters()]
-        assert encoder is None or np.mean(reached) > 0.95, "but for units that no pixel of two small images switches on"
+        assert encoder is None or all(p.grad is not None and p.grad.any() for p in encoder.parameters())
 
 
 def test_coupled_options_change_together():
