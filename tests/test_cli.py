@@ -166,8 +166,8 @@ def test_without_checkout_or_extra(monkeypatch, capsys):
 def test_run_executes_all_and_reports_the_failed_one(notebooks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     changes = ["vqgan.codebook_size=8", "ablation.codebook_sizes=4,8"]
-    options = ["--preset", "tiny", "--seed", 4, "--notebooks", "notebooks", "--only", "01", "--only", "02,01"]
-    assert run("run", *options, "--set", *changes) == 1
+    options = ["--preset", "tiny", "--seed", 4, "--notebooks", "notebooks", "--results", "results", "--only", "01"]
+    assert run("run", *options, "--only", "02,01", "--set", *changes) == 1
     shown = capsys.readouterr()
     assert "02_bad: FAILED, cell In [3]: ZeroDivisionError: division by zero" in shown.err
     (study,) = (tmp_path / "results").glob("tiny-*")
