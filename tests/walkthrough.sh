@@ -446,7 +446,7 @@ Image.effect_noise((900, 600), 60).save('noise.png')"
         refuses "the disk is full" tcs run "${small[@]}" --results disk/results
         [ -z "$(find disk -name "*.partial")" ]
     done
-    mount -o remount,size=200m disk
+    mount -o remount,size=1g disk
     works tcs run "${small[@]}" --results disk/results
     works tcs segment noise.png --out disk/masks
 }
