@@ -27,8 +27,10 @@ def no_network(monkeypatch, tmp_path):
 
 
 def test_without_a_network_it_compares_lite0(no_network):
+    before = torch.get_rng_state()
     with pytest.warns(UserWarning, match=r"no network here.*EfficientNet-Lite0"):
         distance = load_lpips()
+    assert torch.equal(torch.get_rng_state(), before)
     assert load_lpips().weights_name == distance.weights_name == "efficientnet_lite0-imagenet"
     assert len(no_network) == 1 and no_network[0][1] <= 5, "the server is asked once, and not for long"
 

@@ -51,10 +51,7 @@ class Lite0Encoder(nn.Module):
 
     def __init__(self, level: int, code_dim: int = 0, pretrained: bool = True) -> None:
         super().__init__()
-        import segmentation_models_pytorch as smp  # slow to import
-
-        self.level, self.network = level, smp.encoders.get_encoder(LITE0, weights=None)
-        start_encoder(self.network, LITE0, pretrained)
+        self.level, self.network = level, build_lite0(pretrained)
         self.project = nn.Conv2d(LITE0_CHANNELS[level], code_dim, 1) if code_dim else nn.Identity()
         use_lenient_batch_norm(self)
 
@@ -62,6 +59,15 @@ class Lite0Encoder(nn.Module):
         """RGB in [−1, 1] (B, 3, S, S) → latents (B, D, H, W), and features at strides 2 to 32."""
         features = self.network(x.contiguous(memory_format=torch.channels_last))[1:]  # faster on a CPU, by a third
         return Encoding(self.project(features[self.level]), features)
+
+
+def build_lite0(pretrained: bool = True) -> nn.Module:
+    """EfficientNet-Lite0 as an encoder of smp: RGB in [−1, 1] (B, 3, S, S) → that, and features at strides 2 to 32."""
+    import segmentation_models_pytorch as smp  # slow to import
+
+    encoder = smp.encoders.get_encoder(LITE0, weights=None)
+    start_encoder(encoder, LITE0, pretrained)
+    return encoder
 
 
 class LenientBatchNorm(nn.BatchNorm2d):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 from torchvision.transforms.functional import normalize as standardise
 
-from tokencutseg.models.encoders import IMAGENET, LITE0, fetch, start_encoder
+from tokencutseg.models.encoders import IMAGENET, build_lite0, fetch
 
 
 class VGGDistance(lpips.LPIPS):
@@ -44,10 +44,8 @@ class Lite0Distance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        import segmentation_models_pytorch as smp  # slow to import
-
-        self.net = smp.encoders.get_encoder(LITE0, weights=None)
-        start_encoder(self.net, LITE0)
+        with torch.random.fork_rng(devices=[]):  # its random start, soon replaced, leaves torch's state as it was
+            self.net = build_lite0()
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Lite0Distance:
