@@ -322,10 +322,8 @@ class TokenCutSegModule(SegmenterModule):
         c, model = self.config, self.model
         joint = c.mlm_weight > 0 or c.training_features == "masked"
         token_mask = token_mask_for(model, images, generator) if joint else None
-        if hidden is not None:
-            out = model(images, hidden.flatten(1), blank=True)
-        else:
-            out = model(images, token_mask if c.training_features == "masked" else None)
+        unseen = token_mask if c.training_features == "masked" else None
+        out = model(images, unseen if hidden is None else hidden.flatten(1), blank=hidden is not None)
         scores = out.probabilities if c.loss_input == "probabilities" else out.logits
         terms = losses.segmentation_loss(scores, out.probabilities, masks, c)
         if c.assignment_weight > 0:
