@@ -167,13 +167,11 @@ COUPLED = {
 }
 """Options that change with another one, since they mean something only with it: a rate has its batch."""
 NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
-    ("segmentation.encoder", "fine_tuned"): {"segmentation.upsampling": "guided"},  # else nothing may use it
     ("segmentation.encoder", "frozen"): {"masked_gpt.encoder": "frozen", "segmentation.upsampling": "guided"},
     ("segmentation.encoder", "imagenet"): {"segmentation.upsampling": "unet"},
     ("segmentation.upsampling", "bilinear"): {"masked_gpt.encoder": "frozen", "segmentation.encoder": "frozen"},
     ("segmentation.upsampling", "unet"): {"segmentation.encoder": "imagenet"},
     ("masked_gpt.inputs", "tokens"): {"masked_gpt.encoder": "frozen"},
-    ("masked_gpt.encoder", "trained"): {"masked_gpt.inputs": "tokens_and_vectors"},
 }
 """What an option's value cannot do without."""
 ALTERNATIVES = {"segmentation.affinity": "feature", "segmentation.frozen_codebook": False}
