@@ -72,7 +72,9 @@ def test_label_efficiency_follows_from_the_records(table):
 @pytest.mark.parametrize("table", written("score_by_group"))
 def test_scores_by_group_are_those_of_thirds_by_rank(table):
     columns = {"lesion size": ("lesion_fraction", "small", "large"), "contrast": ("contrast", "low", "high")}
-    for (test, runs), rows in pd.read_csv(table).groupby(["test", "runs"]):
+    scores = pd.read_csv(table)
+    assert len(scores)
+    for (test, runs), rows in scores.groupby(["test", "runs"]):
         (own,), rows = records(table, runs, test), rows.set_index(["grouping", "group"])
         for grouping, (column, low, high) in columns.items():
             rank = own[column].rank(pct=True)
@@ -92,7 +94,9 @@ def test_leakage_starts_from_the_score_on_all_images(table):
 
 @pytest.mark.parametrize("table", written("budgets"))
 def test_budgets_are_those_of_the_runs(table):
-    for _, row in pd.read_csv(table).iterrows():
+    rows = pd.read_csv(table)
+    assert len(rows)
+    for _, row in rows.iterrows():
         metrics = json.loads((table.parents[1] / "runs" / row["runs"] / "metrics.json").read_text())
         equal(row, ("images_seen", "steps", "seconds"), [metrics[key] for key in ("images_seen", "steps", "seconds")])
 
