@@ -60,9 +60,14 @@ class GuidedUpsampler(nn.Module):
 class UNetUpsampler(nn.Module):
     """The same with the decoder of a U-Net (Ronneberger et al. 2015, as in segmentation_models_pytorch) over Lite0.
 
-    Token features and logits join the encoder's features at their grid, through a projection that starts at zero: the
-    model starts as a U-Net. To correct the up-sampled token logits instead, as `GuidedUpsampler` does, was worse.
+    Token features and logits join the encoder's features at their grid, through a projection that starts at zero and
+    learns at a tenth of the rate: the model starts as a U-Net, and at the full rate the projection would outgrow the
+    pretrained features within an epoch. To correct the up-sampled token logits instead, as `GuidedUpsampler` does, was
+    worse.
     """
+
+    TOKEN_SCALE = 0.1
+    """Factor of the projection; under optimizers that normalise gradients its output changes that much slower."""
 
     def __init__(self, level: int, n_features: int, n_classes: int) -> None:
         """The tokens' grid is that of the encoder's features number `level`, finest first."""
@@ -78,7 +83,7 @@ class UNetUpsampler(nn.Module):
     def forward(self, features: Tensor, logits: Tensor, pyramid: list[Tensor], pixels: Tensor) -> Tensor:
         """As for `GuidedUpsampler`."""
         levels = list(pyramid)
-        levels[self.level] = levels[self.level] + self.tokens(torch.cat([features, logits], 1))
+        levels[self.level] = levels[self.level] + self.TOKEN_SCALE * self.tokens(torch.cat([features, logits], 1))
         return self.out(self.decoder([pixels, *levels]))
 
 
