@@ -11,10 +11,13 @@ import importlib.util
 import io
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +37,7 @@ COMMANDS = {
     },
     "the models": {
         "segment": ("Segment images: for each a mask (0 or 255) and an overlay, both PNG.", "photos/ --out masks"),
-        "explore": ("Open the explorer in JupyterLab (tokens, attention, cuts, to click), or a notebook.", "03"),
+        "explore": ("Open the explorer (tokens, attention, cuts, to click), or a notebook in JupyterLab.", "03"),
         "export": ("Write a model in half precision, or as the authors' checkpoint.", "RUN --half model"),
     },
     "the data": {
@@ -152,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 
     explore = command("explore", _explore)
     explore.add_argument("notebook", nargs="?", default="explorer", help="another notebook, by number: 01 to 05")
+    explore.add_argument("--lab", action="store_true", help="open the explorer in JupyterLab, too, with its code")
     text = "for the explorer: a run's or study's folder (default: the included model)"
     explore.add_argument("--model", type=resolve, metavar="RUN", help=text)
     text = "for the explorer: folder with datasets (default: synthetic lesions)"
@@ -295,7 +299,9 @@ def _recipes(arguments: argparse.Namespace) -> int:
 
 
 def _explore(arguments: argparse.Namespace) -> int:
-    _need("jupyterlab", "ipywidgets")
+    _need("jupyterlab", "ipywidgets", "voila")
+    from jupyter_core.paths import jupyter_runtime_dir
+
     if arguments.notebooks is None and CHECKOUT is None:
         raise ConfigError("the notebooks do not come with the installed package; clone the repository")
     notebooks = Path(arguments.notebooks or f"{CHECKOUT}/notebooks").absolute()
@@ -310,20 +316,34 @@ def _explore(arguments: argparse.Namespace) -> int:
     if arguments.device != "auto":
         environment["TOKENCUTSEG_DEVICE"] = arguments.device
     # defaults, which the user's own settings override: it does not ask whether it may fetch news, takes large uploads,
-    # and saves the checkout's notebooks without outputs
-    paths = [str(Path(__file__).parent / "explore" / "jupyter"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
-    environment["JUPYTER_CONFIG_PATH"] = os.pathsep.join(paths)
-    # it asks for the token that it prints, and listens to this machine alone
+    # saves the checkout's notebooks without outputs, and shows the explorer by our template
+    for name in ("JUPYTER_CONFIG_PATH", "JUPYTER_PATH"):
+        paths = [str(Path(__file__).parent / "explore" / "jupyter"), *filter(None, [os.environ.get(name)])]
+        environment[name] = os.pathsep.join(paths)
+    environment["JUPYTER_TOKEN"] = token = secrets.token_hex(24)
+    page = "voila/render" if arguments.notebook == "explorer" and not arguments.lab else "lab/tree"
+    # it asks for the token that is printed, and listens to this machine alone
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={notebooks}", "--ip=127.0.0.1"]
-    command += [f"--LabApp.default_url=/lab/tree/{found[0].name}", f"--port={arguments.port}"]
+    command += [f"--LabApp.default_url=/{page}/{found[0].name}", f"--port={arguments.port}", "-y"]
     command += ["--no-browser"] if arguments.no_browser else []
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # as in a container
-    with subprocess.Popen(command, env=environment) as server:
-        # Ctrl-C reaches JupyterLab too, which asks whether to shut down: this process only waits for what it does
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as server,
+    ):
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches JupyterLab, too, which then ends
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())
         try:
-            return server.wait()
+            about = Path(jupyter_runtime_dir(), f"jpserver-{server.pid}.json")  # written when it listens
+            while server.poll() is None and not (about.exists() and about.stat().st_size):
+                time.sleep(0.1)
+            if server.poll() is None:
+                address = json.loads(about.read_text())["url"]  # with the port that it has got
+                print(f"{address}{page}/{found[0].name}?token={token}  (Ctrl-C ends it)", flush=True)
+            if server.wait():
+                log.seek(0)
+                print(log.read(), file=sys.stderr)
+            return server.returncode
         finally:
             signal.signal(signal.SIGINT, interrupt)
 

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
 from tokencutseg.evaluation.inference import downsample_mask
-from tokencutseg.models.checkpoint import PRETRAINED, stage_and_config
+from tokencutseg.evaluation.inspection import sample_token_masks
+from tokencutseg.models.checkpoint import PRETRAINED, read_metrics, stage_and_config
 from tokencutseg.models.deepcut import DeepCut
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
@@ -70,12 +71,17 @@ def code_region_table(tokenized: TokenizedSet) -> pd.DataFrame:
 def rank_codes(table: pd.DataFrame, region: str) -> pd.DataFrame:
     """The rows of a `code_region_table`, most on `region` first, with `ratio`, the share there over that of all cells.
 
-    Codes with fewer than 5 cells, or than one in a thousand of all, are left out: a share of a handful means little.
+    Codes with fewer cells than `fewest` are left out.
     """
     cells = table["cells"]
     overall = (table[region] * cells).sum() / cells.sum()
-    common = table[cells >= max(5, cells.sum() / 1000)]
+    common = table[cells >= fewest(table)]
     return common.assign(ratio=common[region] / overall).sort_values([region, "cells"], ascending=False)
+
+
+def fewest(table: pd.DataFrame) -> int:
+    """Of cells that a ranked code has: 5, or one in a thousand of all. A share of a handful means little."""
+    return max(5, math.ceil(table["cells"].sum() / 1000))
 
 
 def ranking_sentence(table: pd.DataFrame, region: str) -> str:
@@ -87,7 +93,9 @@ def ranking_sentence(table: pd.DataFrame, region: str) -> str:
         return f"No cell of a common code lies on {region} in these images."
     best, most = ranked.iloc[0], int((ranked[region] > 0.5).sum())
     share = f"{best[region]:.0%} of its {best.cells:.0f} cells, {best.ratio:.1f} times the share of all cells"
-    more = f"Common codes with more than half of their cells there: {most} of {len(ranked)}."
+    more = (
+        f"{most or 'None'} of the {len(ranked)} codes with {fewest(table)} cells or more has over half of them there."
+    )
     return f"Most on {region}: code {best.code:.0f}, with {share}. {more}"
 
 
@@ -95,12 +103,15 @@ def code_patches(tokenized: TokenizedSet, code: int, count: int = 8) -> list[Ten
     """The cells nearest to a code that it stands for, at most `count`, each with its neighbours: uint8 (3, 3f, 3f)."""
     where = (tokenized.tokens == code).nonzero()  # (n, 3): image, row, column
     order = tokenized.distances[tuple(where.T)].argsort(stable=True)[:count]
-    f = tokenized.images.shape[-1] // tokenized.tokens.shape[-1]
-    patches = []
-    for n, y, x in where[order].tolist():
-        padded = F.pad(tokenized.images[n].float(), (f, f, f, f), mode="replicate")
-        patches.append(padded[:, y * f : (y + 3) * f, x * f : (x + 3) * f].byte())
-    return patches
+    grid = tuple(tokenized.tokens.shape[1:])
+    return [neighbourhood(tokenized.images[n].float(), grid, y, x).byte() for n, y, x in where[order].tolist()]
+
+
+def neighbourhood(image: Tensor, grid: tuple[int, int], y: int, x: int) -> Tensor:
+    """A cell of an image (3, S, S) with its eight neighbours, the image's rim continued: (3, 3f, 3f)."""
+    f = image.shape[-1] // grid[1]
+    padded = F.pad(image, (f, f, f, f), mode="replicate")
+    return padded[:, y * f : (y + 3) * f, x * f : (x + 3) * f]
 
 
 def decode_code(vqgan: VQGAN, code: int) -> Tensor:
@@ -150,14 +161,31 @@ def find_model(path: str | Path = "") -> Path:
 
 
 def describe(path: Path) -> str:
-    """Which model lies at `path`, its validation score where that is known, and what it cannot do."""
-    (stage, config), metrics = stage_and_config(path), path / "metrics.json"
-    name, pixels = "the packaged one" if path == PRETRAINED else path, config.data.image_size
-    text = f"The model is {name}: {stage}, recipe {config.recipe}, preset {config.preset}, {pixels} pixels."
-    if metrics.exists() and (score := json.loads(metrics.read_text()).get("best_score")):
-        text += f" Validation score {score:.3f}."
-    if stage == "segmentation" and not config.segmentation.frozen_transformer and config.segmentation.mlm_weight == 0:
-        text += " Fine-tuned for masks, it predicts masked tokens badly: open a masked_gpt run for that panel."
+    """Which model lies at `path`, what it was trained on, and its validation score where that is known."""
+    (stage, config), metrics = stage_and_config(path), read_metrics(path)
+    name = "the one that comes with the package" if path == PRETRAINED else f"{path.parent.name}/{path.name}"
+    text = f"{name}: {stage}, recipe {config.recipe}, preset {config.preset}, {config.data.image_size} pixels."
+    if images := metrics.get("training_images"):
+        text += f" Trained on {images:,} {'masks' if 'best_score' in metrics else 'images'}."
+    if "best_score" in metrics:
+        text += f" IoU on its validation images: {metrics['best_score']:.3f}."
+    return f"Model: {text}"
+
+
+@torch.no_grad()
+def masked_accuracy(model: TokenCutSeg, images: ImageSet, most: int = 16) -> str:
+    """One sentence: how often the model predicts masked tokens of a set, a quarter of them masked in blocks."""
+    x, grid = images.images[:most].float() / 255, model.grid(images.images)
+    mask = sample_token_masks(model.config.masked_gpt, "block", 0.25, grid, len(x)).flatten(1)
+    tokens, logits = model.predict_masked(x, mask)
+    truth = tokens.flatten(1)[mask]
+    right = (logits[..., : model.masked_gpt.codebook_size].argmax(-1)[mask] == truth).float().mean()
+    chance = (truth == truth.mode().values).float().mean()
+    text = f"Over {len(x)} images with a quarter masked it is {right:.0%}; always the commonest code: {chance:.0%}."
+    if right <= chance:
+        text += (
+            " Fine-tuned on lesion masks, this model has lost it; --model with a run masked_gpt-… shows one that can."
+        )
     return text
 
 

@@ -1,7 +1,7 @@
 """Widgets around figure functions: a notebook shows the static figure first, then lets a reader move its controls."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
@@ -25,7 +25,7 @@ def explore(figure: Callable[..., Figure], **controls: Any) -> None:
         display(HTML(f"<p><em>With a running kernel, a control redraws this picture; here {settings}.</em></p>"))
         display(figure(**values))
     else:
-        keep_arrow_keys()
+        listen_to_arrow_keys()
         sliders = {name: _slider(control) for name, control in controls.items()}
         ipywidgets.interact(lambda **values: figure(**values), **sliders)
 
@@ -36,10 +36,46 @@ def answer(*parts: str | pd.DataFrame) -> HTML:
     return HTML(f"<details><summary>Answer</summary>{''.join(shown)}</details>")
 
 
-def keep_arrow_keys() -> None:
-    """Let a list or drop-down that has the focus keep the arrow keys, with which JupyterLab goes to the next cell."""
-    keep = 'if (event.target.matches(".jupyter-widgets select")) event.target.dataset.lmSuppressShortcuts = "true";'
-    display(Javascript(f'document.addEventListener("focusin", event => {{ {keep} }});'))
+KEYS = """
+if (!document.getElementById("token-boards")) {
+  document.head.insertAdjacentHTML("beforeend", `<style id="token-boards">
+    .token-board button { border: 1px solid transparent; padding: 0; min-width: 0; box-shadow: none !important; }
+    .token-board:hover button, .token-board:focus-within button { border-color: rgb(255 255 255 / 20%); }
+    .token-board button:is(:hover, :focus-visible) { outline: 2px solid black; border: 2px solid white; }
+    .widget-tab > .widget-tab-bar .lm-TabBar-tab { flex: 0 1 auto !important; min-width: 0 !important; }
+    .jupyter-widgets { --jp-widgets-slider-handle-size: 24px; }
+  </style>`);
+  document.addEventListener("focusin", ({target}) => {
+    if (target.matches(".jupyter-widgets select, .token-board button")) target.dataset.lmSuppressShortcuts = "true";
+  });
+  let choosing;
+  document.addEventListener("keydown", event => {
+    const board = event.target.closest(".token-board");
+    if (!board || !event.key.startsWith("Arrow")) return;
+    event.preventDefault();
+    const cells = [...board.querySelectorAll("button")], at = cells.indexOf(event.target);
+    const W = getComputedStyle(board).gridTemplateColumns.split(" ").length, x = at % W;
+    const step = {ArrowLeft: -(x > 0), ArrowRight: +(x < W - 1), ArrowUp: -W, ArrowDown: W}[event.key];
+    if (!cells[at + step]) return;
+    cells[at + step].focus();
+    clearTimeout(choosing);
+    choosing = setTimeout(() => cells[at + step].click(), 50);
+  });
+}"""
+"""A list, a drop-down and a board of tokens keep the arrow keys, with which JupyterLab goes to the next cell; they move
+about the board, and where they rest a token is chosen."""
+
+
+def listen_to_arrow_keys() -> None:
+    """Let lists, drop-downs and boards of tokens have the arrow keys."""
+    display(Javascript(KEYS))
+
+
+def parts(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
+    """A widget and all that it holds."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from parts(child)
 
 
 def headless() -> bool:

@@ -52,6 +52,7 @@ def save_half(run: str | Path, folder: Path) -> int:
     if taken := [name for name in (WEIGHTS, CONFIG) if (folder / name).exists()]:
         raise DataError(f"{folder / taken[0]} is there already and would be lost; write to another folder")
     about, source = _about(run)
+    about |= {"metrics": read_metrics(source)}
     state = load_file(source / WEIGHTS)
     state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
@@ -88,6 +89,13 @@ def stage_and_config(path: str | Path) -> tuple[str, Config]:
     """The stage and the configuration of a saved model. Raises DataError when there is no model."""
     about, _ = _about(path)
     return about["stage"], Config.from_dict(about["config"])
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """What a run measured as it trained, also of a model exported from it; empty where that is not known."""
+    if (file := folder / "metrics.json").is_file():
+        return json.loads(file.read_text())
+    return _about(folder)[0].get("metrics", {})
 
 
 def _about(path: str | Path) -> tuple[dict[str, Any], Path]:
