@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 REGISTRIES = ("pypi", "pythonhosted", "download.pytorch", "anaconda", "npmjs")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-STARTED = {"jupyterlab", "ipykernel", "dask"}  # used by name or through another package, not by an import
+STARTED = {"jupyterlab", "voila", "ipykernel", "dask"}  # used by name or through another package, not by an import
 
 
 def normalised(name):

@@ -150,6 +150,8 @@ def _codes(view: View) -> Panel:
         rank()
         view.watch(region, rank)
         ranking.observe(chosen, "value")
+        if ranking.options:
+            view.seek(ranking.options[0][1])
 
     def draw() -> tuple[str, list[str]]:
         code, has, here = view.code, view.set.tokens == view.code, view.tokens == view.code
