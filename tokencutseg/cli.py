@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib.util
 import io
@@ -331,8 +332,6 @@ def _explore(arguments: argparse.Namespace) -> int:
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as server,
     ):
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches JupyterLab, too, which then ends
-        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
         try:
             about = Path(jupyter_runtime_dir(), f"jpserver-{server.pid}.json")  # written when it listens
             while server.poll() is None and not (about.exists() and about.stat().st_size):
@@ -340,12 +339,16 @@ def _explore(arguments: argparse.Namespace) -> int:
             if server.poll() is None:
                 address = json.loads(about.read_text())["url"]  # with the port that it has got
                 print(f"{address}{page}/{found[0].name}?token={token}  (Ctrl-C ends it)", flush=True)
-            if server.wait():
-                log.seek(0)
-                print(log.read(), file=sys.stderr)
-            return server.returncode
-        finally:
-            signal.signal(signal.SIGINT, interrupt)
+            server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(10)
+            server.kill()  # one that waits for a kernel which is being started
+            return 0
+        log.seek(0)
+        print(log.read(), file=sys.stderr)
+        return server.returncode
 
 
 # fetch and audit ----------------------------------------------------------------------------------------------------

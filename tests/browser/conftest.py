@@ -1,4 +1,4 @@
-"""JupyterLab, in the system's own Chromium, driven by Playwright, which downloads nothing."""
+"""The explorer and JupyterLab, in the system's own Chromium, driven by Playwright, which downloads nothing."""
 
 import os
 import re
@@ -8,13 +8,11 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
-EXPLORER = Path(__file__).parents[2] / "notebooks" / "explorer.ipynb"
 WAIT = 120_000  # milliseconds at most for anything: a busy machine fails no test
 
 
@@ -25,8 +23,8 @@ def pytest_runtest_setup(item):
 
 
 @contextmanager
-def started_lab(folder, command, **options):
-    """The address of a JupyterLab that `command` starts, with Jupyter's own folders below `folder`."""
+def started(folder, command, **options):
+    """The address of a server that `command` starts, with Jupyter's own folders below `folder`."""
     names = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
     private = {f"JUPYTER{'' if 'LAB' in name else '_'}{name}": str(folder / name.lower()) for name in names}
     private["IPYTHONDIR"] = str(folder / "ipython")
@@ -38,8 +36,10 @@ def started_lab(folder, command, **options):
     log = folder / "log"
     with log.open("w") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out, **options) as server:
         try:
-            while not (found := re.search(r"http://(127\.0\.0\.1|localhost):\d+/lab\S*token=\w+", log.read_text())):
-                assert server.poll() is None, f"JupyterLab did not start:\n{log.read_text()}"
+            while not (
+                found := re.search(r"http://(127\.0\.0\.1|localhost):\d+/(lab|voila)\S*token=\w+", log.read_text())
+            ):
+                assert server.poll() is None, f"it did not start:\n{log.read_text()}"
                 time.sleep(0.2)
             yield found.group()
         finally:
@@ -47,8 +47,8 @@ def started_lab(folder, command, **options):
 
 
 @pytest.fixture(scope="package")
-def run_notebook():
-    """A function that opens a notebook in a lab of its own, runs all cells from the menu, and gives the page, on which
+def open_page():
+    """A function that starts a server and opens the address that it prints, or another one made from it; on the page
     are `errors` and `strangers` (requests to others)."""
     from playwright.sync_api import sync_playwright
 
@@ -57,31 +57,46 @@ def run_notebook():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
         @contextmanager
-        def run(folder, command, notebook, **options):
-            with started_lab(folder, command, **options) as address:
-                page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        def opened(folder, command, other=lambda address: address, **options):
+            with started(folder, command, **options) as address:
+                page = browser.new_page(viewport={"width": 1280, "height": 800})
                 page.set_default_timeout(WAIT)
                 page.errors, page.strangers = [], []
                 page.on("pageerror", lambda error: page.errors.append(str(error)))
                 page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
-                server = address.partition("/lab")[0].partition("//")[2]
-                page.on("request", lambda request: server in request.url or page.strangers.append(request.url))
-                page.goto(re.sub(r"/lab[^?]*", f"/lab/tree/{notebook}", address))
-                page.get_by_text("| Idle").wait_for()  # in the status bar; before, the menu does nothing
-                page.get_by_role("menuitem", name="Run", exact=True).click()
-                page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+                own = (re.match(r"\w+://[^/]+", address).group(), "data:", "blob:")
+                page.on("request", lambda sent: sent.url.startswith(own) or page.strangers.append(sent.url))
+                page.goto(other(address), wait_until="commit")
                 yield page
                 page.close()
 
-        yield run
+        yield opened
         browser.close()
 
 
 @pytest.fixture(scope="package")
-def page(run_notebook, tmp_path_factory):
-    """The explorer, from a copy."""
-    folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(EXPLORER, folder)
-    with run_notebook(folder, ["tokencutseg", "explore", "--notebooks", folder], "explorer.ipynb") as page:
-        page.locator(".jp-RenderedHTMLCommon table").last.wait_for()  # of the last cell
+def run_notebook(open_page):
+    """A function that opens a notebook in a lab of its own, runs all cells from the menu, and gives the page."""
+
+    @contextmanager
+    def run(folder, command, notebook, **options):
+        with open_page(
+            folder, command, lambda at: re.sub(r"/lab[^?]*", f"/lab/tree/{notebook}", at), **options
+        ) as page:
+            page.get_by_text("| Idle").wait_for()  # in the status bar; before, the menu does nothing
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            yield page
+
+    return run
+
+
+@pytest.fixture(scope="package")
+def page(open_page, tmp_path_factory):
+    """The explorer."""
+    folder = tmp_path_factory.mktemp("explorer")
+    with open_page(folder, ["tokencutseg", "explore"]) as page:
+        page.while_starting = page.locator("#loading").inner_text()
+        page.locator(".widget-tab img").first.wait_for()
+        page.printed = (folder / "log").read_text()
         yield page

@@ -1,5 +1,7 @@
 """What a reader sees and does in the explorer, with the mouse and with the keyboard alone."""
 
+import base64
+import io
 import re
 from functools import partial
 
@@ -8,7 +10,10 @@ import pytest
 from PIL import Image
 
 pytestmark = pytest.mark.slow
-STOPS = ".noUi-handle, select, input[type=checkbox], button:not([tabindex='-1'])"
+TITLES = ("Codes", "Decoding", "Masked tokens", "Attention", "Cut and mask")
+STOPS = ".noUi-handle, select, button:not([tabindex='-1']):not([disabled])"
+OF_THE_LIBRARY = {"aria-allowed-attr": ""}
+"""Rules of axe that concern only the widgets library's own markup, with the reason."""
 
 
 def panel(page):
@@ -20,16 +25,35 @@ def text(page):
     return panel(page).locator("p").inner_text()
 
 
-def pictures(page):
-    return panel(page).locator("img").evaluate_all("images => images.map(image => image.src).join()")
+def sources(page):
+    return panel(page).locator("img").evaluate_all("images => images.map(image => image.src)")
+
+
+def pixels(source):
+    """The picture of an <img> (h, w, 3)."""
+    return np.array(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
+
+
+def frame(source, cells=16):
+    """(16, 16) bool of the cells whose four corners are yellow."""
+    image = pixels(source)
+    f = len(image) // cells
+    yellow = (image == (255, 221, 0)).all(2).reshape(cells, f, cells, f)
+    return yellow[:, [0, -1]][..., [0, -1]].all((1, 3))
+
+
+def chosen(page):
+    """The cell that is framed in the image on the left."""
+    (cell,) = np.argwhere(frame(page.locator(".token-board").locator("xpath=..").locator("img").get_attribute("src")))
+    return tuple(cell.tolist())
 
 
 def changes(page, act):
     """Whether the panel shows other pictures or another sentence after an action."""
-    before = pictures(page), text(page)
+    before = sources(page), text(page)
     act()
-    for _ in range(100):
-        if (pictures(page), text(page)) != before:
+    for _ in range(200):
+        if (sources(page), text(page)) != before:
             return True
         page.wait_for_timeout(50)
     return False
@@ -38,48 +62,97 @@ def changes(page, act):
 def open_panel(page, title):
     page.locator(".widget-tab-bar .lm-TabBar-tab", has_text=title).click()
     panel(page).locator("img").first.wait_for()
-    page.wait_for_timeout(300)
+    page.wait_for_timeout(1000)
 
 
-def test_the_notebook_runs_without_errors(page):
-    assert page.locator("[data-mime-type$=error]").count() == 0 and page.errors == []
-    assert [url for url in page.strangers if not url.startswith(("data:", "blob:"))] == []
+def test_it_opens_at_once_without_code_or_errors(page):
+    assert re.fullmatch(r"http://127.0.0.1:\d+/voila/\S+ .*\n", page.printed), "one line"
+    assert "Starting" in page.while_starting and not page.locator("#loading").count()
+    assert page.errors == [] and page.strangers == []
+    assert not page.locator(".jp-InputArea-editor:visible, .jp-OutputArea-output[data-mime-type*=error]").count()
+    shown = page.locator("#rendered_cells").inner_text()
+    assert "comes with the package" in shown
+    assert re.search(r"\d,\d{3} masks", shown) and re.search(r"IoU .*0\.\d{3}", shown)
 
 
-def test_a_ranked_code_is_found_and_agrees_with_the_table(page):
+def test_which_codes_lie_on_borders(page):
+    """The sentence agrees with the list, and a click leads to images with the code."""
     open_panel(page, "Codes")
-    ranked = panel(page).locator(".widget-select select option").first
-    code, share, cells = re.match(r"(\d+): (\d+)% of (\d+)", ranked.get_attribute("value")).groups()
-    panel(page).locator(".widget-select select").select_option(index=0)
-    page.get_by_text(f"Code {code} has {cells} of").wait_for()
+    ranking = panel(page).locator(".widget-select select")
+    first, second = (option.inner_text() for option in ranking.locator("option").all()[:2])
+    code, share, cells = re.fullmatch(r"code (\d+): (\d+)% of (\d+) cells", first).groups()
+    assert f"Most on border: code {code}, with {share}% of its {cells} cells" in text(page)
+    code, share, cells = re.fullmatch(r"code (\d+): (\d+)% of (\d+) cells", second).groups()
+    assert changes(page, partial(ranking.select_option, index=1))
+    page.get_by_text(f"has {cells} of the set").wait_for()
+    assert f"Code {code}," in text(page) and f"{share}% on border" in text(page)
     assert re.search(r"has [1-9]\d* cells here", text(page)), "the image has the code"
-    first = page.locator(".jp-RenderedHTMLCommon table tbody tr").first.locator("td")
-    assert first.first.inner_text() == code and f"{float(first.nth(3).inner_text()):.0%}" == f"{share}%"
+    assert frame(sources(page)[0])[chosen(page)], "and the framed token is one of its cells"
+    assert changes(page, page.get_by_role("button", name="next image with the code").click)
+    assert f"Code {code}," in text(page) and re.search(r"has [1-9]\d* cells here", text(page))
 
 
-def test_a_click_chooses_a_token(page):
-    open_panel(page, "Codes")
-    button = page.locator(".widget-gridbox button").nth(5)
-    assert changes(page, button.click)
-    code = re.search(r"code (\d+)", button.get_attribute("title")).group(1)
-    assert f"Code {code} has" in text(page) and button.inner_text() == "×"
+def test_the_framed_code_is_the_replaced_one(page):
+    open_panel(page, "Decoding")
+    page.locator(".token-board button").nth(16 * 4 + 5).click()
+    page.wait_for_timeout(2000)
+    assert chosen(page) == (4, 5)
+    before, after = sources(page)[:2]
+    for shown in (before, after):
+        assert np.argwhere(frame(shown)).tolist() == [[4, 5]]
+    code, other = re.match(r"Code (\d+) replaced by code (\d+) in 1 of 256 cells", text(page)).groups()
+    assert f"code {code} decoded alone" in panel(page).inner_text()
+    assert f"decoded with code {other} there" in panel(page).inner_text()
+    different = (pixels(before) != pixels(after)).any(2)
+    assert different[33:39, 41:47].mean() > different[80:].mean(), "it changes there"
+    panel(page).locator("select").select_option(index=1)
+    page.get_by_text(re.compile(rf"Code {code} replaced by code {other} in \d+ of")).wait_for()
 
 
-@pytest.mark.parametrize("title", ["Codes", "Masked tokens", "Attention", "Cut and mask"])
+@pytest.mark.parametrize("title", TITLES)
 def test_every_control_answers_to_the_keyboard(page, title):
     open_panel(page, title)
     for control in panel(page).locator(STOPS).all():
-        keys = ("Space",) if control.get_attribute("type") == "checkbox" else ("ArrowDown", "ArrowUp", "End", "Home")
+        keys = ("ArrowDown", "ArrowUp", "End", "Home", "Space")
         assert any(changes(page, partial(control.press, key)) for key in keys), control.inner_html()
+    board = page.locator(".token-board button[tabindex='0']")
+    y, x = chosen(page)
+    key, place = ("ArrowLeft", (y, x - 1)) if x else ("ArrowRight", (y, x + 1))
+    board.focus()
+    page.keyboard.press(key)
+    page.wait_for_timeout(2000)
+    assert chosen(page) == place
 
 
-def test_few_tab_stops(page):
+def test_few_tab_stops_and_large_targets(page):
+    open_panel(page, "Codes")
     page.locator(".noUi-handle").first.focus()
-    reached = []
-    for _ in range(40):
+    stops = []
+    for _ in range(20):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.closest('.jupyter-widgets') !== null"))
-    assert sum(reached) < 30, "the map of tokens is no stop for each token"
+        stops.append(page.evaluate("document.activeElement.closest('.token-board') !== null"))
+    assert 1 <= sum(stops) <= 3, "the board is one stop"
+    sizes = """all => all.filter(one => one.offsetParent).map(one => one.getBoundingClientRect())
+        .map(box => Math.min(box.width, box.height))"""
+    assert min(page.locator(f"{STOPS}, .token-board button, .lm-TabBar-tab").evaluate_all(sizes)) >= 24
+
+
+@pytest.mark.parametrize("width", [1280, 900])
+def test_nothing_is_cut(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    for title in TITLES:
+        open_panel(page, title)
+        cut = "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.outerHTML.slice(0, 80))"
+        assert page.locator("#rendered_cells, .widget-tab-contents, .lm-TabBar-tab").evaluate_all(cut) == [], title
+    page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_axe_finds_nothing(page):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    for title in TITLES:
+        open_panel(page, title)
+        found = axe.run(page).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["id"] not in OF_THE_LIBRARY] == [], title
 
 
 def test_the_connection_outlives_large_uploads(page, tmp_path):

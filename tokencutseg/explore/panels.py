@@ -134,9 +134,9 @@ def _chooser(view: View, with_tokens: bool) -> tuple[w.Widget, Callable[[], None
 
 def _codes(view: View) -> Panel:
     region = w.Dropdown(options=queries.REGIONS, value="border", description="most on", layout=w.Layout(width="220px"))
-    ranking = w.Select(rows=7, layout=w.Layout(width="260px"))
+    ranking = w.Select(rows=7, description="codes", layout=w.Layout(width="340px"))
     following = w.Button(description="next image with the code", layout=w.Layout(width="220px"))
-    following.on_click(lambda _: view.seek(view.code))
+    following.on_click(lambda _: view.seek(view.code, region.value if view.table is not None else ""))
 
     def rank() -> None:
         line, rows = "code {}: {:.0%} of {} cells", queries.rank_codes(view.table, region.value).itertuples()
@@ -144,14 +144,14 @@ def _codes(view: View) -> Panel:
 
     def chosen(change: dict[str, Any]) -> None:
         if not view.changing and change["new"] not in (None, view.code):
-            view.seek(change["new"])
+            view.seek(change["new"], region.value)
 
     if view.table is not None:
         rank()
         view.watch(region, rank)
         ranking.observe(chosen, "value")
         if ranking.options:
-            view.seek(ranking.options[0][1])
+            view.seek(ranking.options[0][1], region.value)
 
     def draw() -> tuple[str, list[str]]:
         code, has, here = view.code, view.set.tokens == view.code, view.tokens == view.code
@@ -167,7 +167,9 @@ def _codes(view: View) -> Panel:
             shares = view.table.set_index("code").loc[code]
             text += ": " + ", ".join(f"{shares[name]:.0%} on {name}" for name in queries.REGIONS)
         text += f". It is in {len(found)} of {len(has)} images, and has {int(here.sum())} cells here."
-        pictures = [picture("all cells of this code here", outlined(view.image, here))]
+        lesion = view.image if view.mask is None else outlined(view.image, view.mask, WHITE)
+        legend = [(YELLOW, f"code {code}"), *[(WHITE, "reference mask")][: view.mask is not None]]
+        pictures = [picture("all cells of this code here", outlined(lesion, here), legend=legend)]
         for n in found[:6]:
             image = outlined(view.images.images[n].float() / 255, has[n])
             pictures.append(picture(f"image {n}: {int(has[n].sum())} cells", image, SMALL))

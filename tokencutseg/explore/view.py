@@ -78,15 +78,18 @@ class View:
         counts = (self.set.tokens == code).sum((1, 2))
         return counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())].tolist()
 
-    def seek(self, code: int) -> None:
-        """Look at a code where it is used most; where it is chosen already, at its next image."""
+    def seek(self, code: int, region: str = "") -> None:
+        """Look at a code where it is used most, on a region if it is there; where it is chosen already, at its next
+        image."""
         found, here = self.with_code(code), -1 if self.own else self.index.value
         n = found[(found.index(here) + 1) % len(found)] if code == self.code and here in found else found[0]
         with self.once():
             self.index.value = n
             self.open()  # after an own image, too
-            distances = self.set.distances[n].masked_fill(self.tokens != code, torch.inf)
-            self.at = divmod(int(distances.argmin()), self.grid[1])
+            cells = self.tokens == code
+            if region and (on := cells & (self.set.regions[n] == queries.REGIONS.index(region))).any():
+                cells = on
+            self.at = divmod(int(self.set.distances[n].masked_fill(~cells, torch.inf).argmin()), self.grid[1])
 
     def open(self) -> None:
         """Look at the image of the set that the slider names."""

@@ -43,8 +43,14 @@ if (!document.getElementById("token-boards")) {
     .token-board:hover button, .token-board:focus-within button { border-color: rgb(255 255 255 / 20%); }
     .token-board button:is(:hover, :focus-visible) { outline: 2px solid black; border: 2px solid white; }
     .widget-tab > .widget-tab-bar .lm-TabBar-tab { flex: 0 1 auto !important; min-width: 0 !important; }
+    .widget-tab > .widget-tab-bar .lm-TabBar-tab { color: var(--jp-ui-font-color1, black); }
     .jupyter-widgets { --jp-widgets-slider-handle-size: 24px; }
   </style>`);
+  const named = () => document.querySelectorAll(".widget-slider .noUi-handle:not([aria-label])").forEach(handle => {
+    const label = handle.closest(".widget-slider").querySelector("label")?.textContent;
+    if (label) handle.setAttribute("aria-label", label);
+  });
+  new MutationObserver(named).observe(document.body, {childList: true, subtree: true});
   document.addEventListener("focusin", ({target}) => {
     if (target.matches(".jupyter-widgets select, .token-board button")) target.dataset.lmSuppressShortcuts = "true";
   });
@@ -63,7 +69,7 @@ if (!document.getElementById("token-boards")) {
   });
 }"""
 """A list, a drop-down and a board of tokens keep the arrow keys, with which JupyterLab goes to the next cell; they move
-about the board, and where they rest a token is chosen."""
+about the board, and where they rest a token is chosen. What is clicked is large enough, and sliders are named."""
 
 
 def listen_to_arrow_keys() -> None:
