@@ -13,7 +13,7 @@ import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
-WAIT = 120_000  # milliseconds at most for anything: a busy machine fails no test
+WAIT = 300_000  # milliseconds at most for anything: a busy machine fails no test
 
 
 def pytest_runtest_setup(item):
