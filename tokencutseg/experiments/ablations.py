@@ -278,17 +278,18 @@ def radius_measures(study: Study, row: Row, *_: Any) -> dict[str, Any]:
 
 
 def label_measures(study: Study, row: Row, runs: list[Run], records: Records) -> dict[str, Any]:
-    """What a method starts from (initialisation), the labels, how many different ones its training draws (labels_seen),
-    the means of the worst and best seed (seed_low, seed_high), and the score without the test images that some training
-    may have seen (n_without, mean_without, low_without, high_without)."""
+    """What a method starts from (initialisation), the labels, how many different ones its training draws (labels_seen)
+    in how many samples (images_seen), the means of the worst and best seed (seed_low, seed_high), and the score without
+    the test images that some training may have seen (n_without, mean_without, low_without, high_without)."""
     labels, means = runs[0].metrics["training_images"], [one["iou"].mean() for one in records]
     every, settings = pd.concat(records), study.config.evaluation
     kept = every[~every["id"].isin(_seen(study.source))]
     without = statistics.UNSCORED
     if len(kept):
         without = statistics.summarise(kept, "per_image", "iou", settings.bootstrap_draws, study.config.seed)
+    seen = runs[0].metrics["images_seen"]
     facts = {"initialisation": initialisation(runs[0]), "labels": labels}
-    facts |= {"labels_seen": min(labels, runs[0].metrics["images_seen"])}
+    facts |= {"labels_seen": min(labels, seen), "images_seen": seen}
     facts |= {"seed_low": min(means), "seed_high": max(means), "n_without": kept["id"].nunique()}
     return facts | {f"{name}_without": getattr(without, name) for name in ("mean", "low", "high")}
 

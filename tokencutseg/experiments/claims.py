@@ -124,9 +124,10 @@ def claims(study: Study) -> pd.DataFrame:
     beside a published value), complete (whether no official image was missing), verdict, reason.
     """
     preset, tables = study.config.preset, {}
-    if preset in SMOKE_PRESETS:
-        reason = f"preset {preset} only demonstrates the study: its trainings are too short to test a claim"
-        return pd.DataFrame([{"claim": "all", "verdict": UNTESTABLE, "reason": reason}], columns=COLUMNS)
+    short, drawn = preset in SMOKE_PRESETS, study.source.name == "synthetic"
+    if short or drawn:
+        why = [f"preset {preset} trains for too short a time"] * short + ["the lesions are synthetic"] * drawn
+        return pd.DataFrame([{"claim": "all", "verdict": UNTESTABLE, "reason": " and ".join(why)}], columns=COLUMNS)
     for name in {claim.table for claim in CLAIMS}:
         if (path := study.folder / "tables" / f"{name}.csv").is_file():
             tables[name] = pd.read_csv(path)
