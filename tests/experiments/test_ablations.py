@@ -227,7 +227,13 @@ def test_tables_of_validation_scores(study, name):
 
 @pytest.mark.slow
 def test_label_efficiency(study, monkeypatch):
-    table = run_ablation(study, "label_efficiency")
+    every_test = run_ablation(study, "label_efficiency")
+    table, elsewhere = (every_test[every_test["test"] == test].reset_index(drop=True) for test in ("site_a", "site_b"))
+    assert len(every_test) == len(table) + len(elsewhere) and (elsewhere["runs"] == table["runs"]).all()
+    scores = [study.records(Run(study.store.folder / id), "site_b", "test") for id in elsewhere["runs"][0].split()]
+    assert elsewhere["mean"][0] == pytest.approx(pd.concat(scores)["iou"].mean())
+    for part in (table, elsewhere):
+        assert holm(part["p"]) == pytest.approx(part["p_holm"].to_numpy(), nan_ok=True)
     methods = [OURS, "released", "unet", "unet_self_training"]
     found = list(table[["fraction", "labels", "method"]].itertuples(index=False, name=None))
     assert found == [(*share, method) for share in ((0.25, 4), (1.0, 16)) for method in methods]
@@ -243,7 +249,9 @@ def test_label_efficiency(study, monkeypatch):
     assert (row["diff"], row["diff_low"], row["diff_high"]) == (result.difference, result.low, result.high)
     kept, every = list(ours[0]["id"][:4]), pd.concat(unet)
     monkeypatch.setattr(ablations, "_seen", lambda *_: set(ours[0]["id"][4:]))
-    without = run_ablation(study, "label_efficiency").query("method == 'unet' and fraction == 1").iloc[0]
+    without = (
+        run_ablation(study, "label_efficiency").query("method == 'unet' and fraction == 1 and test == 'site_a'").iloc[0]
+    )
     assert without["n_without"] == 4
     assert without["mean_without"] == pytest.approx(every[every["id"].isin(kept)]["iou"].mean())
 
