@@ -279,8 +279,9 @@ def test_baselines(study):
 def test_feature_quality(study, monkeypatch):
     tokens = features.feature_quality_tokens(study)
     table = features.feature_quality(study, tokens)
-    names = ["colour", "untrained CNN", "tokenizer", "transformer block 1", "transformer", "supervised U-Net"]
-    assert table["head"].tolist() == ["linear probe"] * 6 + ["graph"] * 6 and table["features"].tolist() == names * 2
+    names = ["colour", "untrained CNN", "ImageNet CNN", "tokenizer", "transformer block 1", "transformer"]
+    names.append("supervised U-Net")
+    assert table["head"].tolist() == ["linear probe"] * 7 + ["graph"] * 7 and table["features"].tolist() == names * 2
     masks = reduced_budget(study.config).segmentation
     supervised = table["features"] == "supervised U-Net"
     assert (table["images_seen"] == np.where(supervised, masks.epochs * masks.images_per_epoch, 0)).all()
@@ -290,16 +291,16 @@ def test_feature_quality(study, monkeypatch):
     np.testing.assert_allclose(others["diff"], own["iou"].loc[others["head"]].to_numpy() - others["iou"])
     assert (table["n"] == 6 * study.config.grid_size**2).all()
     groups = tokens.groupby(["head", "features"], sort=False)
-    assert groups["draw"].nunique().tolist() == [1, features.UNTRAINED, 1, 1, 1, 1] * 2
+    assert groups["draw"].nunique().tolist() == [1, features.UNTRAINED, 1, 1, 1, 1, 1] * 2
     tp, fp, fn, tn = (groups[name].sum().to_numpy() for name in ("tp", "fp", "fn", "tn"))
     np.testing.assert_allclose(table["iou"], tp / (tp + fp + fn))
     np.testing.assert_allclose(table["balanced_accuracy"], (tp / (tp + fn) + tn / (tn + fp)) / 2)
-    runs = ["", "", study.tokenizer().id, *[study.transformer().id] * 2]
-    assert groups["runs"].agg(set).tolist()[:5] == [{run} for run in runs]
+    runs = ["", "", "", study.tokenizer().id, *[study.transformer().id] * 2]
+    assert groups["runs"].agg(set).tolist()[:6] == [{run} for run in runs]
     joint = Study(study.config.with_recipe("released"), study.source, study.results).segmenter()
     seen = features.feature_quality(study, tokens.replace({"runs": {study.transformer().id: joint.id}}))
     seen = seen.set_index("features")["images_seen"]
-    assert (seen[names[:3]] == 0).all() and (seen[names[3:5]] == joint.metrics["images_seen"]).all()
+    assert (seen[names[:4]] == 0).all() and (seen[names[4:6]] == joint.metrics["images_seen"]).all()
     torch.manual_seed(7)  # whatever numbers were drawn before
     monkeypatch.setattr(features, "UNTRAINED", 1)
     differs = (features.feature_quality(study)["iou"] != table["iou"]).tolist()
