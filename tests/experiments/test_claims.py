@@ -131,6 +131,16 @@ def test_label_efficiency_needs_three_shares_of_three_draws():
     assert verdict(0.02, 0.05) == verdict(0.02, 0.05, 0.1, seeds=1) == "not testable here"
 
 
+def test_label_efficiency_must_hold_on_every_test_set():
+    parts = [
+        compared(diff, fraction=share, methods=("unet",), measures=("iou",), seeds=3).assign(test=test)
+        for share in (0.02, 0.05, 0.1)
+        for test, diff in (("isic2017", 0.02), ("ham10000", -0.02))
+    ]
+    found = judge(BY_TEXT["label-efficient"], {"label_efficiency": pd.concat(parts)})
+    assert found["verdict"] == "not supported" and "ham10000" in found["reason"] and "isic2017" not in found["reason"]
+
+
 def features(diff, seen=0):
     names = ["colour", "untrained CNN", "tokenizer", "transformer block 1", "transformer", "supervised U-Net"]
     rows = [{"features": name, "head": head, "images_seen": 0} for head in ("linear probe", "graph") for name in names]

@@ -186,8 +186,10 @@ def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
         return {"reason": f"{claim.table} has no row with {query.replace(' ==', '').replace(chr(34), '')}"}
     better = np.array([_significantly_better(row) for _, row in others.iterrows()])
     failed = others[~better]
+    several = "test" in rows and rows["test"].nunique() > 1
     named = "; ".join(
         f"{row['measure']} {row['diff']:+.3g} [{row['diff_low']:.3g}, {row['diff_high']:.3g}] to {row[claim.label]}"
+        + (f" on {row['test']}" if several else "")
         for _, row in (others if failed.empty else failed).iterrows()
     )
     lacking = [name for name, query in claim.needs.items() if others.query(query).empty]
