@@ -112,6 +112,8 @@ def _against_methods(table: pd.DataFrame) -> str:
     names = rows["method"].map(_method)
     if "fraction" in rows:
         names += [f" with {share:.3g} % of the masks" for share in 100 * rows["fraction"]]
+    if "test" in rows and rows["test"].nunique() > 1:
+        names += " on " + rows["test"]
     samples = f"after {rows['images_seen'].max():,.0f} labelled samples each, " if "images_seen" in rows else ""
     sentence = f"{samples}TokenCutSeg's lesion IoU is {_compared(rows, names)}."
     return sentence[0].upper() + sentence[1:]
