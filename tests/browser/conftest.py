@@ -47,34 +47,40 @@ def started_lab(folder, command, **options):
 
 
 @pytest.fixture(scope="package")
-def run_notebook():
-    """A function that opens a notebook in a lab of its own, runs all cells from the menu, and gives the page, on which
-    are `errors` and `strangers` (requests to others)."""
+def browser():
+    """Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         # Chromium's own sandbox cannot be had as root or in most containers; the pages are ours
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-
-        @contextmanager
-        def run(folder, command, notebook, **options):
-            with started_lab(folder, command, **options) as address:
-                page = browser.new_page(viewport={"width": 1280, "height": 1000})
-                page.set_default_timeout(WAIT)
-                page.errors, page.strangers = [], []
-                page.on("pageerror", lambda error: page.errors.append(str(error)))
-                page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
-                server = address.partition("/lab")[0].partition("//")[2]
-                page.on("request", lambda request: server in request.url or page.strangers.append(request.url))
-                page.goto(re.sub(r"/lab[^?]*", f"/lab/tree/{notebook}", address))
-                page.get_by_text("| Idle").wait_for()  # in the status bar; before, the menu does nothing
-                page.get_by_role("menuitem", name="Run", exact=True).click()
-                page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-                yield page
-                page.close()
-
-        yield run
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def run_notebook(browser):
+    """A function that opens a notebook in a lab of its own, runs all cells from the menu, and gives the page, on which
+    are `errors` and `strangers` (requests to others)."""
+
+    @contextmanager
+    def run(folder, command, notebook, **options):
+        with started_lab(folder, command, **options) as address:
+            page = browser.new_page(viewport={"width": 1280, "height": 1000})
+            page.set_default_timeout(WAIT)
+            page.errors, page.strangers = [], []
+            page.on("pageerror", lambda error: page.errors.append(str(error)))
+            page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
+            server = address.partition("/lab")[0].partition("//")[2]
+            page.on("request", lambda request: server in request.url or page.strangers.append(request.url))
+            page.goto(re.sub(r"/lab[^?]*", f"/lab/tree/{notebook}", address))
+            page.get_by_text("| Idle").wait_for()  # in the status bar; before, the menu does nothing
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            yield page
+            page.close()
+
+    return run
 
 
 @pytest.fixture(scope="package")

@@ -26,6 +26,9 @@ def test_readable_joins_an_estimate_and_its_interval():
             "diff_high": [0.15, 0.3],
             "seed_low": [0.7, 0.8],
             "p": [0.0048378, np.nan],
+            "x_without": [0.5, 0.5],
+            "low_without": [0.4, 0.4],
+            "high_without": [0.6, 0.7],
         },
         index=[4, 2],
     )
@@ -39,6 +42,7 @@ def test_readable_joins_an_estimate_and_its_interval():
             "diff": ["+0.100 [+0.050, +0.150]", "+0.2000 [+0.0001, +0.3000]"],
             "seed_low": ["0.7", "0.8"],
             "p": ["0.004838", "–"],
+            "x_without": ["0.500 [0.400, 0.600]", "0.500 [0.400, 0.700]"],
         },
         index=[4, 2],
     )

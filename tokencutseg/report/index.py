@@ -50,7 +50,7 @@ th:first-child, td:first-child { text-align: left; } thead th { vertical-align: 
   @page { size: A4; margin: 1.5cm; } body { padding: 0; font-size: 10pt; } nav { display: none; }
   .scroll { overflow: visible; background: none; } figcaption::before { content: none; }
   img { min-width: 0; max-height: 11cm; object-fit: contain; object-position: left; }
-  table { font-size: 7pt; } th, td { min-width: 0; padding: 1pt 3pt; overflow-wrap: anywhere; }
+  table { font-size: 6pt; } th, td { min-width: 0; padding: 1pt 2pt; overflow-wrap: break-word; }
   figure, tr, li { break-inside: avoid; } h2, summary { break-after: avoid; }
 }
 """
@@ -104,7 +104,7 @@ def _first_screen(study: Path, title: str) -> str:
         shown = shown.rename(columns={"mean": "lesion IoU [95 %]", "initialisation": "starts from"})
         parts.append(_scroll("main scores", shown))
         parts.append(
-            f'<p class="small">{said.capitalize()}. Means over images; differences are paired, image by image.</p>\n'
+            f'<p class="small">Means over images ({escape(said)}); differences are paired, image by image.</p>\n'
         )
     return "".join(parts)
 

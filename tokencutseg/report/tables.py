@@ -55,7 +55,8 @@ HEADS = {
 }
 """Columns that mean different things in different tables, by table."""
 _MEASURES = {"iou": "IoU", "dice": "Dice", "nsd": "surface Dice", "hd95": "Hausdorff 95 %", "l1": "L1", "psnr": "PSNR"}
-_MEASURES |= {"ssim": "SSIM", "lpips": "LPIPS", "iou_native": "IoU, own size", "dice_native": "Dice, own size"}
+_MEASURES |= {"ssim": "SSIM", "lpips": "LPIPS"}
+_MEASURES |= {f"{name}_native": f"{_MEASURES[name]}, own size" for name in ("iou", "dice", "nsd", "hd95")}
 VALUES: dict[str, dict[Any, str]] = {
     "method": {name: look.label for name, look in METHODS.items()},
     "reduction": {name: look.label for name, look in REDUCTIONS.items()},
@@ -69,18 +70,19 @@ VALUES: dict[str, dict[Any, str]] = {
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """`table` as text, narrow enough to read: numbers rounded, and an estimate in one column with its interval.
 
-    The bounds ``x_low`` and ``x_high`` belong to the column ``x``, and ``low`` and ``high`` to the column before them.
+    The bounds ``x_low`` and ``x_high`` belong to the column ``x``, and ``low`` and ``high`` (or ``low_without`` and
+    ``high_without``) to the column before them.
     From here on pandas shows texts whole, which it would cut after 50 characters: a reason is a sentence.
     """
     pd.set_option("display.max_colwidth", None)
     columns, read = list(table), {name: [_text(value) for value in table[name]] for name in table}
     for name, following in zip(columns, [*columns[1:], ""], strict=True):
-        stem = "" if following == "low" else f"{name}_"
-        if f"{stem}low" in columns:
-            triples = zip(table[name], table[f"{stem}low"], table[f"{stem}high"], strict=True)
-            signed = name.startswith("diff")
+        low = following if following in ("low", "low_without") else f"{name}_low"
+        if low in columns:
+            high, signed = low.replace("low", "high"), name.startswith("diff")
+            triples = zip(table[name], table[low], table[high], strict=True)
             read[name] = [_text(x) if pd.isna(a) else interval(x, a, b, signed) for x, a, b in triples]
-            del read[f"{stem}low"], read[f"{stem}high"]
+            del read[low], read[high]
     return pd.DataFrame(read, index=table.index)
 
 
