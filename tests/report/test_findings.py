@@ -49,4 +49,4 @@ def test_claims():
     assert claims_tested(none) == "No claim of the paper is tested here: too short."
     verdicts = ["supported", "not testable here", "not supported", "supported"]
     sentence = claims_tested(pd.DataFrame({"claim": list("wxyz"), "verdict": verdicts, "reason": ""}))
-    assert "4 claims" in sentence and "can test 3" in sentence and "Supported: w, z; Not supported: y" in sentence
+    assert "4 claims" in sentence and "can test 3" in sentence and "; supported: w, z; not supported: y" in sentence

@@ -35,11 +35,8 @@ def claims_tested(claims: pd.DataFrame) -> str:
     if (claims["claim"] == "all").all():
         return f"No claim of the paper is tested here: {claims['reason'].iloc[0]}."
     decided = claims[claims["verdict"] != UNTESTABLE]
-    named = [
-        f"{verdict.capitalize()}: {', '.join(rows['claim'])}"
-        for verdict, rows in decided.groupby("verdict", sort=False)
-    ]
-    return f"Of the paper's {len(claims)} claims this study can test {len(decided)}. {'; '.join(named)}."
+    named = [f"; {verdict}: {', '.join(rows['claim'])}" for verdict, rows in decided.groupby("verdict", sort=False)]
+    return f"Of the paper's {len(claims)} claims this study can test {len(decided)}{''.join(named)}."
 
 
 def _reconstruction(table: pd.DataFrame) -> str:

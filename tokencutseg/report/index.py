@@ -104,7 +104,8 @@ def _first_screen(study: Path, title: str) -> str:
         shown = shown.rename(columns={"mean": "lesion IoU [95 %]", "initialisation": "starts from"})
         parts.append(_scroll("main scores", shown))
         parts.append(
-            f'<p class="small">Means over images ({escape(said)}); differences are paired, image by image.</p>\n'
+            f'<p class="small">Means over images ({escape(said)}). Differences are paired, and significant '
+            "where the interval leaves out zero and p is below 0.05.</p>\n"
         )
     return "".join(parts)
 
