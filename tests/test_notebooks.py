@@ -139,6 +139,15 @@ def test_answers_are_folded_and_stills_stand_for_widgets(tiny_study, name):
 
 
 @pytest.mark.slow
+def test_the_results_page_shows_every_table_and_figure(tiny_study):
+    page = (tiny_study / "index.html").read_text()
+    assert "lacks what" not in page and "Not made" not in page and "Not executed" not in page
+    assert all(
+        f'href="{path.relative_to(tiny_study).as_posix()}"' in page for path in tiny_study.rglob("*.[cp][sn][vg]")
+    )
+
+
+@pytest.mark.slow
 def test_all_run_on_few_images_with_tiny_lesions(tmp_path):
     """Of four patients with ten images each, a third without lesion, the others with one of 4 × 4 pixels."""
     rng, rows = np.random.default_rng(0), ["id,patient_id,dx"]

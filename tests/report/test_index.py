@@ -115,8 +115,10 @@ def test_a_page_without_anything(tmp_path):
 
 
 def test_a_table_of_another_form_is_named(study):
-    pd.DataFrame({"a": [1]}).to_csv(study / "tables" / "reconstruction.csv", index=False)
-    assert "The table reconstruction lacks" in write_index(study).read_text()
+    for name in ("reconstruction", "main_results", "budgets"):
+        pd.DataFrame({"a": [1]}).to_csv(study / "tables" / f"{name}.csv", index=False)
+    page = write_index(study).read_text()
+    assert all(f"The table {name} lacks" in page for name in ("reconstruction", "main_results", "budgets"))
 
 
 def test_committed_results_hold_no_weights_and_no_images():

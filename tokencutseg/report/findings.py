@@ -30,6 +30,12 @@ def headline(main_results: pd.DataFrame) -> str:
     return f"{sentence}: {_compared(others, others['method'].map(_method))}." if len(others) else f"{sentence}."
 
 
+def budget(budgets: pd.DataFrame) -> str:
+    """What our method's supervised training saw."""
+    own = budgets[(budgets["method"] == OURS) & (budgets["stage"] == "segmentation")].iloc[0]
+    return f"{own['images_seen']:,.0f} labelled samples from {own['training_images']:,.0f} masks"
+
+
 def claims_tested(claims: pd.DataFrame) -> str:
     """Which of the paper's claims the study decides, and how."""
     if (claims["claim"] == "all").all():

@@ -14,7 +14,7 @@ import pandas as pd
 
 from tokencutseg.experiments.claims import UNTESTABLE
 from tokencutseg.files import atomic_write
-from tokencutseg.report.findings import SENTENCES, claims_tested, headline
+from tokencutseg.report.findings import SENTENCES, budget, claims_tested, headline
 from tokencutseg.report.notebooks import facts, named_outputs
 from tokencutseg.report.tables import in_words
 
@@ -70,9 +70,8 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
     for name, path in sorted(({path.stem: path for path in notebooks} | executed).items()):
         outputs, title = [one for one in named_outputs(path) if one not in shown], escape(_title(path))
         links += f'<a href="#{escape(name)}">{title}</a> '
-        sections += (
-            f'<h2 id="{escape(name)}">{title}</h2>\n{_status(name, executed.get(name))}{_section(study, outputs)}'
-        )
+        sections += f'<h2 id="{escape(name)}">{title}</h2>\n' + _status(name, executed.get(name))
+        sections += _section(study, outputs)
         shown |= set(outputs)
     if left := sorted(set(there) - shown):
         sections += f"<h2>Further tables and figures</h2>\n{_section(study, left)}"
@@ -98,16 +97,17 @@ def _first_screen(study: Path, title: str) -> str:
     if (study / picture).is_file():
         parts.append(_figure(picture, "one test image on its way to a mask, by this study's model"))
     if main.is_file():
-        scores = pd.read_csv(main).query("reduction == 'per_image' and measure == 'iou' and n > 0")
-        columns = ["train", "test", "n", "method", "initialisation", "mean", "low", "high"]
-        shown, said = in_words(scores[[*columns, "diff", "diff_low", "diff_high", "p_holm"]], "main_results")
-        shown = shown.rename(columns={"mean": "lesion IoU [95 %]", "initialisation": "starts from"})
-        parts.append(_scroll("main scores", shown))
-        parts.append(
-            f'<p class="small">Means over images ({escape(said)}). Differences are paired, and significant '
-            "where the interval leaves out zero and p is below 0.05.</p>\n"
-        )
+        parts.append(_made("main_results", main, _main_scores))
     return "".join(parts)
+
+
+def _main_scores(table: pd.DataFrame) -> str:
+    scores = table.query("reduction == 'per_image' and measure == 'iou' and n > 0")
+    columns = ["train", "test", "n", "method", "initialisation", "mean", "low", "high"]
+    shown, said = in_words(scores[[*columns, "diff", "diff_low", "diff_high", "p_holm"]], "main_results")
+    shown = shown.rename(columns={"mean": "lesion IoU [95 %]", "initialisation": "starts from"})
+    rule = "Differences are paired, and significant where the interval leaves out zero and p is below 0.05."
+    return f'{_scroll("main scores", shown)}<p class="small">Means over images ({escape(said)}). {rule}</p>\n'
 
 
 def _what_was_run(study: Path) -> str:
@@ -116,9 +116,7 @@ def _what_was_run(study: Path) -> str:
     if "data" in config:
         parts.append("{0} × {0} pixels".format(config["data"]["image_size"]))
     if (path := study / "tables/budgets.csv").is_file():
-        budgets = pd.read_csv(path)
-        own = budgets[(budgets["method"] == "tokencutseg") & (budgets["stage"] == "segmentation")].iloc[0]
-        parts.append(f"{own['images_seen']:,.0f} labelled samples from {own['training_images']:,.0f} masks")
+        parts.append(_made("budgets", path, budget))
     seconds = sum(facts(path).get("seconds", 0) for path in study.glob("notebooks/[!.]*.ipynb"))
     parts += [f"notebooks executed in {seconds / 60:.0f} min"] if seconds else []
     parts += [str(machine[key]) for key in ("processor", "gpu") if machine.get(key)]
@@ -150,10 +148,9 @@ def _section(study: Path, outputs: Iterable[str]) -> str:
     """What a notebook's tables say, its figures and tables; and what of them is not there."""
     there = [output for output in outputs if (study / output).is_file()]
     names = [Path(output).stem for output in there if output.endswith(".csv")]
-    said = [
-        (name, _sentence(name, study / f"tables/{name}.csv", SENTENCES[name])) for name in names if name in SENTENCES
-    ]
-    items = "".join(f"<li><b>{_words(name).capitalize()}.</b> {sentence}</li>" for name, sentence in said if sentence)
+    known = [name for name in names if name in SENTENCES]
+    said = {name: _sentence(name, study / f"tables/{name}.csv", SENTENCES[name]) for name in known}
+    items = "".join(f"<li><b>{_words(name).capitalize()}.</b> {text}</li>" for name, text in said.items() if text)
     figures = [output for output in there if output.endswith(".png")]
     first = [output for output in figures if Path(output).stem in KEY_FIGURES] or figures[:1]
     others = [_figure(output) for output in figures if output not in first]
@@ -161,9 +158,8 @@ def _section(study: Path, outputs: Iterable[str]) -> str:
     if missing := dict.fromkeys(_words(Path(output).stem) for output in outputs if output not in there):
         parts.append(f"<p>Not made, so that nothing is said of it here: {', '.join(missing)}.</p>\n")
     parts += map(_figure, first)
-    parts.append(
-        f"<details><summary>More figures: {len(others)}</summary>{''.join(others)}</details>\n" if others else ""
-    )
+    if others:
+        parts.append(f"<details><summary>More figures: {len(others)}</summary>{''.join(others)}</details>\n")
     return "".join([*parts, *(_table(study, name) for name in names)])
 
 
@@ -171,11 +167,16 @@ def _sentence(name: str, table: Path, say: Callable[[pd.DataFrame], str]) -> str
     """What a table says, its first number in bold."""
     if not table.is_file():
         return f"There is no main result yet: the table {name} has not been written."
+    bold = r"<strong>\g<0></strong>"
+    return re.sub(r"[+−]?\d+\.\d+ \[.*?\]", bold, escape(_made(name, table, say)), count=1)
+
+
+def _made(name: str, table: Path, make: Callable[[pd.DataFrame], str]) -> str:
+    """What is made of a table, or that it cannot be: one of another version, or of a notebook of the user's own."""
     try:
-        sentence = escape(say(pd.read_csv(table)))
-    except (LookupError, NameError) as error:  # a table of another version, or of a notebook of the user's own
-        return f"The table {name} lacks what a sentence on it needs: {escape(str(error))}."
-    return re.sub(r"[+−]?\d+\.\d+ \[.*?\]", r"<strong>\g<0></strong>", sentence, count=1)
+        return make(pd.read_csv(table))
+    except (LookupError, NameError) as error:
+        return f"The table {name} lacks what would be shown of it here: {error}."
 
 
 def _figure(output: str, caption: str = "") -> str:
