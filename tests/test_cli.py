@@ -206,7 +206,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(notebooks, tmp_path, monkeypa
     shown = capsys.readouterr().out
     assert "tiny-clinic-" in shown and "released-set-" in shown and '"vqgan.codebook_size": 8' in shown
     assert "clinic/train: 5" in shown and "clinic/test: 3" in shown and "clinic → clinic: scored" in shown
-    assert "01_good.ipynb" in shown and "02_bad.ipynb" in shown
+    assert "01_good.ipynb (to be executed)" in shown and "02_bad.ipynb" in shown
     assert run("run", *options, "--table", "budgets,cross_dataset", "--table", "claims") == 0
     shown = capsys.readouterr().out
     assert re.findall(r"^table +(.+)", shown, re.MULTILINE) == ["budgets", "cross_dataset", "claims"]

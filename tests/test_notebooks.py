@@ -92,29 +92,26 @@ def test_symbols_are_defined_once():
     assert len(symbols) == len(set(symbols)) > 20
 
 
-EXPECTED = {
-    "01": ("reconstruction", "dataset == 'site_a' and measure == 'psnr'", "mean"),
-    "02": ("masked_prediction", "mask_ratio == 0.5", "accuracy"),
-    "03": ("segmentation_history", "train == 'site_a' and epoch == epoch.max()", "validation_per_image_iou"),
-    "04": (
-        "main_results",
-        "train == test == 'site_a' and method == 'tokencutseg' and reduction == 'per_image' and measure == 'iou'",
-        "mean",
-    ),
-    "05": ("graph_radius", "radius > 0", "diff"),
-}
-"""Where the number is that a notebook's head tells to look at: table, rows, column."""
+TEACHING = (FOLDER.parent / "docs/teaching.md").read_text()
+EXPECTED = re.findall(r"^\| (\d) \|.*\| `(\w+)`: `(\w+)` where `(.+)` \| (-?[\d.]+) to (-?[\d.]+) \|$", TEACHING, re.M)
+"""Lesson, table, column, rows, and the bounds of each number that docs/teaching.md promises."""
 
 
 @each
-def test_expected_numbers_are_those_of_the_default_study(name):
-    table, rows, column = EXPECTED[name[:2]]
+def test_a_notebooks_head_names_a_number_to_expect(name):
+    (head,) = re.findall(r"\| number to look at.*", NUMBERED[name].cells[0].source)
+    known = [(table, low, high) for lesson, table, _, _, low, high in EXPECTED if int(lesson) == int(name[:2])]
+    assert any(f"`{table}`" in head and f"{low} to {high}" in head for table, low, high in known)
+
+
+@pytest.mark.parametrize("expected", EXPECTED, ids=lambda expected: " ".join(expected[:3]))
+def test_expected_numbers_are_those_of_the_default_study(expected):
+    _, table, column, rows, low, high = expected
     file = results_folder() / "quick-synthetic" / "tables" / f"{table}.csv"
     if not file.is_file():
         pytest.skip(f"{file} is not there; ./run_all.sh makes it")
-    (head,) = re.findall(r"\| number to look at.*", NUMBERED[name].cells[0].source)
-    low, high = map(float, re.search(r"(-?[\d.]+) to ([\d.]+)", head).groups())
-    assert f"`{table}`" in head and pd.read_csv(file).query(rows)[column].between(low, high).all()
+    numbers = pd.read_csv(file).query(rows)[column]
+    assert len(numbers) and numbers.between(float(low), float(high)).all()
 
 
 @pytest.mark.slow
@@ -139,6 +136,15 @@ def test_answers_are_folded_and_stills_stand_for_widgets(tiny_study, name):
         if re.search(r"^explorer?\(", cell.get("source", ""), re.MULTILINE):
             shown = str(cell.outputs)
             assert "With a running kernel" in shown and ("<img" in shown or "image/png" in shown)
+
+
+@pytest.mark.slow
+def test_the_results_page_shows_every_table_and_figure(tiny_study):
+    page = (tiny_study / "index.html").read_text()
+    assert "lacks what" not in page and "Not made" not in page and "Not executed" not in page
+    assert all(
+        f'href="{path.relative_to(tiny_study).as_posix()}"' in page for path in tiny_study.rglob("*.[cp][sn][vg]")
+    )
 
 
 @pytest.mark.slow

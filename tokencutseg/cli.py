@@ -237,7 +237,9 @@ def _run(arguments: argparse.Namespace) -> int:
         what = f"about {days:.0f} days for one training of the method on 2,000 images, on the {cores} cores here"
         print(f"note: preset full is made for a GPU; without one it takes {what}", file=sys.stderr)
     if arguments.dry_run:
-        planned = [("notebook", path) for path in notebooks] or [("table", name) for name in arguments.table]
+        states = runner.states(notebooks, parameters, study.folder).items()
+        planned = [("notebook", f"{path} ({state})") for path, state in states]
+        planned = planned or [("table", name) for name in arguments.table]
         _describe(study, parameters, planned or [("trainings", "all that the tables rest on")])
     if problems:
         raise DataError(summed_up(problems))

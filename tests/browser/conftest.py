@@ -47,31 +47,37 @@ def started(folder, command, **options):
 
 
 @pytest.fixture(scope="package")
-def open_page():
-    """A function that starts a server and opens the address that it prints, or another one made from it; on the page
-    are `errors` and `strangers` (requests to others)."""
+def browser():
+    """Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         # Chromium's own sandbox cannot be had as root or in most containers; the pages are ours
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-
-        @contextmanager
-        def opened(folder, command, other=lambda address: address, **options):
-            with started(folder, command, **options) as address:
-                page = browser.new_page(viewport={"width": 1280, "height": 800})
-                page.set_default_timeout(WAIT)
-                page.errors, page.strangers = [], []
-                page.on("pageerror", lambda error: page.errors.append(str(error)))
-                page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
-                own = (re.match(r"\w+://[^/]+", address).group(), "data:", "blob:")
-                page.on("request", lambda sent: sent.url.startswith(own) or page.strangers.append(sent.url))
-                page.goto(other(address), wait_until="commit")
-                yield page
-                page.close()
-
-        yield opened
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def open_page(browser):
+    """A function that starts a server and opens the address that it prints, or another one made from it; on the page
+    are `errors` and `strangers` (requests to others)."""
+
+    @contextmanager
+    def opened(folder, command, other=lambda address: address, **options):
+        with started(folder, command, **options) as address:
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.set_default_timeout(WAIT)
+            page.errors, page.strangers = [], []
+            page.on("pageerror", lambda error: page.errors.append(str(error)))
+            page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
+            own = (re.match(r"\w+://[^/]+", address).group(), "data:", "blob:")
+            page.on("request", lambda sent: sent.url.startswith(own) or page.strangers.append(sent.url))
+            page.goto(other(address), wait_until="commit")
+            yield page
+            page.close()
+
+    return opened
 
 
 @pytest.fixture(scope="package")
@@ -80,9 +86,10 @@ def run_notebook(open_page):
 
     @contextmanager
     def run(folder, command, notebook, **options):
-        with open_page(
-            folder, command, lambda at: re.sub(r"/lab[^?]*", f"/lab/tree/{notebook}", at), **options
-        ) as page:
+        def its(address):
+            return re.sub(r"/lab[^?]*", f"/lab/tree/{notebook}", address)
+
+        with open_page(folder, command, its, **options) as page:
             page.get_by_text("| Idle").wait_for()  # in the status bar; before, the menu does nothing
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()

@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import binary_jaccard_index, multicl
 from tokencutseg.config import configure
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation import probes
+from tokencutseg.models.encoders import LITE0_CHANNELS, build_lite0
 from tokencutseg.models.tokencutseg import TokenCutSeg
 
 
@@ -88,3 +89,17 @@ def test_token_labels_go_by_majority():
     masks[0, 4:, 4:6] = 1  # half of the last one
     images = ImageSet("x", "test", ["a"], torch.zeros(1, 3, 8, 8, dtype=torch.uint8), masks, None, [(8, 8)])
     assert probes.token_labels(images, (2, 2)).tolist() == [[True, False, False, False]]
+
+
+def test_imagenet_features_are_the_encoders_own_at_the_grid_and_coarser():
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = probes.imagenet_features(
+        ImageSet("own", "train", list("abc"), pixels, None, None, [(64, 64)] * 3), (8, 8), batch_size=2
+    )
+    assert found.shape == (3, 64, sum(LITE0_CHANNELS[2:]))
+    with torch.no_grad():
+        levels = build_lite0().eval()(2 * pixels.float() / 255 - 1)[1:]
+    own = found.transpose(1, 2).unflatten(2, (8, 8)).float()
+    torch.testing.assert_close(own[:, : LITE0_CHANNELS[2]], levels[2], atol=1e-2, rtol=1e-2)
+    coarse = own[:, -LITE0_CHANNELS[4] :].unflatten(2, (2, 4)).mean(3).unflatten(3, (2, 4)).mean(4)
+    torch.testing.assert_close(coarse, levels[4], atol=0.1 * levels[4].abs().max().item(), rtol=0)

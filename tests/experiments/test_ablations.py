@@ -227,7 +227,13 @@ def test_tables_of_validation_scores(study, name):
 
 @pytest.mark.slow
 def test_label_efficiency(study, monkeypatch):
-    table = run_ablation(study, "label_efficiency")
+    every_test = run_ablation(study, "label_efficiency")
+    table, elsewhere = (every_test[every_test["test"] == test].reset_index(drop=True) for test in ("site_a", "site_b"))
+    assert len(every_test) == len(table) + len(elsewhere) and (elsewhere["runs"] == table["runs"]).all()
+    scores = [study.records(Run(study.store.folder / id), "site_b", "test") for id in elsewhere["runs"][0].split()]
+    assert elsewhere["mean"][0] == pytest.approx(pd.concat(scores)["iou"].mean())
+    for part in (table, elsewhere):
+        assert holm(part["p"]) == pytest.approx(part["p_holm"].to_numpy(), nan_ok=True)
     methods = [OURS, "released", "unet", "unet_self_training"]
     found = list(table[["fraction", "labels", "method"]].itertuples(index=False, name=None))
     assert found == [(*share, method) for share in ((0.25, 4), (1.0, 16)) for method in methods]
@@ -243,7 +249,9 @@ def test_label_efficiency(study, monkeypatch):
     assert (row["diff"], row["diff_low"], row["diff_high"]) == (result.difference, result.low, result.high)
     kept, every = list(ours[0]["id"][:4]), pd.concat(unet)
     monkeypatch.setattr(ablations, "_seen", lambda *_: set(ours[0]["id"][4:]))
-    without = run_ablation(study, "label_efficiency").query("method == 'unet' and fraction == 1").iloc[0]
+    without = (
+        run_ablation(study, "label_efficiency").query("method == 'unet' and fraction == 1 and test == 'site_a'").iloc[0]
+    )
     assert without["n_without"] == 4
     assert without["mean_without"] == pytest.approx(every[every["id"].isin(kept)]["iou"].mean())
 
@@ -271,8 +279,9 @@ def test_baselines(study):
 def test_feature_quality(study, monkeypatch):
     tokens = features.feature_quality_tokens(study)
     table = features.feature_quality(study, tokens)
-    names = ["colour", "untrained CNN", "tokenizer", "transformer block 1", "transformer", "supervised U-Net"]
-    assert table["head"].tolist() == ["linear probe"] * 6 + ["graph"] * 6 and table["features"].tolist() == names * 2
+    names = ["colour", "untrained CNN", "ImageNet CNN", "tokenizer", "transformer block 1", "transformer"]
+    names.append("supervised U-Net")
+    assert table["head"].tolist() == ["linear probe"] * 7 + ["graph"] * 7 and table["features"].tolist() == names * 2
     masks = reduced_budget(study.config).segmentation
     supervised = table["features"] == "supervised U-Net"
     assert (table["images_seen"] == np.where(supervised, masks.epochs * masks.images_per_epoch, 0)).all()
@@ -282,16 +291,16 @@ def test_feature_quality(study, monkeypatch):
     np.testing.assert_allclose(others["diff"], own["iou"].loc[others["head"]].to_numpy() - others["iou"])
     assert (table["n"] == 6 * study.config.grid_size**2).all()
     groups = tokens.groupby(["head", "features"], sort=False)
-    assert groups["draw"].nunique().tolist() == [1, features.UNTRAINED, 1, 1, 1, 1] * 2
+    assert groups["draw"].nunique().tolist() == [1, features.UNTRAINED, 1, 1, 1, 1, 1] * 2
     tp, fp, fn, tn = (groups[name].sum().to_numpy() for name in ("tp", "fp", "fn", "tn"))
     np.testing.assert_allclose(table["iou"], tp / (tp + fp + fn))
     np.testing.assert_allclose(table["balanced_accuracy"], (tp / (tp + fn) + tn / (tn + fp)) / 2)
-    runs = ["", "", study.tokenizer().id, *[study.transformer().id] * 2]
-    assert groups["runs"].agg(set).tolist()[:5] == [{run} for run in runs]
+    runs = ["", "", "", study.tokenizer().id, *[study.transformer().id] * 2]
+    assert groups["runs"].agg(set).tolist()[:6] == [{run} for run in runs]
     joint = Study(study.config.with_recipe("released"), study.source, study.results).segmenter()
     seen = features.feature_quality(study, tokens.replace({"runs": {study.transformer().id: joint.id}}))
     seen = seen.set_index("features")["images_seen"]
-    assert (seen[names[:3]] == 0).all() and (seen[names[3:5]] == joint.metrics["images_seen"]).all()
+    assert (seen[names[:4]] == 0).all() and (seen[names[4:6]] == joint.metrics["images_seen"]).all()
     torch.manual_seed(7)  # whatever numbers were drawn before
     monkeypatch.setattr(features, "UNTRAINED", 1)
     differs = (features.feature_quality(study)["iou"] != table["iou"]).tolist()

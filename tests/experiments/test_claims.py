@@ -131,6 +131,16 @@ def test_label_efficiency_needs_three_shares_of_three_draws():
     assert verdict(0.02, 0.05) == verdict(0.02, 0.05, 0.1, seeds=1) == "not testable here"
 
 
+def test_label_efficiency_must_hold_on_every_test_set():
+    parts = [
+        compared(diff, fraction=share, methods=("unet",), measures=("iou",), seeds=3).assign(test=test)
+        for share in (0.02, 0.05, 0.1)
+        for test, diff in (("isic2017", 0.02), ("ham10000", -0.02))
+    ]
+    found = judge(BY_TEXT["label-efficient"], {"label_efficiency": pd.concat(parts)})
+    assert found["verdict"] == "not supported" and "ham10000" in found["reason"] and "isic2017" not in found["reason"]
+
+
 def features(diff, seen=0):
     names = ["colour", "untrained CNN", "tokenizer", "transformer block 1", "transformer", "supervised U-Net"]
     rows = [{"features": name, "head": head, "images_seen": 0} for head in ("linear probe", "graph") for name in names]
@@ -162,10 +172,11 @@ def test_without_tables_nothing_is_testable():
 
 
 def test_claims_are_judged_from_what_a_study_has_written(tmp_path):
-    smoke = claims(Study.open("tiny", results=tmp_path))
-    assert len(smoke) == 1 and smoke["verdict"].tolist() == ["not testable here"]
     sizes = {f"data.synthetic_{split}": 4 for split in ("train", "validation", "test", "unlabelled")}
     study = Study.open("small", results=tmp_path, overrides=sizes | {"data.image_size": 32})
+    for decides_nothing in (Study.open("tiny", results=tmp_path), study):
+        assert claims(decides_nothing)["verdict"].tolist() == ["not testable here"]
+    study.source.name = "own"  # as if these were real
     study.table("baselines", compared(0.02).drop(columns="note"))
     table = claims(study)
     assert table.columns.tolist() == COLUMNS and len(table) == len(CLAIMS)

@@ -64,18 +64,22 @@ def test_feature_quality_draws_each_head():
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_label_efficiency_draws_each_method_over_the_labels(seeds):
     columns = {
-        "method": ["tokencutseg", "unet"] * 2,
-        "fraction": [0.05] * 2 + [1.0] * 2,
-        "labels": [20] * 2 + [400] * 2,
+        "test": ["isic2017"] * 4 + ["ham10000"] * 4,
+        "method": ["tokencutseg", "unet"] * 4,
+        "fraction": ([0.05] * 2 + [1.0] * 2) * 2,
+        "labels": ([20] * 2 + [400] * 2) * 2,
     }
     table = scored(columns)
     table = table.assign(seeds=seeds, seed_low=table["mean"] - 0.01, seed_high=table["mean"] + 0.01)
-    (axis,) = plots.label_efficiency(table).axes
-    for line, (_, part) in zip(axis.lines, table.groupby("method", sort=False), strict=True):
-        np.testing.assert_allclose(line.get_xydata(), part[["fraction", "mean"]])
-    if seeds > 1:
-        np.testing.assert_allclose(np.array(axis.collections[-1].get_segments())[:, :, 1], table.iloc[:, -2:])
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["5%\n20", "100%\n400"]
+    axes = plots.label_efficiency(table).axes
+    for axis, (test, half) in zip(axes, table.groupby("test", sort=False), strict=True):
+        assert test in axis.get_title()
+        for line, (_, part) in zip(axis.lines, half.groupby("method", sort=False), strict=True):
+            np.testing.assert_allclose(line.get_xydata(), part[["fraction", "mean"]])
+        if seeds > 1:
+            bars = np.array(axis.collections[-1].get_segments())[:, :, 1]
+            np.testing.assert_allclose(bars, half[["seed_low", "seed_high"]])
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["5%\n20", "100%\n400"]
 
 
 def test_deviations_stand_beside_each_other_by_option():

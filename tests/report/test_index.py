@@ -1,17 +1,21 @@
-"""The index page, and tables as text."""
+"""A study's page: its numbers against those of the tables, its links, and what it does without them."""
 
 import json
 import re
+import shutil
 import subprocess
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from PIL import Image
 
 from tokencutseg.files import CHECKOUT
-from tokencutseg.report.index import MAX_ROWS, SHOW_IMAGES, readable, write_index
+from tokencutseg.report.index import MAX_ROWS, SHOW_IMAGES, write_index
+from tokencutseg.report.notebooks import find_notebooks
+
+REFERENCE = CHECKOUT / "results/reference/small-isic2017-encoder"
 
 
 @pytest.fixture
@@ -31,7 +35,8 @@ def study(tmp_path):
             (study / "notebooks" / (name + suffix)).touch()
     (study / "notebooks" / "01_vqgan_pretrain.done.json").write_text('{"key": "x", "seconds": 12}')
     (study / "config.json").write_text(json.dumps({"preset": "tiny", "recipe": "revised", "seed": 0}))
-    pd.DataFrame({"method": ["a<b>"], "mean": [0.123456]}).to_csv(study / "tables" / "reconstruction.csv", index=False)
+    row = {"dataset": "a<b>", "measure": "psnr", "mean": 23.123456, "low": 22.0, "high": 24.5}
+    pd.DataFrame([row]).to_csv(study / "tables" / "reconstruction.csv", index=False)
     pd.DataFrame({"epoch": range(MAX_ROWS + 40)}).to_csv(study / "tables" / "leftover.csv", index=False)
     Image.new("RGB", (4, 3)).save(study / "figures" / "vqgan_curves.png")
     return study
@@ -48,58 +53,72 @@ def test_every_link_leads_somewhere_and_none_outside(study):
 
 def test_sections(study, tmp_path):
     missing = tmp_path / "03_deepcut_seg.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(), missing)
+    cells = [nbformat.v4.new_markdown_cell("# 03 · Graphs"), nbformat.v4.new_code_cell('study.figure("graphs", x)')]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), missing)
     page = write_index(study, [missing]).read_text()
     first, second, third, further = re.split("<h2", page)[1:]
-    assert "Done in 12 s." in first and "vqgan_curves" in first and "reconstruction" in first
-    assert "Not finished" in second and "Not executed yet." in third
-    assert "leftover" in further and f"the first {MAX_ROWS} of {MAX_ROWS + 40} rows" in further
-    assert "preset tiny · recipe revised · seed 0" in page
+    assert "in 12 s" in first and "vqgan_curves" in first and "23.123 [22.000, 24.500]" in first
+    assert "Not finished" in second
+    assert "03 · Graphs" in third and "Not executed" in third and "graphs" in third
+    assert "leftover" in further and f"{MAX_ROWS} of {MAX_ROWS + 40} rows" in further
+    assert "preset tiny · recipe revised · seed 0" in page and "a<b>" not in page
 
 
-def test_tables_keep_their_content(study):
-    reconstruction, leftover = re.findall("<table.*?</table>", write_index(study).read_text(), re.DOTALL)
-    assert re.findall("<t[hd]>(.*?)</t[hd]>", reconstruction) == ["method", "mean", "a&lt;b&gt;", "0.1235"]
-    assert re.findall("<td>(.*?)</td>", leftover) == [str(i) for i in range(MAX_ROWS)]
+def numbers(text):
+    return [float(found.replace("−", "-")) for found in re.findall(r"[+−]?\d+(?:\.\d+)?", text.replace(",", ""))]
 
 
-def test_readable_shows_a_sentence_whole():
-    reason = " ".join(3 * ["not significantly better: iou +0.000214 [-0.0078, 0.00789] against unet;"])
-    assert reason in readable(pd.DataFrame({"reason": [reason]}))._repr_html_()
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The page of a committed study on real images, of which some notebooks have not been executed."""
+    study = tmp_path_factory.mktemp("results") / REFERENCE.name
+    shutil.copytree(REFERENCE, study, ignore=shutil.ignore_patterns("runs"))
+    return study, BeautifulSoup(write_index(study, find_notebooks()).read_text(), "html.parser")
 
 
-def test_readable_joins_an_estimate_and_its_interval():
-    table = pd.DataFrame(
-        {
-            "n": [600, 7],
-            "large": [1234567.8, -0.00012345],
-            "complete": [True, False],
-            "mean": [0.73712, np.nan],
-            "difference": [-0.01, 0.5],
-            "low": [-0.02, np.nan],
-            "high": [0.004, np.nan],
-            "diff": [0.1, 0.2],
-            "diff_low": [0.05, 0.1],
-            "diff_high": [0.15, 0.3],
-            "seed_low": [0.7, 0.8],
-            "p": [0.0048378, np.nan],
-        },
-        index=[4, 2],
+def test_the_numbers_of_each_table_are_those_of_its_file(real):
+    study, page = real
+    compared = 0
+    for details in page.select("details:has(table)"):
+        table = pd.read_csv(study / details.select_one("a[href$=csv]")["href"]).head(MAX_ROWS)
+        heads = [head.text for head in details.select("th")]
+        rows = [[cell.text for cell in row.select("td")] for row in details.select("tbody tr")]
+        assert not any("_" in head for head in heads)
+        if "verdict" in table:  # those that the study decides
+            table = table[table["verdict"] != "not testable here"]
+        assert len(rows) == len(table) > 0
+        for column in set(heads) & {"mean", "measured"}:
+            shown = [numbers(row[heads.index(column)]) for row in rows]
+            for estimate, expected in zip(shown, table[[column, "low", "high"]].to_numpy(), strict=True):
+                assert estimate == pytest.approx(expected, abs=6e-4) or (not estimate and pd.isna(expected[0]))
+                compared += 1
+    assert compared > 100
+
+
+def test_the_first_screen_is_that_of_the_main_results(real):
+    study, page = real
+    table = pd.read_csv(study / "tables/main_results.csv").query("reduction == 'per_image' and measure == 'iou'")
+    own = table[table["method"] == "tokencutseg"].iloc[0]
+    sentence = page.select_one("header .found").text
+    assert numbers(sentence.partition("IoU of")[2])[:3] == pytest.approx(
+        [own["mean"], own["low"], own["high"]], abs=6e-4
     )
-    expected = pd.DataFrame(
-        {
-            "n": ["600", "7"],
-            "large": ["1,234,568", "-0.0001234"],
-            "complete": ["yes", "no"],
-            "mean": ["0.7371", "–"],
-            "difference": ["-0.010 [-0.020, 0.004]", "0.5"],
-            "diff": ["0.100 [0.050, 0.150]", "0.200 [0.100, 0.300]"],
-            "seed_low": ["0.7", "0.8"],
-            "p": ["0.004838", "–"],
-        },
-        index=[4, 2],
-    )
-    pd.testing.assert_frame_equal(readable(table), expected)
+    differences = numbers(" ".join(re.findall(r"\((\S+ \[.+?\])", sentence)))
+    expected = table.dropna(subset="diff")[["diff", "diff_low", "diff_high"]].to_numpy().ravel()
+    assert sorted(differences) == pytest.approx(sorted(expected), abs=6e-4)
+    assert len(page.select("header tbody tr")) == len(table)
+
+
+def test_a_page_without_anything(tmp_path):
+    page = write_index(tmp_path, find_notebooks()).read_text()
+    assert page.count("Not executed") == 5 and "<table" not in page
+
+
+def test_a_table_of_another_form_is_named(study):
+    for name in ("reconstruction", "main_results", "budgets"):
+        pd.DataFrame({"a": [1]}).to_csv(study / "tables" / f"{name}.csv", index=False)
+    page = write_index(study).read_text()
+    assert all(f"The table {name} lacks" in page for name in ("reconstruction", "main_results", "budgets"))
 
 
 def test_committed_results_hold_no_weights_and_no_images():

@@ -122,7 +122,10 @@ def test_unchanged_notebooks_are_left_alone(write_notebook, tmp_path, monkeypatc
         assert run_notebooks([notebook], parameters or {}, folder, **options) == {"01_a": None}
         return len(executed)
 
+    assert list(runner.states([notebook], {}, folder).values()) == ["to be executed"]
     assert (count(), count(), count(again=True), count()) == (1, 0, 1, 0)
+    assert list(runner.states([notebook], {}, folder).values()) == ["done"]
+    assert list(runner.states([notebook], {"preset": "tiny"}, folder).values()) == ["changed"]
     (folder / "tables" / "t.csv").unlink()
     assert (count(), count()) == (1, 0)
     assert (count({"preset": "tiny"}), count({"preset": "tiny"})) == (1, 0)

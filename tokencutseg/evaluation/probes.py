@@ -23,7 +23,9 @@ from tokencutseg.evaluation.inference import downsample_mask
 from tokencutseg.evaluation.per_image import COUNTS, confusion, overlap
 from tokencutseg.evaluation.statistics import interval, summarise
 from tokencutseg.models.baselines import padding
+from tokencutseg.models.decoder import upsample
 from tokencutseg.models.deepcut import DeepCut
+from tokencutseg.models.encoders import build_lite0
 from tokencutseg.models.losses import dice_loss
 from tokencutseg.models.tokencutseg import TokenCutSeg
 
@@ -82,6 +84,17 @@ def decoder_features(baseline: nn.Module, images: ImageSet, grid: tuple[int, int
         own = features[..., round(y * top) : round(y * (top + H)), round(x * left) : round(x * (left + W))]
         parts.append(torch.nn.functional.adaptive_avg_pool2d(own, grid).flatten(2).transpose(1, 2))
     hook.remove()
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def imagenet_features(images: ImageSet, grid: tuple[int, int], batch_size: int = 32) -> Tensor:
+    """What EfficientNet-Lite0 from ImageNet makes of images, from the tokens' grid to the coarsest, up-sampled to that
+    grid and joined: (N, T, E)."""
+    encoder, parts = build_lite0().eval(), []
+    for chunk in images.images.split(batch_size):
+        levels = [level for level in encoder(chunk.float() / 127.5 - 1)[1:] if level.shape[-2] <= grid[0]]
+        parts.append(torch.cat([upsample(level, grid) for level in levels], 1).flatten(2).transpose(1, 2).half())
     return torch.cat(parts)
 
 

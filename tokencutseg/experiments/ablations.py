@@ -28,7 +28,7 @@ from tokencutseg.experiments.engine import train_missing
 from tokencutseg.experiments.pipeline import OURS, Training
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
-from tokencutseg.experiments.tables import initialisation
+from tokencutseg.experiments.tables import available_rows, initialisation
 from tokencutseg.models.checkpoint import build
 from tokencutseg.models.deepcut import stencil_offsets
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -59,15 +59,23 @@ class Ablation:
     """What a row is compared with: the first row (of its group), the row above, or the best so far, as row − reference;
     or our method, the first of its group, as ours − row."""
     group: str | None = None  # the label whose values make groups
-    split: str = "validation"  # of the primary set, to score on
+    split: str = "validation"  # to score on
+    external: bool = False  # whether the other test sets of the primary one are scored, too: a column `test`
     seeds: str | None = None  # the option with the number of trainings for each row; one without
     whole_chain: bool = False  # whether the seeds reach all stages, and not only the supervised one and the labels
     every_measure: bool = False  # every reduction and measure, and not only lesion IoU per image; for one seed
     measures: Callable[[Study, Row, list[Run], Records], dict[str, Any]] = lambda *_: {}  # further columns
 
+    def scored(self, study: Study) -> tuple[tuple[str, str], ...]:
+        """The (dataset, split) pairs to score on."""
+        primary = study.source.primary
+        if not self.external:
+            return ((primary, self.split),)
+        return tuple((test, self.split) for train, test in available_rows(study) if train == primary)
+
     def trainings(self, study: Study, row: Row) -> list[Training]:
         """The trainings of a row, one for each seed."""
-        first, score_on = study.config.seed, ((study.source.primary, self.split),)
+        first, score_on = study.config.seed, self.scored(study)
         seeds = range(first, first + (study.config.value(self.seeds) if self.seeds else 1))
         configs = {seed: dataclasses.replace(row.config, seed=seed if self.whole_chain else first) for seed in seeds}
         options: dict[str, Any] = {"pretrained": row.pretrained, "score_on": score_on}
@@ -79,32 +87,33 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
 
     Columns: the rows' labels and further measures, then reduction, measure, n (images), seeds, the mean with its 95 %
     bootstrap interval low, high over images, the paired difference diff with its interval diff_low, diff_high over
-    images and seeds, Wilcoxon's p, p_holm (over the table's rows of one reduction and measure), and runs (ids). Where
+    images and seeds, Wilcoxon's p, p_holm (over the rows of one test set, reduction and measure), and runs (ids). Where
     rows are compared with the best so far, `kept` says which are better.
     """
-    ablation, primary = ABLATIONS[name], study.source.primary
-    rows = ablation.rows(study)
+    ablation = ABLATIONS[name]
+    rows, tests = ablation.rows(study), ablation.scored(study)
     train_missing(study, [one for row in rows if isinstance(row, Row) for one in ablation.trainings(study, row)])
-    done, best, parts = list[tuple[Row, Records]](), list[tuple[Row, Records]](), []
+    done, best, parts = list[tuple[Row, list[Records]]](), list[tuple[Row, list[Records]]](), []
     for row in rows:
         row = row if isinstance(row, Row) else row(best[-1][0].config)
         runs = [study.run(training) for training in ablation.trainings(study, row)]
-        records = [study.records(run, primary, ablation.split) for run in runs]
+        records = [[study.records(run, *test) for run in runs] for test in tests]
         label = ablation.group
         group = [one for one in done if label is None or one[0].labels[label] == row.labels[label]]
         reference = {"best": best[-1:], "previous": done[-1:]}.get(ablation.reference, group[:1])
-        scores = _scores(study, ablation, records, reference[0][1] if reference else None)
-        labels = dict(row.labels)
         done.append((row, records))
-        if ablation.reference == "best":
-            labels["kept"] = not best or bool(scores["diff"].iloc[0] > 0)
-            best += done[-1:] if labels["kept"] else []
-        if row.shown:
-            first = pd.DataFrame([labels | ablation.measures(study, row, runs, records)] * len(scores))
-            parts.append(pd.concat([first, scores], axis=1).assign(runs=" ".join(run.id for run in runs)))
+        for i, (test, _) in enumerate(tests):
+            scores = _scores(study, ablation, records[i], reference[0][1][i] if reference else None)
+            labels = dict(row.labels) | ({"test": test} if ablation.external else {})
+            if ablation.reference == "best":
+                labels["kept"] = not best or bool(scores["diff"].iloc[0] > 0)
+                best += done[-1:] if labels["kept"] else []
+            if row.shown:
+                first = pd.DataFrame([labels | ablation.measures(study, row, runs, records[i])] * len(scores))
+                parts.append(pd.concat([first, scores], axis=1).assign(runs=" ".join(run.id for run in runs)))
     table = pd.concat(parts, ignore_index=True)
-    adjusted = table.groupby(["reduction", "measure"])["p"].transform(statistics.holm)
-    table.insert(table.columns.get_loc("p") + 1, "p_holm", adjusted)
+    family = ["reduction", "measure", *(["test"] if ablation.external else [])]
+    table.insert(table.columns.get_loc("p") + 1, "p_holm", table.groupby(family)["p"].transform(statistics.holm))
     return table
 
 
@@ -278,24 +287,25 @@ def radius_measures(study: Study, row: Row, *_: Any) -> dict[str, Any]:
 
 
 def label_measures(study: Study, row: Row, runs: list[Run], records: Records) -> dict[str, Any]:
-    """What a method starts from (initialisation), the labels, how many different ones its training draws (labels_seen),
-    the means of the worst and best seed (seed_low, seed_high), and the score without the test images that some training
-    may have seen (n_without, mean_without, low_without, high_without)."""
+    """What a method starts from (initialisation), the labels, how many different ones its training draws (labels_seen)
+    in how many samples (images_seen), the means of the worst and best seed (seed_low, seed_high), and the score without
+    the test images that some training may have seen (n_without, mean_without, low_without, high_without)."""
     labels, means = runs[0].metrics["training_images"], [one["iou"].mean() for one in records]
     every, settings = pd.concat(records), study.config.evaluation
-    kept = every[~every["id"].isin(_seen(study.source))]
+    kept = every[~every["id"].isin(_seen(study.source, every["dataset"].iloc[0]))]
     without = statistics.UNSCORED
     if len(kept):
         without = statistics.summarise(kept, "per_image", "iou", settings.bootstrap_draws, study.config.seed)
+    seen = runs[0].metrics["images_seen"]
     facts = {"initialisation": initialisation(runs[0]), "labels": labels}
-    facts |= {"labels_seen": min(labels, runs[0].metrics["images_seen"])}
+    facts |= {"labels_seen": min(labels, seen), "images_seen": seen}
     facts |= {"seed_low": min(means), "seed_high": max(means), "n_without": kept["id"].nunique()}
     return facts | {f"{name}_without": getattr(without, name) for name in ("mean", "low", "high")}
 
 
-@functools.lru_cache(maxsize=1)  # for all rows of a table
-def _seen(source: DataSource) -> set[str]:
-    return set(seen_in_training(source, source.primary, source.primary))
+@functools.lru_cache(maxsize=8)  # for all rows of a table
+def _seen(source: DataSource, test: str) -> set[str]:
+    return set(seen_in_training(source, source.primary, test))
 
 
 def baseline_measures(study: Study, row: Row, runs: list[Run], _: Records) -> dict[str, Any]:
@@ -317,7 +327,9 @@ ABLATIONS = {
     ),
     "deviations": Ablation(deviation_rows, group="recipe", seeds="ablation.deviation_seeds", whole_chain=True),
     "revised_steps": Ablation(step_rows, "best"),
-    "label_efficiency": Ablation(label_rows, "proposed", "fraction", "test", "ablation.seeds", measures=label_measures),
+    "label_efficiency": Ablation(
+        label_rows, "proposed", "fraction", "test", external=True, seeds="ablation.seeds", measures=label_measures
+    ),
     "baselines": Ablation(baseline_rows, "proposed", split="test", every_measure=True, measures=baseline_measures),
 }
 """Every ablation by the name of its table."""

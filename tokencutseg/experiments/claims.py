@@ -124,9 +124,10 @@ def claims(study: Study) -> pd.DataFrame:
     beside a published value), complete (whether no official image was missing), verdict, reason.
     """
     preset, tables = study.config.preset, {}
-    if preset in SMOKE_PRESETS:
-        reason = f"preset {preset} only demonstrates the study: its trainings are too short to test a claim"
-        return pd.DataFrame([{"claim": "all", "verdict": UNTESTABLE, "reason": reason}], columns=COLUMNS)
+    short, drawn = preset in SMOKE_PRESETS, study.source.name == "synthetic"
+    if short or drawn:
+        why = [f"preset {preset} trains for too short a time"] * short + ["the lesions are synthetic"] * drawn
+        return pd.DataFrame([{"claim": "all", "verdict": UNTESTABLE, "reason": " and ".join(why)}], columns=COLUMNS)
     for name in {claim.table for claim in CLAIMS}:
         if (path := study.folder / "tables" / f"{name}.csv").is_file():
             tables[name] = pd.read_csv(path)
@@ -185,8 +186,10 @@ def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
         return {"reason": f"{claim.table} has no row with {query.replace(' ==', '').replace(chr(34), '')}"}
     better = np.array([_significantly_better(row) for _, row in others.iterrows()])
     failed = others[~better]
+    several = "test" in rows and rows["test"].nunique() > 1
     named = "; ".join(
         f"{row['measure']} {row['diff']:+.3g} [{row['diff_low']:.3g}, {row['diff_high']:.3g}] to {row[claim.label]}"
+        + (f" on {row['test']}" if several else "")
         for _, row in (others if failed.empty else failed).iterrows()
     )
     lacking = [name for name, query in claim.needs.items() if others.query(query).empty]

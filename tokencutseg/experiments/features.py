@@ -28,9 +28,10 @@ def feature_quality_tokens(study: Study) -> pd.DataFrame:
     """Tokens of validation images that two heads on frozen features get right and wrong: one row per head, features,
     draw of an untrained network's weights, and image.
 
-    Colour, an untrained CNN (the tokenizer's encoder), tokenizer and transformer (block by block) have seen no mask,
-    but for the transformer of a recipe that trains all together. Columns features, head, draw, id, tp, fp, fn, tn,
-    cluster where it is known, and runs (the id of the training, empty where there is none).
+    Colour, an untrained CNN (the tokenizer's encoder), a CNN from ImageNet (EfficientNet-Lite0), tokenizer and
+    transformer (block by block) have seen no mask, but for the transformer of a recipe that trains all together.
+    Columns features, head, draw, id, tp, fp, fn, tn, cluster where it is known, and runs (the id of the training, empty
+    where there is none).
     """
     primary, grid = study.source.primary, (study.config.grid_size,) * 2
     train, test = study.source.load(primary, "train"), study.source.load(primary, "validation")
@@ -51,6 +52,7 @@ def feature_quality_tokens(study: Study) -> pd.DataFrame:
 def _frozen_features(study: Study, *sets: ImageSet) -> Iterator[tuple[str, int, Run | None, list[Tensor]]]:
     """Each kind of features by name, draw and the run that learned it, with those of each set of images, (N, T, E)."""
     layer_features, tokenizer, transformer = probes.layer_features, study.tokenizer(), study.transformer()
+    grid = (study.config.grid_size,) * 2
     model = transformer.model()
     torch.manual_seed(study.config.seed)
     untrained = [TokenCutSeg(study.config).eval() for _ in range(UNTRAINED)]
@@ -61,12 +63,13 @@ def _frozen_features(study: Study, *sets: ImageSet) -> Iterator[tuple[str, int, 
     yield "colour", 0, None, [known.pop("colour") for known in layers]
     for draw, one in enumerate(untrained):
         yield "untrained CNN", draw, None, [layer_features(one, images, ["tokenizer"])["tokenizer"] for images in sets]
+    yield "ImageNet CNN", 0, None, [probes.imagenet_features(images, grid) for images in sets]
     for name in list(layers[0]):
         shown = {"tokenizer": "tokenizer", "output": OUTPUT}.get(name, f"transformer {name}")
         yield shown, 0, tokenizer if name == "tokenizer" else transformer, [known.pop(name) for known in layers]
     full = "unet" in study.config.evaluation.rivals  # the one of the main results, else one as long as an ablation's
     run = study.baseline("unet", config=study.config if full else reduced_budget(study.config))
-    unet, grid = run.model(), (study.config.grid_size,) * 2
+    unet = run.model()
     yield UNET, 0, run, [probes.decoder_features(unet, images, grid) for images in sets]
 
 

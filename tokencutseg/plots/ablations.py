@@ -65,20 +65,24 @@ def feature_quality(table: pd.DataFrame) -> Figure:
 
 
 def label_efficiency(table: pd.DataFrame) -> Figure:
-    """The score over the share of labels, one line per method; bands are intervals, bars the range of the seeds."""
-    shown, seeds = st.looks(table["method"]), int(table["seeds"].min())
+    """The score over the share of labels, a panel per test set, a line per method; bands are intervals, bars the range
+    of the seeds."""
+    shown, seeds, tests = st.looks(table["method"]), int(table["seeds"].min()), table["test"].unique()
     title = "Lesion IoU on test images by share of labels"
-    figure, ((axis,),) = st.make_figure(1, 1, 3.1, st.NARROW, title)
-    line_band(axis, table, "fraction", SCORE, "method", shown)
-    if seeds > 1:
-        colours = table["method"].map(lambda name: shown[name].colour)
-        axis.vlines(table["fraction"], table["seed_low"], table["seed_high"], color=colours, linewidth=3, alpha=0.6)
+    figure, (axes,) = st.make_figure(1, len(tests), 3.1, st.NARROW if len(tests) == 1 else st.WIDTH, title)
     labels = table.drop_duplicates("fraction")
-    axis.set_xscale("log")
-    axis.set_xticks(labels["fraction"], [f"{100 * row.fraction:g}%\n{row.labels}" for row in labels.itertuples()])
-    axis.xaxis.set_minor_locator(NullLocator())
+    for axis, test in zip(axes, tests, strict=True):
+        part = table[table["test"] == test]
+        line_band(axis, part, "fraction", SCORE, "method", shown)
+        if seeds > 1:
+            colours = part["method"].map(lambda name: shown[name].colour)
+            axis.vlines(part["fraction"], part["seed_low"], part["seed_high"], color=colours, linewidth=3, alpha=0.6)
+        axis.set_xscale("log")
+        axis.set_xticks(labels["fraction"], [f"{100 * row.fraction:g}%\n{row.labels}" for row in labels.itertuples()])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set(title=f"test {test}", xlabel="share of the training masks (log scale)\nnumber of masks")
     note = f"\nmean of {seeds} seeds, bar: their range" if seeds > 1 else "\none seed"
-    axis.set(xlabel="share of the training masks (log scale)\nnumber of masks", ylabel=IOU + note)
+    axes[0].set(ylabel=IOU + note)
     st.legend_of(figure, shown.values(), "-")
     return figure
 

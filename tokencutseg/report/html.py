@@ -20,6 +20,9 @@ _TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_css -%}
 {{ super() }}
 <style>main { max-width: 60rem; margin: auto; } [mathvariant=monospace] { font-family: monospace; }
+main pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
+@media print { main * { overflow: visible !important; } main table { font-size: 6pt !important; }
+main :is(td, th) { white-space: normal !important; padding: 1pt 2pt !important; } main img { max-height: 20cm; } }
 math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math", math; }</style>
 {%- endblock html_head_css -%}
 {% block codecell %}

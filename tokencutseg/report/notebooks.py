@@ -98,6 +98,7 @@ def run_notebooks(
     """
     study = study.absolute()
     folder, keys = study / "notebooks", _keys(notebooks, [study.name, parameters])
+    known = states(notebooks, parameters, study)
     folder.mkdir(parents=True, exist_ok=True)
 
     def run(notebook: Path) -> str | None:
@@ -107,8 +108,7 @@ def run_notebooks(
         def say(text: str) -> None:
             tqdm.write(f"{time.strftime('%H:%M:%S')} {notebook.stem}: {text}", file=sys.stderr)
 
-        left = [target, target.with_suffix(".html"), *(study / output for output in before.get("outputs", ()))]
-        if not again and before.get("key") == keys[notebook] and all(path.is_file() for path in left):
+        if not again and known[notebook] == "done":
             bar.update(len(_code(notebook)) + 1)
             say("unchanged since it was done")
             return None
@@ -172,6 +172,18 @@ def run_notebooks(
         order = list(notebooks) if jobs == 1 else [*notebooks[-1:], *notebooks[:-1]]
         futures = {notebook: pool.submit(run, notebook) for notebook in order}
         return {notebook.stem: futures[notebook].result() for notebook in notebooks}
+
+
+def states(notebooks: Sequence[Path], parameters: dict[str, Any], study: Path) -> dict[Path, str]:
+    """What `run_notebooks` finds: "done", with nothing changed; "changed" since it was done; or "to be executed"."""
+    found, keys = {}, _keys(notebooks, [study.absolute().name, parameters])
+    for notebook in notebooks:
+        target = study / "notebooks" / notebook.name
+        done = facts(target)
+        left = [target, target.with_suffix(".html"), *(study / output for output in done.get("outputs", ()))]
+        same = done.get("key") == keys[notebook] and all(path.is_file() for path in left)
+        found[notebook] = "done" if same else "changed" if done else "to be executed"
+    return found
 
 
 def _sha256(file: Path) -> str:

@@ -1,0 +1,48 @@
+"""Copy a study to results/reference/: its tables, figures and settings, and the runs behind them without weights.
+
+    python scripts/keep_study.py results/small-isic results/reference/isic
+
+A second call brings the copy up to date. `.gitignore` keeps out of the repository what shows images of the data.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+LEFT_OUT = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", "notebooks", "*.html")
+
+
+def keep(study: Path, kept: Path) -> list[str]:
+    """Copy `study` and its runs, with those that they build on, to `kept`; gives the runs' ids.
+
+    Raises FileNotFoundError for a study without tables, or a run that is not beside it.
+    """
+    tables, store = sorted((study / "tables").glob("*.csv")), study.parent / "runs"
+    if not tables:
+        raise FileNotFoundError(f"{study} has no tables; run the study first")
+    columns = [pd.read_csv(path, dtype=str).get("runs", pd.Series(dtype=str)) for path in tables]
+    wanted, runs = sorted(set(" ".join(pd.concat(columns).dropna()).split())), []
+    for run in wanted:  # grows: what a run builds on is wanted, too
+        if run not in runs:
+            runs.append(run)
+            built_on = json.loads((store / run / "config.json").read_text())["dependencies"].values()
+            wanted += [one for one in built_on if (store / one / "metrics.json").is_file()]
+    shutil.copytree(study, kept, ignore=LEFT_OUT, dirs_exist_ok=True)
+    for run in runs:
+        shutil.copytree(store / run, kept / "runs" / run, ignore=LEFT_OUT, dirs_exist_ok=True)
+    return runs
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("kept", type=Path)
+    arguments = parser.parse_args()
+    try:
+        print(f"{arguments.kept}: {len(keep(arguments.study, arguments.kept))} runs")
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")
