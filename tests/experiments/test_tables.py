@@ -113,7 +113,7 @@ def test_other_methods_are_baselines_and_recipes_by_name(study, monkeypatch):
     records, table = tables.main_records(study), tables.main_results(study)
     shown = table.drop_duplicates("method").set_index("method")["recipe"].to_dict()
     assert shown == {"tokencutseg": "revised", "otsu": "none", "unet": "none", "released": "released"}
-    starts = {"tokencutseg": "self-supervised", "otsu": "none", "released": "self-supervised"}
+    starts = {"tokencutseg": "self-supervised, imagenet", "otsu": "none", "released": "self-supervised"}
     starts["unet"] = study.baseline("unet", "site_a").metrics["pretrained_weights"]
     assert table.drop_duplicates("method").set_index("method")["initialisation"].to_dict() == starts
     run = study.segmenter("site_a", study.config.with_recipe("released"))

@@ -172,8 +172,13 @@ def main_trainings(study: Study) -> dict[tuple[str, str], Training]:
 
 def initialisation(run: Run) -> str:
     """What a method's supervised training starts from: `imagenet` weights or from `scratch` (baselines),
-    `self-supervised` stages (every recipe), or `none` (Otsu, which learns nothing)."""
-    return run.metrics.get("pretrained_weights", "self-supervised")
+    `self-supervised` stages (every recipe; with `imagenet` beside them where its encoder is that), or `none` (Otsu,
+    which learns nothing)."""
+    about = run.metadata
+    if about["stage"] == "baseline":
+        return run.metrics["pretrained_weights"]
+    from_imagenet = about["config"]["segmentation"].get("encoder") == "imagenet"
+    return "self-supervised, imagenet" if from_imagenet else "self-supervised"
 
 
 def main_records(study: Study) -> pd.DataFrame:
