@@ -107,7 +107,8 @@ def _main_scores(table: pd.DataFrame) -> str:
     shown, said = in_words(scores[[*columns, "diff", "diff_low", "diff_high", "p_holm"]], "main_results")
     shown = shown.rename(columns={"mean": "lesion IoU [95 %]", "initialisation": "starts from"})
     rule = "Differences are paired, and significant where the interval leaves out zero and p is below 0.05."
-    return f'{_scroll("main scores", shown)}<p class="small">Means over images ({escape(said)}). {rule}</p>\n'
+    note = f"Means over images{'; in all rows: ' if said else ''}{escape(said)}. {rule}"
+    return f'{_scroll("main scores", shown)}<p class="small">{note}</p>\n'
 
 
 def _what_was_run(study: Path) -> str:
