@@ -77,7 +77,7 @@ def test_which_codes_lie_on_borders(page):
     """The sentence agrees with the list, and a click leads to images with the code."""
     open_panel(page, "Codes")
     ranking = panel(page).locator(".widget-select select")
-    first, second = (option.inner_text() for option in ranking.locator("option").all()[:2])
+    first, second = (option.get_attribute("value") for option in ranking.locator("option").all()[:2])
     code, share, cells = re.fullmatch(r"code (\d+): (\d+)% of (\d+) cells", first).groups()
     assert f"Most on border: code {code}, with {share}% of its {cells} cells" in text(page)
     code, share, cells = re.fullmatch(r"code (\d+): (\d+)% of (\d+) cells", second).groups()
