@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import tokencutseg
-from tokencutseg import cli, cli_segment
+from tokencutseg import cli, cli_explore, cli_segment
 from tokencutseg.cli import main
 from tokencutseg.config import RECIPES
 from tokencutseg.report import notebooks as runner
@@ -149,11 +149,11 @@ def test_errors_of_the_system(notebooks, tmp_path, monkeypatch, capsys):
 def test_without_checkout_or_extra(monkeypatch, capsys):
     """An installed wheel says in one sentence what it lacks."""
     monkeypatch.setattr(runner, "CHECKOUT", None)
-    monkeypatch.setattr(cli, "CHECKOUT", None)
+    monkeypatch.setattr(cli_explore, "CHECKOUT", None)
     for command in ("run", "explore"):
         assert run(command) == 2
         assert "clone the repository" in capsys.readouterr().err
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(cli_explore.importlib.util, "find_spec", lambda _: None)
     for command in ("run", "explore"):
         assert run(command) == 2
         assert "pip install 'tokencutseg[notebooks]'" in capsys.readouterr().err

@@ -16,7 +16,13 @@ import yaml
 ROOT = Path(__file__).parent.parent
 REGISTRIES = ("pypi", "pythonhosted", "download.pytorch", "anaconda", "npmjs")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "bs4": "beautifulsoup4",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 STARTED = {"jupyterlab", "voila", "ipykernel", "dask"}  # used by name or through another package, not by an import
 
 

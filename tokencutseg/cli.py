@@ -1,32 +1,27 @@
 """The command line. Handlers import what they need, so that help is instant.
 
-`segment` is in `cli_segment`; the authors' commands and what trainings share are in `cli_upstream`.
+`segment` and `explore` are in `cli_segment` and `cli_explore`; the authors' commands and what trainings share are in
+`cli_upstream`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
-import importlib.util
 import io
 import json
 import os
-import secrets
 import signal
-import subprocess
 import sys
-import tempfile
 import textwrap
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencutseg import __version__, cli_segment, cli_upstream
+from tokencutseg import __version__, cli_explore, cli_segment, cli_upstream
 from tokencutseg.config import PRESETS, RECIPES, ConfigError, configure, option_reasons
-from tokencutseg.files import CHECKOUT, atomic_write, available_cores, resolve, results_folder, write_csv
+from tokencutseg.files import atomic_write, available_cores, resolve, results_folder, write_csv
 
 if TYPE_CHECKING:
     from tokencutseg.experiments.study import Study
@@ -154,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks and overlays go")
     cli_upstream.add_device(segment)
 
-    explore = command("explore", _explore)
+    explore = command("explore", cli_explore.explore)
     explore.add_argument("notebook", nargs="?", default="explorer", help="another notebook, by number: 01 to 05")
     explore.add_argument("--lab", action="store_true", help="open the explorer in JupyterLab, too, with its code")
     text = "for the explorer: a run's or study's folder (default: the included model)"
@@ -185,12 +180,6 @@ def _positive(text: str) -> int:
     return number
 
 
-def _need(*packages: str) -> None:
-    """Raise ConfigError where a package of the extra `notebooks` is missing."""
-    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"{missing[0]} is not installed; install it with: pip install 'tokencutseg[notebooks]'")
-
-
 # run ----------------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +191,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.only and trains:
         raise ConfigError("--only takes no --dask, --gpus or --precision; train with --train-only first")
     if executes:
-        _need("papermill", "nbconvert")
+        cli_explore.need("papermill", "nbconvert")
 
     from tokencutseg.data.images import DataError, summed_up
     from tokencutseg.experiments.registry import TABLES
@@ -296,61 +285,6 @@ def _recipes(arguments: argparse.Namespace) -> int:
         if reason := reasons.get(row[0]):
             print(textwrap.fill(reason, 110, initial_indent="    ", subsequent_indent="    "))
     return 0
-
-
-# explore ------------------------------------------------------------------------------------------------------------
-
-
-def _explore(arguments: argparse.Namespace) -> int:
-    _need("jupyterlab", "ipywidgets", "voila")
-    from jupyter_core.paths import jupyter_runtime_dir
-
-    if arguments.notebooks is None and CHECKOUT is None:
-        raise ConfigError("the notebooks do not come with the installed package; clone the repository")
-    notebooks = Path(arguments.notebooks or f"{CHECKOUT}/notebooks").absolute()
-    if not (found := sorted(notebooks.glob(f"{arguments.notebook}*.ipynb"))):
-        raise ConfigError(f"{notebooks} holds no {arguments.notebook}*.ipynb; name a folder that does with --notebooks")
-    environment = dict(os.environ)
-    for name, path in (("model", arguments.model), ("data", arguments.data)):
-        if path and not path.exists():
-            raise ConfigError(f"--{name} {path} does not exist")
-        if path:
-            environment[f"TOKENCUTSEG_EXPLORE_{name.upper()}"] = str(path.absolute())
-    if arguments.device != "auto":
-        environment["TOKENCUTSEG_DEVICE"] = arguments.device
-    # defaults, which the user's own settings override: it does not ask whether it may fetch news, takes large uploads,
-    # saves the checkout's notebooks without outputs, and shows the explorer by our template
-    for name in ("JUPYTER_CONFIG_PATH", "JUPYTER_PATH"):
-        paths = [str(Path(__file__).parent / "explore" / "jupyter"), *filter(None, [os.environ.get(name)])]
-        environment[name] = os.pathsep.join(paths)
-    environment["JUPYTER_TOKEN"] = token = secrets.token_hex(24)
-    page = "voila/render" if arguments.notebook == "explorer" and not arguments.lab else "lab/tree"
-    # it asks for the token that is printed, and listens to this machine alone
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={notebooks}", "--ip=127.0.0.1"]
-    command += [f"--LabApp.default_url=/{page}/{found[0].name}", f"--port={arguments.port}", "-y"]
-    command += ["--no-browser"] if arguments.no_browser else []
-    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # as in a container
-    with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as server,
-    ):
-        try:
-            about = Path(jupyter_runtime_dir(), f"jpserver-{server.pid}.json")  # written when it listens
-            while server.poll() is None and not (about.exists() and about.stat().st_size):
-                time.sleep(0.1)
-            if server.poll() is None:
-                address = json.loads(about.read_text())["url"]  # with the port that it has got
-                print(f"{address}{page}/{found[0].name}?token={token}  (Ctrl-C ends it)", flush=True)
-            server.wait()
-        except KeyboardInterrupt:
-            server.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(10)
-            server.kill()  # one that waits for a kernel which is being started
-            return 0
-        log.seek(0)
-        print(log.read(), file=sys.stderr)
-        return server.returncode
 
 
 # fetch and audit ----------------------------------------------------------------------------------------------------
