@@ -97,11 +97,6 @@ def test_text_is_read_as_the_fields_type(name, text, value):
         ({"data.label_fraction": 0}, ["label_fraction", "0"]),
         ({"data.label_fraction": 1.5}, ["label_fraction", "1"]),
         ({"masked_gpt.mask_ratio": 1.0}, ["mask_ratio", "below 1"]),
-        ({"segmentation.encoder": "frozen"}, ["segmentation.encoder", "segmentation.upsampling=unet"]),
-        (
-            {"masked_gpt.encoder": "trained", "masked_gpt.inputs": "tokens"},
-            ["masked_gpt.inputs", "masked_gpt.encoder=frozen"],
-        ),
         ({"segmentation.batch_size": 0}, ["segmentation.batch_size", "above 0"]),
         ({"ablation.seeds": "0"}, ["ablation.seeds", "1 or more"]),
         ({"masked_gpt.n_layer": "-1"}, ["masked_gpt.n_layer", "0 or more"]),

@@ -105,11 +105,6 @@ class MaskedGPTConfig:
         "tokens_and_vectors",
         "tokens: ids only (released). tokens_and_vectors: the encoder's vectors where visible too.",
     )
-    encoder: Literal["frozen", "trained"] = option(
-        "trained",
-        "What encodes the image in the masked pretraining. frozen: the tokenizer's encoder. trained: a copy of it that "
-        "never sees the pixels of a masked token (BEiT); stage 3 goes on with it.",
-    )
     norm: Literal["post", "pre"] = option("pre", "Where LayerNorm stands in a block (Xiong et al. 2020).")
     positions: Literal["first", "interpolated"] = option(
         "interpolated", "Which positions an image with fewer tokens than the table uses. Released: the first ones."
@@ -128,11 +123,6 @@ class MaskedGPTConfig:
     batch_size: int = option(32, "Images per step of the masked pretraining.", above=0)
     learning_rate: float = option(2e-3, "Peak of the masked pretraining; it goes with the batch size.", above=0)
     weight_decay: float = option(0.05, "AdamW's, in the masked pretraining.")
-
-    @property
-    def trains_encoder(self) -> bool:
-        """Whether there is a masked pretraining that trains the encoder."""
-        return self.encoder == "trained" and self.pretraining == "separate"
 
 
 @dataclass(frozen=True)
@@ -154,10 +144,8 @@ class SegmentationConfig:
     affinity: Literal["position", "feature"] = option(
         "position", "Edge weights: one for every neighbour (released), or the similarity of the two tokens' features."
     )
-    upsampling: Literal["bilinear", "guided", "unet"] = option(
-        "guided",
-        "bilinear (released), a light decoder guided by the encoder's feature maps and the pixels, or, over an encoder "
-        "from ImageNet, the decoder of a U-Net.",
+    upsampling: Literal["bilinear", "unet"] = option(
+        "unet", "bilinear (released), or the decoder of a U-Net over EfficientNet-Lite0 from ImageNet."
     )
     loss_input: Literal["probabilities", "logits"] = option(
         "logits", "Released: a softmax enters a cross-entropy that applies softmax again."
@@ -171,13 +159,7 @@ class SegmentationConfig:
     training_features: Literal["masked", "full"] = option(
         "full", "Released: the graph module gets the masked sequence in training and the full one in evaluation."
     )
-    encoder: Literal["frozen", "fine_tuned", "imagenet"] = option(
-        "fine_tuned",
-        "Whose features guide the up-sampler. fine_tuned: a copy of the tokenizer's encoder learns and feeds the "
-        "transformer, too. imagenet: EfficientNet-Lite0 from ImageNet.",
-    )
-    encoder_lr_scale: float = option(0.5, "Learning rate of the fine-tuned encoder, as a share of learning_rate.")
-    transformer_lr_scale: float = option(0.1, "The same for the transformer.")
+    transformer_lr_scale: float = option(0.1, "Learning rate of the transformer, as a share of learning_rate.")
     self_training_weight: float = option(
         1.0, "Weight of the loss on unlabelled images against the averaged weights' masks (Tarvainen and Valpola 2017)."
     )
@@ -270,17 +252,6 @@ class Config:
                 f"masked_gpt.d_model ({self.masked_gpt.d_model}) must be a multiple of masked_gpt.n_head "
                 f"({self.masked_gpt.n_head})"
             )
-        for name, needed in TRAINED_ENCODER_NEEDS.items() if self.masked_gpt.trains_encoder else ():
-            if self.value(name) not in needed:
-                raise ConfigError(
-                    f"{name} is {self.value(name)}, but the encoder of a masked pretraining is only trained where it "
-                    f"is {' or '.join(needed)}; set masked_gpt.encoder=frozen too"
-                )
-        if (self.segmentation.encoder == "imagenet") != (self.segmentation.upsampling == "unet"):
-            raise ConfigError(
-                f"segmentation.encoder=imagenet and segmentation.upsampling=unet need each other, not "
-                f"{self.segmentation.encoder} and {self.segmentation.upsampling}"
-            )
 
     @property
     def grid_size(self) -> int:
@@ -342,11 +313,6 @@ class Config:
         )
 
 
-TRAINED_ENCODER_NEEDS = {
-    "segmentation.encoder": ("fine_tuned", "imagenet"),
-    "masked_gpt.inputs": ("tokens_and_vectors",),
-}
-"""Without these nothing would use, or learn from, an encoder that the masked pretraining trains."""
 STAGES: dict[str, type] = {
     "data": DataConfig, "vqgan": VQGANConfig, "masked_gpt": MaskedGPTConfig, "segmentation": SegmentationConfig,
     "evaluation": EvaluationConfig, "ablation": AblationConfig,

@@ -119,8 +119,7 @@ def test_component_rows_change_one_thing_each(recipe):
     config = configure("tiny", recipe)
     rows = [flat(row) for row in ablations.component_rows(SimpleNamespace(config=config))]
     changes = [{key for key in one if one[key] != two[key]} for one, two in itertools.pairwise(rows)]
-    encoder = {"segmentation.encoder", "segmentation.upsampling"}  # which need each other
-    last = [{"segmentation.frozen_transformer"}, encoder, {"segmentation.self_training_weight"}]
+    last = [{f"segmentation.{key}"} for key in ("frozen_transformer", "upsampling", "self_training_weight")]
     pretraining = "segmentation.mlm_weight" if recipe == "released" else "stage 2"
     expected = [{"masked_gpt.n_layer"}, {pretraining}, {"segmentation.use_deepcut"}]
     assert changes == expected + (last if recipe == "revised" else [])
@@ -159,15 +158,13 @@ def test_encoder_learns(option):
         terms = module.losses(images.float() / 255, masks.long(), torch.Generator().manual_seed(0))
         sum(terms.values()).backward()
         encoder = module.model.encoder
-        assert (encoder is not None) == (row.config.segmentation.encoder != "frozen")
+        assert (encoder is not None) == (row.config.segmentation.upsampling == "unet")
         assert encoder is None or all(p.grad is not None and p.grad.any() for p in encoder.parameters())
 
 
 def test_coupled_options_change_together():
     row = changed(configure().with_recipe("released"), "masked_gpt.pretraining", "revised", {})
     assert row.labels["also"] == "segmentation.mlm_weight = 0.0, segmentation.transformer_lr_scale = 0.1"
-    for option in ("segmentation.encoder", "masked_gpt.inputs"):
-        assert changed(configure(), option, "described", {}).config.masked_gpt.encoder == "frozen"
     with pytest.raises(ConfigError, match=r"vqgan.n_stages is 2 in both"):
         changed(configure(recipe="released"), "vqgan.n_stages", "described", {})
 

@@ -20,7 +20,7 @@ from tokencutseg.models.checkpoint import PRETRAINED, save_half
 def test_tokens_and_distances(model, images, tokenized):
     x = images.images.float() / 255
     assert torch.equal(tokenized.tokens, model.vqgan.tokenize(x))
-    latents = model.vqgan.encode(model.vqgan.normalise(x)).latents
+    latents = model.vqgan.encode(model.vqgan.normalise(x))
     codes = model.vqgan.quantize.lookup(tokenized.tokens)
     torch.testing.assert_close(tokenized.distances, (latents - codes).square().sum(1).sqrt(), atol=1e-5, rtol=1e-4)
 

@@ -39,7 +39,7 @@ def test_post_norm_block_equals_torchs_encoder_layer():
 
 @pytest.mark.parametrize("inputs", ["tokens", "tokens_and_vectors"])
 def test_masked_tokens_have_no_influence(inputs):
-    gpt = transformer(inputs=inputs, encoder="frozen")
+    gpt = transformer(inputs=inputs)
     tokens, vectors = torch.randint(10, (2, 36)), torch.randn(2, 36, 4)
     mask = torch.zeros(2, 36, dtype=torch.bool)
     mask[:, 7] = True
@@ -60,7 +60,7 @@ def test_missing_vectors():
 
 
 def test_other_grids():
-    gpt = transformer(inputs="tokens", encoder="frozen")
+    gpt = transformer(inputs="tokens")
     assert gpt(torch.zeros(1, 20, dtype=torch.long), grid=(4, 5)).shape == (1, 20, 16)
     with pytest.raises(ValueError, match="20 tokens, but positions for 36"):
         gpt(torch.zeros(1, 20, dtype=torch.long))

@@ -44,7 +44,7 @@ def test_images_of_a_batch_are_independent():
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_frozen_parts_stay_in_evaluation_mode(frozen):
-    model = model_of(**{"segmentation.frozen_transformer": frozen, "masked_gpt.encoder": "frozen"}).train()
+    model = model_of(**{"segmentation.frozen_transformer": frozen}).train()
     before = {name: value.clone() for name, value in model.vqgan.state_dict().items()}
     model(torch.rand(2, 3, 32, 32))
     assert not model.vqgan.training and model.masked_gpt.training == (not frozen)
@@ -59,69 +59,49 @@ def test_codebook_drift_is_an_option():
     assert not any(p.requires_grad for p in model.vqgan.parameters())
 
 
-OWN_ENCODER = {"segmentation.encoder": "fine_tuned", "segmentation.upsampling": "guided"}
-"""A copy of the tokenizer's."""
-
-
-def test_fine_tuned_encoder():
-    trained, images = model_of(**OWN_ENCODER | {"segmentation.encoder": "frozen"}), torch.rand(2, 3, 32, 32)
-    torch.manual_seed(1)
-    weights = trained.vqgan.state_dict(), trained.masked_gpt.state_dict()
-    model = TokenCutSeg(configure("tiny", overrides=OWN_ENCODER)).eval().load_pretrained(*weights)
-    for part in ("head", "upsampler"):
-        getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
-    one, two = trained(images), model(images)
-    assert torch.equal(one.features, two.features) and torch.equal(one.probabilities, two.probabilities)
-    with torch.no_grad():
-        model.upsampler.out.weight.normal_()  # the correction starts at zero
+def test_mask_reaches_the_encoder_from_imagenet_and_no_frozen_part():
+    model, images = model_of(), torch.rand(2, 3, 32, 32)
     model(images).logits[:, 1].sum().backward()
     assert all(p.grad is None for part in (model.vqgan, model.masked_gpt) for p in part.parameters())
-    assert all(p.grad is not None and p.grad.any() for p in model.encoder.encoder.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+
+
+def test_model_starts_as_a_unet():
+    """The tokens join through a projection that starts at zero, so that what they hold changes nothing yet."""
+    model, images = model_of(), torch.rand(2, 3, 32, 32)
+    before = model(images).logits
     with torch.no_grad():
-        for p in model.encoder.parameters():
-            p += 0.1 * torch.randn_like(p)
-    three = model(images)
-    assert torch.equal(three.tokens, one.tokens) and not torch.equal(three.logits, one.logits)
-    assert torch.equal(three.features, one.features), "a frozen transformer reads the tokenizer's own vectors"
-    model.config = configure("tiny", overrides=OWN_ENCODER | {"segmentation.frozen_transformer": False})
-    assert not torch.equal(model(images).features, one.features)
-
-
-def test_encoder_starts_from_the_masked_pretraining():
-    settings = OWN_ENCODER | {"masked_gpt.encoder": "trained"}
-    pretrained, tokenizer = model_of(**settings), model_of().vqgan.state_dict()
+        for p in model.masked_gpt.parameters():
+            p += torch.randn_like(p)
+    torch.testing.assert_close(model(images).logits, before)
     with torch.no_grad():
-        for p in pretrained.encoder.parameters():
-            p += 1
-    own = pretrained.encoder.state_dict()
-    model = model_of(**settings).load_pretrained(tokenizer, pretrained.masked_gpt.state_dict(), own)
-    assert all(torch.equal(value, own[name]) for name, value in model.encoder.state_dict().items())
-    model.load_pretrained(tokenizer)
-    assert all(torch.equal(value, tokenizer[name]) for name, value in model.encoder.state_dict().items())
+        model.upsampler.tokens.weight.normal_()
+    assert not torch.allclose(model(images).logits, before)
 
 
-@pytest.mark.parametrize("encoder", ["trained", "frozen"])
-def test_masked_prediction_does_not_see_masked_pixels(encoder):
-    """Where the encoder is trained for it; the receptive field of the tokenizer's own crosses a patch's border."""
-    model, images = model_of(**OWN_ENCODER, **{"masked_gpt.encoder": encoder}), torch.rand(2, 3, 32, 32)
+def test_pixels_of_blank_tokens_do_not_reach_the_pyramid():
+    model, images = model_of(), torch.rand(2, 3, 32, 32)
+    hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
+    hidden[0, 1:3, 2], hidden[1, 0] = True, True
+    pixels = hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+    expected = model.pyramid(torch.where(pixels, torch.rand_like(images), images), hidden.flatten(1))
+    torch.testing.assert_close(model.pyramid(images, hidden.flatten(1)), expected)
+    assert not torch.allclose(model.pyramid(images)[0], expected[0])
+
+
+def test_masked_prediction_knows_all_tokens_and_sees_the_others():
+    model, images = model_of(), torch.rand(2, 3, 32, 32)
     hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
     hidden[0, 1:3, 2], hidden[1, 0] = True, True
     tokens, logits = model.predict_masked(images, hidden.flatten(1))
-    assert torch.equal(tokens, model.encode_to_tokens(images)[0]) and logits.shape == (
-        2,
-        16,
-        model.config.vqgan.codebook_size + 1,
-    )
-    pixels = hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
-    altered = torch.where(pixels, torch.rand_like(images), images)
-    known, encoding = model.encode_to_tokens(images)
-    if encoder == "trained":
-        assert torch.equal(model.predict_masked(altered, hidden.flatten(1), (known, encoding))[1], logits)
-        encoding = model.encoder.encode(model.vqgan.normalise(images) * ~pixels)
-    features = model.transformer_features(known, encoding, hidden.flatten(1))
-    torch.testing.assert_close(logits, model.masked_gpt.lm_head(features))
-    others = torch.where(pixels, images, torch.rand_like(images))
-    assert not torch.equal(model.predict_masked(others, hidden.flatten(1))[1], logits)
+    known, latents = model.encode_to_tokens(images)
+    assert torch.equal(tokens, known) and logits.shape == (2, 16, model.config.vqgan.codebook_size + 1)
+    replaced = torch.where(hidden, torch.randint_like(known, model.config.vqgan.codebook_size), known)
+    noise = torch.where(hidden[:, None], torch.randn_like(latents), latents)
+    _, unseen = model.predict_masked(images, hidden.flatten(1), (replaced, noise))
+    torch.testing.assert_close(unseen, logits)
+    _, other = model.predict_masked(images.flip(0), hidden.flatten(1))
+    assert not torch.allclose(other, logits)
 
 
 def test_flips_make_the_prediction_equivariant():
@@ -131,14 +111,12 @@ def test_flips_make_the_prediction_equivariant():
 
 
 @pytest.mark.parametrize("recipe", ["released", "revised"])
-@pytest.mark.parametrize(
-    ("upsampling", "loss_input"),
-    [("guided", "logits"), ("guided", "probabilities"), ("bilinear", "logits"), ("bilinear", "probabilities")],
-)
+@pytest.mark.parametrize("upsampling", ["bilinear", "unet"])
+@pytest.mark.parametrize("loss_input", ["logits", "probabilities"])
 def test_trained_parts_reach_the_prediction(recipe, upsampling, loss_input):
     """The up-sampler, where there is one, shapes the probabilities under either kind of loss."""
     settings = {"segmentation.upsampling": upsampling, "segmentation.loss_input": loss_input}
-    model = model_of(recipe, **settings, **{"segmentation.encoder": "frozen"})
+    model = model_of(recipe, **settings)
     model(torch.rand(1, 3, 32, 32)).probabilities[:, 1].sum().backward()
     learns = [p for p in (model.upsampler or model.head).parameters() if p.grad is not None and p.grad.any()]
     assert learns
@@ -188,6 +166,14 @@ def test_saved_models_reopen(tmp_path, tiny, stage, name):
         assert opened.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
     assert isinstance(opened, Baseline) == (stage == "baseline")
     assert not opened.training
+
+
+def test_model_of_another_version(tmp_path, tiny):
+    config = tiny.to_dict() | {"segmentation": tiny.to_dict()["segmentation"] | {"gone": 1}}
+    save_weights(build("vqgan", tiny).state_dict(), tmp_path)
+    write_json({"stage": "vqgan", "name": None, "config": config}, tmp_path / CONFIG)
+    with pytest.raises(DataError, match=r"cannot open \(unknown setting 'segmentation.gone'\); train it again"):
+        tokencutseg.load(tmp_path)
 
 
 def test_folder_without_a_model(tmp_path):

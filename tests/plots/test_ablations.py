@@ -14,7 +14,7 @@ from tokencutseg.plots.charts import DIFFERENCE, SCORE
 SIZES = {"codebook_size": [16, 64], "usage": [1.0, 0.75], "perplexity": [12.0, 40.0], "psnr": [24.0, 26.0]}
 STEPS = [
     ("described", "", "", True, ""),
-    ("segmentation.upsampling", "bilinear", "guided", True, ""),
+    ("segmentation.upsampling", "bilinear", "unet", True, ""),
     ("segmentation.graph_radius", 0.05, 2.6, False, "segmentation.radius_unit = cells"),
     ("revised", "", "", True, np.nan),
 ]
@@ -30,7 +30,7 @@ ROWS = {
     "graph_radius": ["radius 0\n(0 neighbours)", "radius 1\n(4 neighbours)", "radius 2.6\n(20 neighbours)"],
     "revised_steps": [
         "described",
-        "segmentation.upsampling\nbilinear → guided",
+        "segmentation.upsampling\nbilinear → unet",
         "segmentation.graph_radius\n0.05 → 2.6 (+ radius_unit) ✗",
         "revised",
     ],

@@ -122,15 +122,14 @@ def test_tokenizer_stays_frozen_and_the_rest_learns(tmp_path, stage, recipe):
     assert any(name.startswith("masked_gpt.") for name in learnt) == (not frozen)
 
 
-@pytest.mark.parametrize(("encoder", "parts"), [("frozen", {"masked_gpt"}), ("trained", {"masked_gpt", "encoder"})])
-def test_trained_parts_of_stage_2(tmp_path, encoder, parts):
-    module, reference = (made("masked_gpt", **{"masked_gpt.encoder": encoder}) for _ in range(2))
+def test_stage_2_trains_the_transformer_alone(tmp_path):
+    module, reference = (made("masked_gpt") for _ in range(2))
     train(module, tmp_path, epochs=1)
-    assert {name.split(".")[0] for name in changed(module.model, reference.model)} == parts
+    assert {name.split(".")[0] for name in changed(module.model, reference.model)} == {"masked_gpt"}
 
 
 def test_stage_2_trains_a_transformer_that_stage_3_freezes():
-    module = made("masked_gpt", **{"segmentation.frozen_transformer": True, "masked_gpt.encoder": "frozen"}).train()
+    module = made("masked_gpt", **{"segmentation.frozen_transformer": True}).train()
     assert module.model.masked_gpt.training and not module.model.vqgan.training
     assert {name.split(".")[1] for name, p in module.named_parameters() if p.requires_grad} == {"masked_gpt"}
 
@@ -167,10 +166,9 @@ def test_learning_rate_schedules(tmp_path, recipe):
     assert ends == {0.1 if recipe == "released" else 0.0} and len({group["initial_lr"] for group in groups}) > 1
 
 
-def test_pretrained_parts_have_their_own_rate(tmp_path):
-    scales = {"encoder": 0.3, "masked_gpt": 0.1}
-    overrides = {"segmentation.encoder_lr_scale": 0.3, "segmentation.transformer_lr_scale": 0.1}
-    overrides["segmentation.frozen_transformer"] = False
+def test_pretrained_transformer_has_its_own_rate(tmp_path):
+    scales = {"masked_gpt": 0.3}
+    overrides = {"segmentation.transformer_lr_scale": 0.3, "segmentation.frozen_transformer": False}
     module = made("segmentation", **overrides)
     train(module, tmp_path, epochs=1)
     groups = module.trainer.optimizers[0].param_groups
@@ -252,15 +250,13 @@ def test_hidden_cells_are_grey_to_a_network():
 
 
 def test_hidden_tokens_are_masked_and_their_pixels_blank_to_the_encoder():
-    settings = {"segmentation.encoder": "imagenet", "segmentation.upsampling": "unet", "masked_gpt.encoder": "frozen"}
-    module = made("segmentation", **settings, **{"segmentation.self_training_hidden": 1.0}).eval()
+    module = made("segmentation", **{"segmentation.self_training_hidden": 1.0}).eval()
     images, generator = torch.rand(2, 3, 32, 32), torch.Generator().manual_seed(0)
     hidden = module.hidden_cells(images, generator)
     grey = torch.where(hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None], 0.5, images)
-    guide = module.model.encode(images, blank=hidden.flatten(1)).guide
-    torch.testing.assert_close(guide.features, module.model.encode(grey).guide.features)
-    tokens, encoding, _ = module.model.encode(images)
-    expected = module.model.transformer_features(tokens, encoding, hidden.flatten(1))
+    torch.testing.assert_close(module.model.pyramid(images, hidden.flatten(1)), module.model.pyramid(grey))
+    tokens, latents = module.model.encode_to_tokens(images)
+    expected = module.model.transformer_features(tokens, latents, hidden.flatten(1))
     torch.testing.assert_close(module.model(images, hidden.flatten(1), blank=True).features, expected)
 
 

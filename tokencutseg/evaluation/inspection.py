@@ -50,9 +50,9 @@ def inpaint(model: TokenCutSeg, images: Tensor, mask: Tensor) -> Inpainting:
 @torch.no_grad()
 def attention(model: TokenCutSeg, image: Tensor, query: Tensor) -> Tensor:
     """Attention (n_layer, n_head, Q, H, W) of the tokens `query` (Q,) of an image (3, S, S) to all tokens."""
-    tokens, encoding, _ = model.encode(image[None])
+    tokens, latents = model.encode_to_tokens(image[None])
     grid = tuple(tokens.shape[1:])
-    states = model.masked_gpt.hidden_states(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), grid=grid)
+    states = model.masked_gpt.hidden_states(tokens.flatten(1), latents.flatten(2).transpose(1, 2), grid=grid)
     blocks = zip(model.masked_gpt.blocks, states, strict=False)  # the last two states are no block's input
     return torch.stack([block.attention_weights(state, query)[0] for block, state in blocks]).unflatten(3, grid)
 

@@ -52,17 +52,12 @@ def layer_features(
     parts: dict[str, list[Tensor]] = {name: [] for name in names or layer_names(model)}
     for chunk in images.images.split(batch_size):
         x = chunk.float() / 255
-        tokens, own = model.encode_to_tokens(x)
+        tokens, latents = model.encode_to_tokens(x)
         grid = tuple(tokens.shape[1:])
         colour = torch.nn.functional.adaptive_avg_pool2d(x, grid)
-        maps = (
-            colour,
-            own.latents,
-            model.vqgan.quantize.lookup(tokens),
-            model.encode(x, (tokens, own)).encoding.latents,
-        )
-        *inputs, latents = (values.flatten(2).transpose(1, 2) for values in maps)
-        states = model.masked_gpt.hidden_states(tokens.flatten(1), latents, grid=grid)
+        maps = (colour, latents, model.vqgan.quantize.lookup(tokens))
+        inputs = [values.flatten(2).transpose(1, 2) for values in maps]
+        states = model.masked_gpt.hidden_states(tokens.flatten(1), inputs[1], grid=grid)
         features = dict(zip(layer_names(model), (*inputs, *states), strict=True))
         for name, values in parts.items():
             values.append(features[name].half())

@@ -168,27 +168,17 @@ COUPLED = {
     "vqgan.images": ("masked_gpt.images",),
     "masked_gpt.pretraining": ("segmentation.mlm_weight", "segmentation.transformer_lr_scale"),
     "masked_gpt.mask_pattern": ("masked_gpt.mask_ratio",),
-    "masked_gpt.encoder": ("masked_gpt.learning_rate", "masked_gpt.batch_size"),
     "segmentation.graph_radius": ("segmentation.radius_unit",),
-    "segmentation.encoder": ("segmentation.encoder_lr_scale",),
     "segmentation.self_training_weight": ("segmentation.self_training_share",),
     "segmentation.batch_size": ("segmentation.learning_rate",),
 }
 """Options that change with another one, since they mean something only with it: a rate has its batch."""
-NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
-    ("segmentation.encoder", "frozen"): {"masked_gpt.encoder": "frozen", "segmentation.upsampling": "guided"},
-    ("segmentation.encoder", "imagenet"): {"segmentation.upsampling": "unet"},
-    ("segmentation.upsampling", "bilinear"): {"masked_gpt.encoder": "frozen", "segmentation.encoder": "frozen"},
-    ("segmentation.upsampling", "unet"): {"segmentation.encoder": "imagenet"},
-    ("masked_gpt.inputs", "tokens"): {"masked_gpt.encoder": "frozen"},
-}
-"""What an option's value cannot do without."""
 ALTERNATIVES = {"segmentation.affinity": "feature", "segmentation.frozen_codebook": False}
 """The other value of an option that `released` and `revised` set alike."""
 
 
 def changed(base: Config, option: str, recipe: str, labels: Mapping[str, Any]) -> Row:
-    """`base` with `option` as `recipe` has it, and what is coupled to and needed by it; labels setting, instead, also.
+    """`base` with `option` as `recipe` has it, and what is coupled to it; labels setting, instead, also.
 
     Raises ConfigError where the option has no other value.
     """
@@ -197,20 +187,18 @@ def changed(base: Config, option: str, recipe: str, labels: Mapping[str, Any]) -
         if option not in ALTERNATIVES:
             raise ConfigError(f"{option} is {changes[option]} in both recipes: there is nothing to change it to")
         changes[option] = ALTERNATIVES[option]
-    changes |= NEEDED.get((option, changes[option]), {})
     others = [f"{name} = {new}" for name, new in changes.items() if name != option and base.value(name) != new]
     settings = {"setting": base.value(option), "instead": changes[option], "also": ", ".join(others)}
     return Row({**labels, **settings}, base.override(changes))
 
 
 def component_rows(study: Study) -> list[Row]:
-    """The method built up, one change per row: the encoder is the tokenizer's frozen one, the transformer learns along,
-    and only labelled images are learned from, until the last rows of a recipe that has it otherwise."""
+    """The method built up, one change per row: up-sampling is bilinear, the transformer learns along, and only labelled
+    images are learned from, until the last rows of a recipe that has it otherwise."""
     config, rows = reduced_budget(study.config), list[Row]()
     for row, option, without in (
         ("+ self-training", "segmentation.self_training_weight", 0.0),
-        ("+ encoder in the pretraining", "masked_gpt.encoder", "frozen"),
-        ("+ encoder from ImageNet", "segmentation.encoder", "frozen"),
+        ("+ encoder from ImageNet", "segmentation.upsampling", "bilinear"),
         ("+ frozen transformer", "segmentation.frozen_transformer", False),
         ("+ graph module", "segmentation.use_deepcut", False),
         ("+ masked pretraining", "segmentation.mlm_weight", 0.0),
@@ -218,7 +206,7 @@ def component_rows(study: Study) -> list[Row]:
     ):
         rows.insert(0, Row({"stages": row}, config, pretrained=row != "+ transformer"))
         if config.value(option) != without:
-            config = config.override({option: without} | NEEDED.get((option, without), {}))
+            config = config.override({option: without})
     rows.insert(0, Row({"stages": "tokenizer"}, config, pretrained=False))
     return rows[:4] + [row for above, row in itertools.pairwise(rows[3:]) if row.config != above.config]
 

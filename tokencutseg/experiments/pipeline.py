@@ -203,11 +203,8 @@ class Pipeline:
             module = modules.SegmenterModule(config, model, data.get("unlabelled"))
         else:
             model, transformer = TokenCutSeg(config), before.get("transformer")
-            parts = [before["tokenizer"].state_dict()]
-            if transformer is not None:
-                encoder = transformer.encoder.state_dict() if config.masked_gpt.trains_encoder else None
-                parts += [transformer.masked_gpt.state_dict(), encoder]
-            model.load_pretrained(*parts)
+            learned = None if transformer is None else transformer.masked_gpt.state_dict()
+            model.load_pretrained(before["tokenizer"].state_dict(), learned)
             if stage == "masked_gpt":
                 module = modules.MaskedGPTModule(config, model)
             else:

@@ -77,8 +77,7 @@ def masked_prediction(study: Study) -> pd.DataFrame:
     run, images = study.transformer(), study.source.load(study.source.primary, "test")
     model, draws, rows = run.model(), study.config.evaluation.bootstrap_draws, []
     batches = [chunk.float() / 255 for chunk in images.images.split(32)]
-    one_by_one = map(model.encode_to_tokens, batches)  # feature maps take GiB
-    encoded = [(tokens, encoding._replace(features=[])) for tokens, encoding in one_by_one]
+    encoded = [model.encode_to_tokens(batch) for batch in batches]
     commonest = torch.cat([tokens.flatten() for tokens, _ in encoded]).mode().values
     for pattern, ratio in itertools.product(("iid", "block"), MASK_RATIOS):
         config = study.config.override({"masked_gpt.mask_pattern": pattern}).masked_gpt

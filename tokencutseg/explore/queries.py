@@ -45,7 +45,7 @@ def tokenize_set(vqgan: VQGAN, images: ImageSet, batch_size: int = 32) -> Tokeni
     """The tokens of all images of a set. The tokenizer must be in evaluation mode, as `tokencutseg.load` gives it."""
     tokens, distances = [], []
     for chunk in images.images.split(batch_size):
-        latents = vqgan.encode(vqgan.normalise(chunk.float() / 255)).latents
+        latents = vqgan.encode(vqgan.normalise(chunk.float() / 255))
         tokens.append(vqgan.quantize(latents).tokens)
         distances.append((latents - vqgan.quantize.lookup(tokens[-1])).norm(dim=1))
     regions = None

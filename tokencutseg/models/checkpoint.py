@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokencutseg.config import Config
+from tokencutseg.config import Config, ConfigError
 from tokencutseg.data.images import DataError
 from tokencutseg.files import atomic_write, write_json
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -19,7 +19,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """The model that comes with the package: a revised segmenter with its tokenizer; `README.md` beside it is its card."""
 
-PRETRAINED_PARTS = ("vqgan.", "masked_gpt.", "encoder.")
+PRETRAINED_PARTS = ("vqgan.", "masked_gpt.")
 """The parts of a `TokenCutSeg` that a masked-token run holds."""
 
 
@@ -70,11 +70,11 @@ def load(path: str | Path = PRETRAINED) -> nn.Module:
     when there is no model.
     """
     about, folder = _about(path)
-    config, state = Config.from_dict(about["config"]), load_file(folder / WEIGHTS)
+    config, state = _config(about, folder), load_file(folder / WEIGHTS)
     model = build(about["stage"], config, about.get("name"), pretrained=False)
     if about["stage"] == "masked_gpt":
         untrained = {key: value for key, value in model.state_dict().items() if not key.startswith(PRETRAINED_PARTS)}
-        state |= untrained  # the head and the up-sampler
+        state |= untrained  # head, encoder and up-sampler
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -87,8 +87,8 @@ def load(path: str | Path = PRETRAINED) -> nn.Module:
 
 def stage_and_config(path: str | Path) -> tuple[str, Config]:
     """The stage and the configuration of a saved model. Raises DataError when there is no model."""
-    about, _ = _about(path)
-    return about["stage"], Config.from_dict(about["config"])
+    about, folder = _about(path)
+    return about["stage"], _config(about, folder)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -96,6 +96,17 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     if (file := folder / "metrics.json").is_file():
         return json.loads(file.read_text())
     return _about(folder)[0].get("metrics", {})
+
+
+def _config(about: dict[str, Any], folder: Path) -> Config:
+    """The configuration of a saved model. Raises DataError where another version wrote it."""
+    try:
+        return Config.from_dict(about["config"])
+    except ConfigError as error:
+        what = str(error).partition(". ")[0]  # without the list of all settings
+        raise DataError(
+            f"{folder} holds a model that this version of tokencutseg cannot open ({what}); train it again"
+        ) from error
 
 
 def _about(path: str | Path) -> tuple[dict[str, Any], Path]:

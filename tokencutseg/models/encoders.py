@@ -24,7 +24,7 @@ from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 from torch import Tensor, nn
 
 from tokencutseg.data.images import DataError
-from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD, Encoding
+from tokencutseg.models.vqgan import IMAGENET_MEAN, IMAGENET_STD
 
 LITE0 = "timm-tf_efficientnet_lite0"
 """The name of EfficientNet-Lite0 in segmentation_models_pytorch."""
@@ -40,25 +40,6 @@ PROBE_SECONDS = 5.0
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation by which an encoder of smp wants RGB in [0, 1] normalised."""
     return ((0.5,) * 3, (0.5,) * 3) if name == LITE0 else IMAGENET
-
-
-class Lite0Encoder(nn.Module):
-    """EfficientNet-Lite0 in the place of the tokenizer's encoder: pixels → latents at the tokens' grid, and features.
-
-    `level` is the number of the features at that grid, finest first; the latents are a linear map of them to `code_dim`
-    channels, or they themselves (0).
-    """
-
-    def __init__(self, level: int, code_dim: int = 0, pretrained: bool = True) -> None:
-        super().__init__()
-        self.level, self.network = level, build_lite0(pretrained)
-        self.project = nn.Conv2d(LITE0_CHANNELS[level], code_dim, 1) if code_dim else nn.Identity()
-        use_lenient_batch_norm(self)
-
-    def encode(self, x: Tensor) -> Encoding:
-        """RGB in [−1, 1] (B, 3, S, S) → latents (B, D, H, W), and features at strides 2 to 32."""
-        features = self.network(x.contiguous(memory_format=torch.channels_last))[1:]  # faster on a CPU, by a third
-        return Encoding(self.project(features[self.level]), features)
 
 
 def build_lite0(pretrained: bool = True) -> nn.Module:

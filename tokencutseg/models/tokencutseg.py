@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
-from tokencutseg.models.decoder import GuidedUpsampler, UNetUpsampler, upsample
+from tokencutseg.models.decoder import UNetUpsampler, upsample
 from tokencutseg.models.deepcut import DeepCut, to_grid
-from tokencutseg.models.encoders import Lite0Encoder
+from tokencutseg.models.encoders import build_lite0, use_lenient_batch_norm
 from tokencutseg.models.masked_transformer import MaskedTransformer
 from tokencutseg.models.predict import SegmentationModel
-from tokencutseg.models.vqgan import VQGAN, Encoding, ImageEncoder
+from tokencutseg.models.vqgan import VQGAN
 
 State = dict[str, Tensor]
-Encoded = tuple[Tensor, Encoding]
-"""Tokens (B, H, W) int64, and the tokenizer's encoding that they came from."""
+Encoded = tuple[Tensor, Tensor]
+"""Tokens (B, H, W) int64, and the latents (B, D, H, W) that they came from."""
 
 
 @dataclass
@@ -39,14 +38,6 @@ class Segmentation:
         return self.probabilities.argmax(1)
 
 
-class EncoderOutput(NamedTuple):
-    """What the parts after the tokenizer take as input."""
-
-    tokens: Tensor  # (B, H, W) int64
-    encoding: Encoding  # the transformer's, which embeds its latents where the recipe says so
-    guide: Encoding  # the up-sampler's, which takes its features: of the fine-tuned encoder, where there is one
-
-
 class LinearHead(nn.Module):
     """The ablation of the graph module: one linear layer on the same features."""
 
@@ -64,11 +55,11 @@ class LinearHead(nn.Module):
 class TokenCutSeg(SegmentationModel):
     """Image → tokens → contextual features → graph cut → mask.
 
-    `n_positions` as for the transformer; `pretrained` says whether an encoder of the recipe's starts from ImageNet.
+    `n_positions` as for the transformer; `pretrained` says whether the up-sampler's encoder starts from ImageNet.
     """
 
-    encoder: ImageEncoder | Lite0Encoder | None
-    upsampler: GuidedUpsampler | UNetUpsampler | None
+    encoder: nn.Module | None  # EfficientNet-Lite0, whose features the up-sampler takes
+    upsampler: UNetUpsampler | None
 
     def __init__(
         self, config: Config, n_classes: int = 2, n_positions: int | None = None, pretrained: bool = True
@@ -80,30 +71,17 @@ class TokenCutSeg(SegmentationModel):
         self.masked_gpt = MaskedTransformer(config, n_positions)
         self.head = DeepCut(seg, n_features, n_classes) if seg.use_deepcut else LinearHead(n_features, n_classes)
         self.encoder = self.upsampler = None
-        level = config.vqgan.n_stages - 1
-        if seg.upsampling == "guided":
-            self.upsampler = GuidedUpsampler(config.vqgan, n_features, n_classes)
-        elif seg.upsampling == "unet":
-            self.upsampler = UNetUpsampler(level, n_features, n_classes)
-        if seg.encoder == "fine_tuned":
-            self.encoder = self.vqgan.copy_encoder()
-        elif seg.encoder == "imagenet":
-            code_dim = config.vqgan.code_dim if config.masked_gpt.trains_encoder else 0  # what the transformer takes
-            self.encoder = Lite0Encoder(level, code_dim, pretrained)
+        if seg.upsampling == "unet":
+            self.upsampler = UNetUpsampler(config.vqgan.n_stages - 1, n_features, n_classes)
+            self.encoder = build_lite0(pretrained)
+            use_lenient_batch_norm(self.encoder)
         self.vqgan.requires_grad_(False)
         self.masked_gpt.requires_grad_(not seg.frozen_transformer)
         self.train()  # a frozen tokenizer must never be in training mode, in which modules start
 
-    def load_pretrained(
-        self, tokenizer: State, transformer: State | None = None, encoder: State | None = None
-    ) -> TokenCutSeg:
-        """Load state dicts: of a trained tokenizer, a transformer, and the encoder that was trained with it; without
-        the last one a copy of the tokenizer's encoder starts as that."""
+    def load_pretrained(self, tokenizer: State, transformer: State | None = None) -> TokenCutSeg:
+        """Load the state dicts of a trained tokenizer, and of a transformer."""
         self.vqgan.load_state_dict(tokenizer)
-        if encoder is None and isinstance(self.encoder, ImageEncoder):
-            encoder = {key: tokenizer[key] for key in self.encoder.state_dict()}
-        if self.encoder is not None and encoder is not None:
-            self.encoder.load_state_dict(encoder)
         if transformer is not None:
             self.masked_gpt.load_state_dict(transformer)
         return self
@@ -124,65 +102,48 @@ class TokenCutSeg(SegmentationModel):
 
     @torch.no_grad()
     def encode_to_tokens(self, images: Tensor) -> Encoded:
-        """RGB in [0, 1] (B, 3, S, S) → tokens (B, H, W) int64 and the tokenizer's encoding that they came from."""
-        encoding = self.vqgan.encode(self.vqgan.normalise(images))
-        return self.vqgan.quantize(encoding.latents).tokens, encoding
+        """RGB in [0, 1] (B, 3, S, S) → tokens (B, H, W) int64 and the latents (B, D, H, W) that they came from."""
+        latents = self.vqgan.encode(self.vqgan.normalise(images))
+        return self.vqgan.quantize(latents).tokens, latents
 
-    def encode(self, images: Tensor, encoded: Encoded | None = None, blank: Tensor | None = None) -> EncoderOutput:
-        """RGB in [0, 1] (B, 3, S, S) → the input of transformer and up-sampler.
-
-        `encoded` is the result of `encode_to_tokens(images)`, where it is known. `blank` (B, T) is True for tokens
-        whose pixels an encoder beside the tokenizer's does not see.
-        """
-        tokens, own = self.encode_to_tokens(images) if encoded is None else encoded
-        tuned = own if self.encoder is None else self._encode(images, blank)
-        # the transformer gets latents like those that it was pretrained on: a frozen one, and any beside ImageNet's
-        fixed = self.config.segmentation.frozen_transformer or self.config.segmentation.encoder == "imagenet"
-        keeps_own = fixed and not self.config.masked_gpt.trains_encoder
-        return EncoderOutput(tokens, own if keeps_own else tuned, tuned)
-
-    def transformer_features(self, tokens: Tensor, encoding: Encoding, mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, H, W) and their encoding → (B, T, E); mask (B, T) True where a token is masked."""
+    def transformer_features(self, tokens: Tensor, latents: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, H, W) and their latents → (B, T, E); mask (B, T) True where a token is masked."""
         grid = tuple(tokens.shape[1:])
-        return self.masked_gpt(tokens.flatten(1), encoding.latents.flatten(2).transpose(1, 2), mask, grid)
+        return self.masked_gpt(tokens.flatten(1), latents.flatten(2).transpose(1, 2), mask, grid)
 
     def predict_masked(self, images: Tensor, mask: Tensor, encoded: Encoded | None = None) -> tuple[Tensor, Tensor]:
         """Masked-token prediction: RGB in [0, 1] (B, 3, S, S), mask (B, T) True where a token is masked → all tokens
-        (B, H, W) and logits (B, T, K + 1) for each. `encoded` as for `encode`.
+        (B, H, W) and logits (B, T, K + 1) for each. `encoded` is `encode_to_tokens(images)`, where it is known."""
+        tokens, latents = self.encode_to_tokens(images) if encoded is None else encoded
+        return tokens, self.masked_gpt.lm_head(self.transformer_features(tokens, latents, mask))
 
-        An encoder that was pretrained with the transformer encodes the image with the masked patches blanked.
-        """
-        tokens, encoding = self.encode_to_tokens(images) if encoded is None else encoded
-        if self.encoder is not None and self.config.masked_gpt.trains_encoder:
-            encoding = self._encode(images, mask)
-        return tokens, self.masked_gpt.lm_head(self.transformer_features(tokens, encoding, mask))
-
-    def _encode(self, images: Tensor, blank: Tensor | None = None) -> Encoding:
-        """The encoding by `encoder`, without the pixels of tokens where `blank` (B, T) is True."""
-        assert self.encoder is not None, "the recipe has no encoder of its own"
-        x = 2 * images - 1 if isinstance(self.encoder, Lite0Encoder) else self.vqgan.normalise(images)
+    def pyramid(self, images: Tensor, blank: Tensor | None = None) -> list[Tensor]:
+        """RGB in [0, 1] (B, 3, S, S) → the encoder's features at strides 2 to 32, without the pixels of tokens where
+        `blank` (B, T) is True."""
+        assert self.encoder is not None, "only the up-sampler `unet` has an encoder"
+        x = 2 * images - 1
         if blank is not None:
             visible = (~blank).view(-1, 1, *self.grid(images)).to(x.dtype)
             x = x * F.interpolate(visible, images.shape[-2:])
-        return self.encoder.encode(x)
+        return self.encoder(x.contiguous(memory_format=torch.channels_last))[1:]  # faster on a CPU, by a third
 
     def forward(self, images: Tensor, token_mask: Tensor | None = None, blank: bool = False) -> Segmentation:
         """RGB in [0, 1] (B, 3, S, S); token_mask (B, T) masks tokens for the transformer, as in released training, and
-        with `blank` their pixels for an encoder beside the tokenizer's.
+        with `blank` their pixels for the up-sampler's encoder.
 
         Any S that is a multiple of the tokenizer's stride works.
         """
-        tokens, encoding, guide = self.encode(images, blank=token_mask if blank else None)
+        tokens, latents = self.encode_to_tokens(images)
         grid, size = tuple(tokens.shape[1:]), images.shape[-2:]
-        features = self.transformer_features(tokens, encoding, token_mask)
+        features = self.transformer_features(tokens, latents, token_mask)
         token_logits = self.head(features, grid).float()
         assignments = token_logits.softmax(-1)
         logits = to_grid(token_logits, grid)
         if self.upsampler is None:
             logits = upsample(logits, size)
         else:
-            pixels = self.vqgan.normalise(images)
-            logits = self.upsampler(to_grid(features, grid), logits, guide.features, pixels)
+            pyramid = self.pyramid(images, token_mask if blank else None)
+            logits = self.upsampler(to_grid(features, grid), logits, pyramid, self.vqgan.normalise(images))
         probabilities = logits.softmax(1)
         if self.upsampler is None and self.config.segmentation.loss_input == "probabilities":
             probabilities = upsample(to_grid(assignments, grid), size)  # released: after the softmax, not before

@@ -45,7 +45,7 @@ _OPTIONS = [
     *(f"vqgan.{key}" for key in ("n_stages", "input_normalisation", "norm_groups")),
     *(f"masked_gpt.{key}" for key in ("inputs", "norm", "positions")),
     *(f"segmentation.{key}" for key in ("use_deepcut", "affinity", "graph_radius", "radius_unit")),
-    *(f"segmentation.{key}" for key in ("upsampling", "encoder", "loss_input", "test_time_flips")),
+    *(f"segmentation.{key}" for key in ("upsampling", "loss_input", "test_time_flips")),
 ]
 """What decides the numbers of a forward pass: to be written, a model must have the released value of each."""
 

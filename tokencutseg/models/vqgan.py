@@ -7,7 +7,6 @@ Module names follow the released checkpoints, so that their state dicts load as 
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -28,13 +27,6 @@ class Quantized(NamedTuple):
     commitment_loss: Tensor  # scalar
 
 
-class Encoding(NamedTuple):
-    """An encoded image."""
-
-    latents: Tensor  # (B, D, H, W), before quantization
-    features: list[Tensor]  # (B, h·2^i, S/2^i, S/2^i) of each down-sampling stage i, finest first
-
-
 class ResidualBlock(nn.Module):
     """x + [norm, SiLU, 3×3 convolution, norm, SiLU, 1×1 convolution](x)."""
 
@@ -48,7 +40,7 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, 3, S, S) → one feature map per stage; stage i halves the side and doubles the channels."""
+    """(B, 3, S, S) → (B, h·2^n, H, W); each stage halves the side and doubles the channels."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -60,12 +52,11 @@ class Encoder(nn.Module):
             halve = [nn.Conv2d(c // 2, c, 4, stride=2, padding=1), _norm(c, g), nn.SiLU()]
             self.down.append(nn.Sequential(*halve, *(ResidualBlock(c, g) for _ in range(config.n_res_blocks))))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x, features = self.conv_in(x), []
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
         for stage in self.down:
             x = stage(x)
-            features.append(x)
-        return features
+        return x
 
 
 class Decoder(nn.Module):
@@ -173,25 +164,7 @@ class EMAQuantizer(nn.Module):
         return counts, flat.new_zeros(self.embedding_avg.shape).index_add_(0, tokens, flat)
 
 
-class ImageEncoder(nn.Module):
-    """What encodes images: the tokenizer, or the copy of its encoder that later stages fine-tune."""
-
-    encoder: Encoder
-    quant_conv: nn.Conv2d
-
-    def encode(self, x: Tensor) -> Encoding:
-        """Network input (B, 3, S, S) → latents before quantization, and the feature pyramid."""
-        features = self.encoder(x)
-        return Encoding(self.quant_conv(features[-1]), features)
-
-    def copy_encoder(self) -> ImageEncoder:
-        """An encoder of its own, which starts with the same weights."""
-        copied = ImageEncoder()
-        copied.encoder, copied.quant_conv = copy.deepcopy(self.encoder), copy.deepcopy(self.quant_conv)
-        return copied
-
-
-class VQGAN(ImageEncoder):
+class VQGAN(nn.Module):
     """Image ↔ tokens. `forward` takes and returns network values; `normalise` makes them from RGB."""
 
     def __init__(self, config: VQGANConfig) -> None:
@@ -219,19 +192,23 @@ class VQGAN(ImageEncoder):
             images = images * self.std + self.mean
         return images
 
+    def encode(self, x: Tensor) -> Tensor:
+        """Network input (B, 3, S, S) → latents before quantization (B, D, H, W)."""
+        return self.quant_conv(self.encoder(x))
+
     def decode(self, vectors: Tensor) -> Tensor:
         """Codes (B, D, H, W) → network values (B, 3, S, S) in (−1, 1)."""
         return self.decoder(self.post_quant_conv(vectors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
         """Network input → its reconstruction and the quantizer's output."""
-        quantized = self.quantize(self.encode(x).latents)
+        quantized = self.quantize(self.encode(x))
         return self.decode(quantized.vectors), quantized
 
     @torch.no_grad()
     def tokenize(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] (B, 3, S, S) → tokens (B, H, W) int64, in any mode without an update of the codebook."""
-        latents = self.encode(self.normalise(images)).latents.permute(0, 2, 3, 1)  # (B, H, W, D)
+        latents = self.encode(self.normalise(images)).permute(0, 2, 3, 1)  # (B, H, W, D)
         return self.quantize.nearest(latents.flatten(0, 2)).view(latents.shape[:3])
 
     @torch.no_grad()

@@ -153,16 +153,13 @@ class VQGANModule(StageModule):
 
 
 class MaskedGPTModule(StageModule):
-    """Stage 2. The tokenizer inside `model` is frozen; the transformer is trained, and where the recipe says so the
-    copy of the tokenizer's encoder."""
+    """Stage 2. The transformer inside `model` is trained; all else is frozen."""
 
     def __init__(self, config: Config, model: TokenCutSeg) -> None:
         super().__init__(config.seed)
         self.config, self.model = config.masked_gpt, model
         model.requires_grad_(False)
         model.masked_gpt.requires_grad_(True)
-        if model.encoder is not None and self.config.trains_encoder:
-            model.encoder.requires_grad_(True)
 
     def train(self, mode: bool = True) -> MaskedGPTModule:
         super().train(mode)
@@ -181,10 +178,6 @@ class MaskedGPTModule(StageModule):
         images, generator = batch["images"], torch.Generator().manual_seed(batch_index)  # the same in every epoch
         loss, accuracy = self.masked_loss(images, generator)
         self.log_metrics({"validation_loss": loss, "validation_accuracy": accuracy}, len(images))
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
-        if self.config.trains_encoder:  # the loss of blanked images has steep gradients at times
-            self.clip(p for p in self.model.parameters() if p.requires_grad)
 
     def masked_loss(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Cross-entropy and accuracy at the masked tokens."""
@@ -296,7 +289,7 @@ class SegmenterModule(StageModule):
 
     def configure_optimizers(self) -> Any:
         c = self.config
-        scales = {"encoder": c.encoder_lr_scale, "masked_gpt": c.transformer_lr_scale}  # parts that were pretrained
+        scales = {"masked_gpt": c.transformer_lr_scale}  # which was pretrained
         groups: dict[tuple[float, bool], dict[str, Any]] = {}
         for name, p in self.model.named_parameters():
             if p.requires_grad:
@@ -335,8 +328,7 @@ class TokenCutSegModule(SegmenterModule):
             terms["deepcut"] = c.deepcut_loss_weight * out.deepcut_loss
         if c.mlm_weight > 0:
             if c.training_features == "full":
-                encode = model.encode_to_tokens if model.config.masked_gpt.trains_encoder else model.encode
-                _, logits = model.predict_masked(images, token_mask, encode(images)[:2])
+                _, logits = model.predict_masked(images, token_mask)
             else:
                 logits = model.masked_gpt.lm_head(out.features)
             terms["masked_tokens"] = c.mlm_weight * losses.masked_token_loss(logits, out.tokens, token_mask)
