@@ -176,7 +176,7 @@ def initialisation(run: Run) -> str:
     about = run.metadata
     if about["stage"] == "baseline":
         return run.metrics["pretrained_weights"]
-    from_imagenet = about["config"]["segmentation"].get("encoder") == "imagenet"
+    from_imagenet = about["config"]["segmentation"]["upsampling"] == "unet"
     return "self-supervised, imagenet" if from_imagenet else "self-supervised"
 
 

@@ -117,7 +117,7 @@ def predictions(
     st.name_columns(axes[0, :4], ("image", "tokens", "P(lesion), tokens", "P(lesion), pixels"))
     place = {"location": "bottom", "shrink": 0.8, "aspect": 30, "pad": 0.01}
     figure.colorbar(axes[0, 3].images[0], ax=axes[:, 2:4], label="probability of lesion", **place)
-    return _outlines(figure, axes[:, 4], images, masks, segmentation.mask, map("IoU {:.2f}".format, scores))
+    return outlines(figure, axes[:, 4], images, masks, segmentation.mask, map("IoU {:.2f}".format, scores))
 
 
 def best_median_worst(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, per_row: int = 4) -> Figure:
@@ -131,14 +131,14 @@ def best_median_worst(images: Tensor, masks: Tensor, predicted: Tensor, scores: 
     i = np.concatenate([order[:n], order[middle : middle + n], order[-n:]])
     figure, axes = st.make_figure(3, n, 1.85, title=f"Best, median and worst of {len(order)} test images by lesion IoU")
     titles = map("{}: IoU {:.2f}".format, np.repeat(["best", "median", "worst"], n), np.asarray(scores)[i])
-    return _outlines(figure, axes.flat, images[i], masks[i], predicted[i], titles)
+    return outlines(figure, axes.flat, images[i], masks[i], predicted[i], titles)
 
 
 def failures(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray) -> Figure:
     """Images with both outlines in the order given, worst first; arguments as `best_median_worst`."""
     title = f"The {len(images)} test images of lowest lesion IoU"
     figure, axes = st.make_panels(len(images), 4, 1.85, title=title)
-    return _outlines(figure, axes, images, masks, predicted, map("IoU {:.2f}".format, scores))
+    return outlines(figure, axes, images, masks, predicted, map("IoU {:.2f}".format, scores))
 
 
 def by_rank(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray, rank: int) -> Figure:
@@ -151,10 +151,10 @@ def by_rank(images: Tensor, masks: Tensor, predicted: Tensor, scores: np.ndarray
     curve.plot([rank], [scores[i]], "o", color=st.BLUE, ms=7)
     curve.set(xlabel="rank (1 is the best)", ylabel="lesion IoU", ylim=(0, 1), title="all test images")
     curve.locator_params(axis="x", integer=True)
-    return _outlines(figure, [image], images[[i]], masks[[i]], predicted[[i]], [""])
+    return outlines(figure, [image], images[[i]], masks[[i]], predicted[[i]], [""])
 
 
-def _outlines(figure: Figure, axes: Iterable[Axes], *parts: Iterable[Any]) -> Figure:
+def outlines(figure: Figure, axes: Iterable[Axes], *parts: Iterable[Any]) -> Figure:
     """Images, masks, predictions and titles on an axis each, and the legend of the outlines."""
     for axis, image, mask, predicted, title in zip(axes, *parts, strict=False):
         st.show_image(axis, image, title)
