@@ -2,7 +2,8 @@
 
     python scripts/make_results.py            # a test checks that it would change nothing
 
-Prose names a number by study, table, labels that leave one row of it, and column, with a format behind a colon:
+Prose names a number by study, table, labels that leave one row of it (of any column, or of the one named as in
+``test=isic2017``), and column, with a format behind a colon:
 ``<!--=small-isic2017-encoder/main_results/unet/per_image/iou/mean:.3f-->0.735<!--/-->``. The format ``ci`` adds the
 95 % interval, with signs where the number is a difference; ``ci*`` ends in a star where that is significant. Numbers
 only, no sentences.
@@ -46,7 +47,8 @@ def number(name: str, form: str | None = None) -> str:
     study, table, *labels, column = name.split("/")
     rows = pd.read_csv(REFERENCE / study / "tables" / f"{table}.csv", dtype=str, keep_default_na=False)
     for label in labels:
-        rows = rows[(rows == label).any(axis=1)]
+        where, _, value = label.rpartition("=")
+        rows = rows[rows[where] == value] if where else rows[(rows == value).any(axis=1)]
     if len(rows) != 1:
         raise ValueError(f"{name} names {len(rows)} rows of {table}")
     if form in ("ci", "ci*"):
