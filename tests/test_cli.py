@@ -118,6 +118,24 @@ def test_bad_usage_is_one_sentence_and_status_2(arguments, message, notebooks, t
     assert [path.name for path in tmp_path.iterdir()] == ["notebooks"], "nothing may have been started"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--data", "round", "--dry-run"],
+        ["run", "--results", "round"],
+        ["audit", "--data", "round"],
+        ["explore", "--model", "round"],
+        ["segment", "round", "--out", "out"],
+    ],
+)
+def test_links_that_go_round_in_circles(arguments, notebooks, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("round").symlink_to("round")
+    assert run(*arguments, *(["--notebooks", notebooks] if arguments[0] == "run" else [])) in (1, 2)
+    shown = capsys.readouterr().err
+    assert "error: " in shown and "round" in shown and "Traceback" not in shown
+
+
 def test_names_that_cannot_be_printed(tmp_path):
     """A file's name that is not UTF-8, and a terminal without umlauts, give an escape instead of a traceback."""
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfc.png")).write_bytes(b"no image")

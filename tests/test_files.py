@@ -120,3 +120,6 @@ def test_paths_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "CHECKOUT", None)
     assert (resolve("data"), results_folder()) == (elsewhere / "data", elsewhere / "results")
     assert resolve(checkout) == checkout
+    (elsewhere / "round").symlink_to("round")
+    for name in ("round", "x" * 300):
+        assert resolve(name) == results_folder(name) == elsewhere / name

@@ -89,7 +89,7 @@ def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
             if _software(file) == SOFTWARE:
                 ours.append(file.name)
             else:
-                found.setdefault(file.resolve(), file)
+                found.setdefault(Path(os.path.realpath(file)), file)
     if ours:
         _note(f"skipped, as written by earlier calls: {', '.join(dict.fromkeys(ours))}")
     return list(found.values()), failures

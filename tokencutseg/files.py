@@ -27,9 +27,11 @@ WAIT_SECONDS = 60
 def resolve(path: str | Path) -> Path:
     """A relative path is one from the current folder, or what is not there but in the checkout; in the checkout's
     notebooks/, where Jupyter starts their kernels, it is always one in the checkout."""
-    here, there = Path(path).resolve(), ((CHECKOUT or Path()) / path).resolve()
+    # of os.path, which takes links that go round in circles and names that are too long
+    here, there = (os.path.realpath(folder / path) for folder in (Path(), CHECKOUT or Path()))
     in_notebooks = CHECKOUT is not None and Path.cwd().is_relative_to(CHECKOUT / "notebooks")
-    return there if in_notebooks or (there.exists() and not here.exists()) else here
+    elsewhere = os.path.exists(there) and not os.path.exists(here)  # noqa: PTH110
+    return Path(there if in_notebooks or elsewhere else here)
 
 
 def results_folder(path: str | Path = "") -> Path:
