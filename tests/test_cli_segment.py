@@ -165,3 +165,16 @@ def test_segment_goes_on_after_a_path_that_cannot_be_read(model, tmp_path, monke
     errors = capsys.readouterr().err.splitlines()
     assert all(line.startswith(f"error: {path} ") for path, line in zip(bad, errors, strict=True))
     assert (tmp_path / "out" / "good_mask.png").exists()
+
+
+def test_segment_of_names_as_long_as_names_can_be(model, tmp_path, capsys):
+    """An image is skipped, and said so, only where its mask or overlay would have a name too long."""
+    stems = ["x" * 243, "y" * 244, "z" * 251, "a"]
+    for stem in stems:
+        image_with_lesion(tmp_path / "in" / f"{stem}.png")
+    for _ in range(2):  # the second time into a folder that is there
+        assert run("segment", tmp_path / "in", "--model", model, "--out", tmp_path / "out") == 1
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 2 and all(f"{stem}.png" in line for stem, line in zip(stems[1:3], errors, strict=True))
+        written = {path.name for path in (tmp_path / "out").iterdir()}
+        assert written == {f"{stem}_{kind}.png" for stem in (stems[0], "a") for kind in ("mask", "overlay")}

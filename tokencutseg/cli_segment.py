@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import glob
 import os
 import sys
@@ -38,7 +39,7 @@ def segment(arguments: argparse.Namespace) -> int:
         for image, name in zip(images, _names(images), strict=True)
     }
     for file in (file for pair in outputs.values() for file in pair):
-        if file.exists() and _software(file) != SOFTWARE:
+        if os.path.exists(file) and _software(file) != SOFTWARE:  # noqa: PTH110 (its own fails on a name too long)
             raise ConfigError(f"{file} is there already and not from an earlier call; choose another folder with --out")
     model = tokencutseg.load(arguments.model).to(choose_device(arguments.device))
     check_writable(arguments.out, "--out")
@@ -50,8 +51,14 @@ def segment(arguments: argparse.Namespace) -> int:
             failures.append(str(error))
             continue
         mask = model.predict(pixels).astype(bool)
-        _save(_overlay(pixels, mask), overlay_file)
-        _save(mask.astype("uint8") * 255, mask_file)
+        try:
+            _save(_overlay(pixels, mask), overlay_file)  # first, as its name is the longer one
+            _save(mask.astype("uint8") * 255, mask_file)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            failures.append(f"{image} has a name too long for those of its mask and overlay; shorten it")
+            continue
         share = f"lesion: {100 * mask.mean():.3g} % of the picture" if mask.any() else "no lesion found"
         print(f"{image} -> {mask_file} ({share})", flush=True)
         if max(mask.shape) > LONGEST_ASPECT * min(mask.shape):

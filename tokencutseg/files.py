@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -69,11 +70,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     full disk or a removed folder makes a library raise becomes one clear OSError.
     """
     path = Path(path)
-    for left in path.parent.glob(f".{path.name}.*.partial"):
+    own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # the name itself may be as long as names can be
+    for left in path.parent.glob(f".{own}.*.partial"):
         with suppress(FileNotFoundError):  # another process has just moved it into place
             if time.time() - left.stat().st_mtime > 3600:
                 left.unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{own}.{os.getpid()}.partial")
     try:
         yield temporary
         temporary.replace(path)
