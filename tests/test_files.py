@@ -45,12 +45,16 @@ def test_full_disk(tmp_path, error):
 
 
 def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):
-    old, new = tmp_path / ".facts.json.1.partial", tmp_path / ".facts.json.2.partial"
-    for left in (old, new):
-        left.write_text("[")
-    os.utime(old, (0, 0))
-    write_json([], tmp_path / "facts.json")
-    assert not old.exists() and new.exists()
+    """Also where the name holds what has a meaning in patterns, and where it is as long as names can be."""
+    for name in ("facts.json", "[1].json", "x" * 250 + ".json"):
+        with atomic_write(tmp_path / name) as file:
+            file.write_text("[")
+        old, new = (file.with_name(file.name.replace(f".{os.getpid()}.", f".{n}.")) for n in "ab")
+        for left in (old, new):
+            left.write_text("[")
+        os.utime(old, (0, 0))
+        write_json([], tmp_path / name)
+        assert not old.exists() and new.exists()
 
 
 def test_two_processes_that_write_one_file_do_not_meet(tmp_path):
@@ -120,3 +124,6 @@ def test_paths_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "CHECKOUT", None)
     assert (resolve("data"), results_folder()) == (elsewhere / "data", elsewhere / "results")
     assert resolve(checkout) == checkout
+    (elsewhere / "round").symlink_to("round")
+    for name in ("round", "x" * 300):
+        assert resolve(name) == results_folder(name) == elsewhere / name

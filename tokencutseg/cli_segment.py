@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import glob
 import os
 import sys
@@ -38,7 +39,7 @@ def segment(arguments: argparse.Namespace) -> int:
         for image, name in zip(images, _names(images), strict=True)
     }
     for file in (file for pair in outputs.values() for file in pair):
-        if file.exists() and _software(file) != SOFTWARE:
+        if os.path.exists(file) and _software(file) != SOFTWARE:  # noqa: PTH110 (its own fails on a name too long)
             raise ConfigError(f"{file} is there already and not from an earlier call; choose another folder with --out")
     model = tokencutseg.load(arguments.model).to(choose_device(arguments.device))
     check_writable(arguments.out, "--out")
@@ -50,8 +51,14 @@ def segment(arguments: argparse.Namespace) -> int:
             failures.append(str(error))
             continue
         mask = model.predict(pixels).astype(bool)
-        _save(_overlay(pixels, mask), overlay_file)
-        _save(mask.astype("uint8") * 255, mask_file)
+        try:
+            _save(_overlay(pixels, mask), overlay_file)  # first, as its name is the longer one
+            _save(mask.astype("uint8") * 255, mask_file)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            failures.append(f"{image} has a name too long for those of its mask and overlay; shorten it")
+            continue
         share = f"lesion: {100 * mask.mean():.3g} % of the picture" if mask.any() else "no lesion found"
         print(f"{image} -> {mask_file} ({share})", flush=True)
         if max(mask.shape) > LONGEST_ASPECT * min(mask.shape):
@@ -64,35 +71,44 @@ def segment(arguments: argparse.Namespace) -> int:
 
 def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The files that the arguments mean, each once and none of ours, and a sentence for each that means none."""
-    from tokencutseg.data.images import IMAGE_SUFFIXES
-    from tokencutseg.data.pairing import is_image, is_visible
-
     found: dict[Path, Path] = {}  # by real path
     ours, failures = [], []
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            there = [file for file in sorted(path.iterdir()) if file.is_file() and is_visible(file.name)]
-            # a file of a rare kind is an image where it can be opened, as one that is named itself
-            rare = {file for file in there if file.suffix.lower() not in IMAGE_SUFFIXES and _software(file) is not None}
-            files = [file for file in there if is_image(file) or file in rare]
-            if others := [file.name for file in there if file not in files]:
-                _note(f"skipped in {path}, as no images: {', '.join(others)}")
-        elif path.exists() or not glob.has_magic(argument):
-            files = [path]  # a file that is missing is reported when it is read
-        else:
-            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
-            files = [Path(match) for match in matches if Path(match).is_file()]
+        try:
+            files = _files(argument)
+        except OSError as error:
+            failures.append(f"{argument} cannot be read ({error.strerror}); check the path and its permissions")
+            continue
         if not files:
-            failures.append(f"{argument} holds no image" if path.is_dir() else f"no file matches {argument}")
+            failures.append(f"{argument} holds no image" if Path(argument).is_dir() else f"no file matches {argument}")
         for file in files:
             if _software(file) == SOFTWARE:
                 ours.append(file.name)
             else:
-                found.setdefault(file.resolve(), file)
+                found.setdefault(Path(os.path.realpath(file)), file)
     if ours:
         _note(f"skipped, as written by earlier calls: {', '.join(dict.fromkeys(ours))}")
     return list(found.values()), failures
+
+
+def _files(argument: str) -> list[Path]:
+    """The images of a folder, the files that match a pattern, or one file, which may be missing."""
+    from tokencutseg.data.images import IMAGE_SUFFIXES
+    from tokencutseg.data.pairing import is_image, is_visible
+
+    path = Path(argument)
+    if path.is_dir():
+        there = [file for file in sorted(path.iterdir()) if file.is_file() and is_visible(file.name)]
+        # a file of a rare kind is an image where it can be opened, as one that is named itself
+        rare = {file for file in there if file.suffix.lower() not in IMAGE_SUFFIXES and _software(file) is not None}
+        files = [file for file in there if is_image(file) or file in rare]
+        if others := [file.name for file in there if file not in files]:
+            _note(f"skipped in {path}, as no images: {', '.join(others)}")
+        return files
+    if path.exists() or not glob.has_magic(argument):
+        return [path]  # reported when it is read, if it is missing
+    matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    return [Path(match) for match in matches if Path(match).is_file()]
 
 
 def _names(images: Sequence[Path]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -27,9 +28,11 @@ WAIT_SECONDS = 60
 def resolve(path: str | Path) -> Path:
     """A relative path is one from the current folder, or what is not there but in the checkout; in the checkout's
     notebooks/, where Jupyter starts their kernels, it is always one in the checkout."""
-    here, there = Path(path).resolve(), ((CHECKOUT or Path()) / path).resolve()
+    # of os.path, which takes links that go round in circles and names that are too long
+    here, there = (os.path.realpath(folder / path) for folder in (Path(), CHECKOUT or Path()))
     in_notebooks = CHECKOUT is not None and Path.cwd().is_relative_to(CHECKOUT / "notebooks")
-    return there if in_notebooks or (there.exists() and not here.exists()) else here
+    elsewhere = os.path.exists(there) and not os.path.exists(here)  # noqa: PTH110
+    return Path(there if in_notebooks or elsewhere else here)
 
 
 def results_folder(path: str | Path = "") -> Path:
@@ -67,11 +70,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     full disk or a removed folder makes a library raise becomes one clear OSError.
     """
     path = Path(path)
-    for left in path.parent.glob(f".{path.name}.*.partial"):
+    own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # the name itself may be as long as names can be
+    for left in path.parent.glob(f".{own}.*.partial"):
         with suppress(FileNotFoundError):  # another process has just moved it into place
             if time.time() - left.stat().st_mtime > 3600:
                 left.unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{own}.{os.getpid()}.partial")
     try:
         yield temporary
         temporary.replace(path)

@@ -51,7 +51,7 @@ _DEPTH = 3
 def find_datasets(*roots: str | Path) -> Found:
     """All sets under the folders; each may hold official sets, be one of the user's own, or both."""
     found = Found()
-    for root in {Path(root).resolve(): Path(root) for root in roots}.values():
+    for root in {os.path.realpath(root): Path(root) for root in roots}.values():
         try:
             sets = _sets_under(root, found)
             _described(root, sets, found)

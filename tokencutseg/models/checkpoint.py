@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import VQGAN
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+STAGES = ("vqgan", "masked_gpt", "segmentation", "baseline")
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """The model that comes with the package: a revised segmenter with its tokenizer; `README.md` beside it is its card."""
 
@@ -24,7 +26,7 @@ PRETRAINED_PARTS = ("vqgan.", "masked_gpt.")
 
 
 def build(stage: str, config: Config, name: str | None = None, pretrained: bool = True) -> nn.Module:
-    """An untrained model of a stage: `vqgan`, `masked_gpt`, `segmentation` or `baseline` (which needs a name).
+    """An untrained model of a stage in `STAGES`; a `baseline` needs a name.
 
     `pretrained` says whether it may start from ImageNet weights.
     """
@@ -53,7 +55,7 @@ def save_half(run: str | Path, folder: Path) -> int:
         raise DataError(f"{folder / taken[0]} is there already and would be lost; write to another folder")
     about, source = _about(run)
     about |= {"metrics": read_metrics(source)}
-    state = load_file(source / WEIGHTS)
+    state = _read_weights(source)
     state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
         raise DataError(f"{source} holds weights beyond half precision in {broken[0]}; keep it in full precision")
@@ -70,7 +72,7 @@ def load(path: str | Path = PRETRAINED) -> nn.Module:
     when there is no model.
     """
     about, folder = _about(path)
-    config, state = _config(about, folder), load_file(folder / WEIGHTS)
+    config, state = _config(about, folder), _read_weights(folder)
     model = build(about["stage"], config, about.get("name"), pretrained=False)
     if about["stage"] == "masked_gpt":
         untrained = {key: value for key, value in model.state_dict().items() if not key.startswith(PRETRAINED_PARTS)}
@@ -94,7 +96,7 @@ def stage_and_config(path: str | Path) -> tuple[str, Config]:
 def read_metrics(folder: Path) -> dict[str, Any]:
     """What a run measured as it trained, also of a model exported from it; empty where that is not known."""
     if (file := folder / "metrics.json").is_file():
-        return json.loads(file.read_text())
+        return _read_json(file)
     return _about(folder)[0].get("metrics", {})
 
 
@@ -109,14 +111,40 @@ def _config(about: dict[str, Any], folder: Path) -> Config:
         ) from error
 
 
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    file = folder / WEIGHTS
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise DataError(f"{file} is damaged or incomplete; copy or train it again") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror or error}); check its permissions") from error
+
+
 def _about(path: str | Path) -> tuple[dict[str, Any], Path]:
     """The content of `config.json`, and the folder; `path` is the folder or the weights in it."""
     folder = Path(path)
     folder = folder.parent if folder.name == WEIGHTS else folder
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise DataError(
-                f"{folder} holds no saved model: {name} is missing there; give a run's folder such as "
-                f"results/runs/segmentation-…"
-            )
-    return json.loads((folder / CONFIG).read_text()), folder
+    what = "give a run's folder such as results/runs/segmentation-…"
+    try:
+        if folder.is_file():
+            raise DataError(f"{folder} is a file and no folder with a saved model; {what}")
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise DataError(f"{folder} holds no saved model: {name} is missing there; {what}")
+        about = _read_json(folder / CONFIG)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}); check the path and its permissions") from error
+    if about.get("stage") not in STAGES or not isinstance(about.get("config"), dict):
+        raise DataError(f"{folder / CONFIG} does not describe a saved model; {what}")
+    return about, folder
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        if isinstance(values := json.loads(file.read_bytes()), dict):
+            return values
+        what = "holds no settings"
+    except ValueError as error:
+        what = f"is no JSON ({error})"
+    raise DataError(f"{file} {what}; copy its folder or train it again")

@@ -1,0 +1,71 @@
+"""Saved models that are broken, foreign or none: one sentence that names the file."""
+
+import json
+import os
+
+import pytest
+
+from tokencutseg.cli import main
+from tokencutseg.data.images import DataError
+from tokencutseg.models.checkpoint import CONFIG, WEIGHTS, build, load, read_metrics, save_half, save_weights
+
+ABOUT = {"stage": "vqgan", "config": {}}
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """A saved tokenizer."""
+    folder = tmp_path / "vqgan-1"
+    folder.mkdir()
+    save_weights(build("vqgan", tiny).state_dict(), folder)
+    (folder / CONFIG).write_text(json.dumps({"stage": "vqgan", "config": tiny.to_dict()}))
+    return folder
+
+
+def refused(path, tmp_path, name, capsys):
+    """Every way of opening the model names the file, and nothing is written."""
+    for opened in (load, lambda path: save_half(path, tmp_path / "half")):
+        with pytest.raises(DataError, match=name):
+            opened(path)
+    assert main(["segment", str(tmp_path / "a.png"), "--model", str(path), "--out", str(tmp_path / "out")]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("error: ") and name in sentence
+    assert not (tmp_path / "half").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"\xff\xfe\xfd", b"", b"[1]", b'{"config": 1}', b'{"model_type": "bert"}']
+    + [json.dumps(ABOUT | change).encode() for change in ({"stage": "foo"}, {"stage": ["vqgan"]}, {"config": [1]})],
+)
+def test_broken_or_foreign_config(folder, tmp_path, capsys, content):
+    (folder / CONFIG).write_bytes(content)
+    refused(folder, tmp_path, CONFIG, capsys)
+
+
+@pytest.mark.parametrize("cut", [lambda whole: b"", lambda whole: b"version https://git-lfs", lambda whole: whole[:-9]])
+def test_broken_weights(folder, tmp_path, capsys, cut):
+    (folder / WEIGHTS).write_bytes(cut((folder / WEIGHTS).read_bytes()))
+    refused(folder, tmp_path, WEIGHTS, capsys)
+
+
+def test_no_folder(folder, tmp_path, capsys):
+    (tmp_path / "a.png").touch()
+    refused(tmp_path / "a.png", tmp_path, "a.png is a file", capsys)
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    refused(tmp_path / "round", tmp_path, "round", capsys)
+    refused(tmp_path / ("x" * 300), tmp_path, "x" * 300, capsys)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every folder")
+def test_unreadable_folder(folder, tmp_path, capsys):
+    folder.chmod(0)
+    refused(folder, tmp_path, folder.name, capsys)
+    folder.chmod(0o700)
+
+
+def test_broken_metrics(folder):
+    assert read_metrics(folder) == {}
+    (folder / "metrics.json").write_text("{")
+    with pytest.raises(DataError, match=r"metrics\.json"):
+        read_metrics(folder)
