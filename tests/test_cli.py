@@ -225,6 +225,26 @@ def test_an_unreadable_image_stops_before_the_notebooks(notebooks, tmp_path, cap
     assert "file cannot be written" in capsys.readouterr().err
 
 
+def test_files_of_the_users_in_a_studys_folder_are_not_overwritten(notebooks, tmp_path, monkeypatch, capsys):
+    """A folder is a study's by what a first run, also an interrupted one, leaves in it."""
+    monkeypatch.setattr(runner, "run_notebooks", lambda chosen, *_: {path.stem: None for path in chosen})
+    study = tmp_path / "out" / "tiny-synthetic"
+    options = ["run", "--preset", "tiny", "--notebooks", notebooks, "--results", tmp_path / "out"]
+    for name in ("index.html", "config.json", "notebooks/01_vqgan_pretrain.ipynb"):
+        (file := study / name).parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("own text")
+        for more in ([], ["--table", "budgets"], ["--dry-run"]):
+            assert run(*options, *more) == 2
+            assert f"{study} holds files" in capsys.readouterr().err
+        assert [path for path in study.rglob("*") if path.is_file()] == [file] and file.read_text() == "own text"
+        file.unlink()
+    (study / "notebooks" / ".lock").touch()
+    assert run(*options) == 0, "nothing but folders and hidden files"
+    (study / "environment.json").unlink()
+    (study / "notebooks" / "01_good.log").touch()
+    assert run(*options) == 0 and (study / "index.html").is_file()
+
+
 @pytest.mark.slow
 def test_single_tables(tmp_path, capsys):
     """Their trainings are done in the precision that is asked for, and found again by a second call."""

@@ -207,6 +207,7 @@ def _run(arguments: argparse.Namespace) -> int:
         os.environ["TOKENCUTSEG_DEVICE"] = hardware.device  # for the notebooks
     study = Study.open(config.preset, config.recipe, config.seed, data, results, overrides, hardware)
     available_rows(study)
+    study.check_folder()
     parameters = {"preset": config.preset, "recipe": config.recipe, "seed": config.seed}
     parameters |= {"data": data, "results": str(results), "overrides": config.changes()}
     for path in (results, *arguments.data):
@@ -239,6 +240,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _train(study, arguments)
     if not executes:
         return 0
+    study.claim_folder()
     folder = study.folder
     del study  # the notebooks open the images themselves
     outcomes = runner.run_notebooks(notebooks, parameters, folder, jobs, arguments.timeout, arguments.again)
