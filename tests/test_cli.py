@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import tokencutseg
-from tokencutseg import cli, cli_explore, cli_segment
+from tokencutseg import __main__, cli, cli_explore, cli_segment
 from tokencutseg.cli import main
 from tokencutseg.config import RECIPES
 from tokencutseg.report import notebooks as runner
@@ -116,6 +116,19 @@ def test_bad_usage_is_one_sentence_and_status_2(arguments, message, notebooks, t
     shown = capsys.readouterr()
     assert message in shown.err and "error: " in shown.err and "Traceback" not in shown.err
     assert [path.name for path in tmp_path.iterdir()] == ["notebooks"], "nothing may have been started"
+
+
+def test_ctrl_c_while_modules_are_imported(monkeypatch, capsys):
+    class Interrupting:
+        @staticmethod
+        def find_spec(name, *_):
+            if name == "tokencutseg.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "tokencutseg.cli")
+    monkeypatch.delattr(tokencutseg, "cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting, *sys.meta_path])
+    assert __main__.main() == 130 and "interrupted" in capsys.readouterr().err
 
 
 def test_names_that_cannot_be_printed(tmp_path):
