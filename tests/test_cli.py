@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import tokencutseg
-from tokencutseg import cli, cli_explore
+from tokencutseg import __main__, cli, cli_explore
 from tokencutseg.cli import main
 from tokencutseg.config import RECIPES
 from tokencutseg.report import notebooks as runner
@@ -95,14 +95,19 @@ def test_without_a_command_it_lists_them_by_group(capsys):
         (["run", "--preset", "tiny", "--table", "budgets,stage"], "unknown table 'stage'. Known: "),
         (["run", "--data", "nowhere"], "nowhere does not exist"),
         (["run", "--results", "r\udcff"], "which is not UTF-8"),
-        (["run", "--jobs", "0"], "must be 1 or more"),
-        (["run", "--seed", "-1"], "must lie in 0"),
+        (["run", "--jobs", "0"], "--jobs: must lie in 1"),
+        (["run", "--jobs", "two"], "--jobs: must be a whole number"),
+        (["run", "--seed", "-1"], "--seed: must lie in 0"),
+        (["run", "--gpus", "-3"], "--gpus: must lie in 0"),
+        (["run", "--num-nodes", "0"], "--num-nodes: must lie in 1"),
+        (["run", "--set", "vqgan.epochs=9999999999999999999999"], "vqgan.epochs"),
         (["run", "--preset", "huge"], "invalid choice: 'huge'"),
         (["run", "--result", "elsewhere"], "unrecognized arguments"),
         (["fetch", "isic2015"], "isic2015"),
         (["audit", "--data", "nowhere"], "nowhere does not exist"),
         (["segment", "a.png", "--model", "nowhere", "--out", "out"], "nowhere holds no saved model"),
         (["explore", "--notebooks", "."], "holds no explorer*.ipynb"),
+        (["explore", "--port", "99999"], "--port: must lie in 1 … 65535"),
         (["explore", "06"], "holds no 06*.ipynb"),
         (["explore", "--model", "nowhere"], "nowhere does not exist"),
     ],
@@ -132,6 +137,19 @@ def test_links_that_go_round_in_circles(arguments, notebooks, tmp_path, monkeypa
     assert run(*arguments, *(["--notebooks", notebooks] if arguments[0] == "run" else [])) in (1, 2)
     shown = capsys.readouterr().err
     assert "error: " in shown and "round" in shown and "Traceback" not in shown
+
+
+def test_ctrl_c_while_modules_are_imported(monkeypatch, capsys):
+    class Interrupting:
+        @staticmethod
+        def find_spec(name, *_):
+            if name == "tokencutseg.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "tokencutseg.cli")
+    monkeypatch.delattr(tokencutseg, "cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting, *sys.meta_path])
+    assert __main__.main() == 130 and "interrupted" in capsys.readouterr().err
 
 
 def test_names_that_cannot_be_printed(tmp_path):
@@ -239,6 +257,26 @@ def test_an_unreadable_image_stops_before_the_notebooks(notebooks, tmp_path, cap
     (tmp_path / "file").touch()
     assert run("run", *options[:-1], tmp_path / "file") == 2
     assert "file cannot be written" in capsys.readouterr().err
+
+
+def test_files_of_the_users_in_a_studys_folder_are_not_overwritten(notebooks, tmp_path, monkeypatch, capsys):
+    """A folder is a study's by what a first run, also an interrupted one, leaves in it."""
+    monkeypatch.setattr(runner, "run_notebooks", lambda chosen, *_: {path.stem: None for path in chosen})
+    study = tmp_path / "out" / "tiny-synthetic"
+    options = ["run", "--preset", "tiny", "--notebooks", notebooks, "--results", tmp_path / "out"]
+    for name in ("index.html", "config.json", "notebooks/01_vqgan_pretrain.ipynb"):
+        (file := study / name).parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("own text")
+        for more in ([], ["--table", "budgets"], ["--dry-run"]):
+            assert run(*options, *more) == 2
+            assert f"{study} holds files" in capsys.readouterr().err
+        assert [path for path in study.rglob("*") if path.is_file()] == [file] and file.read_text() == "own text"
+        file.unlink()
+    (study / "notebooks" / ".lock").touch()
+    assert run(*options) == 0, "nothing but folders and hidden files"
+    (study / "environment.json").unlink()
+    (study / "notebooks" / "01_good.log").touch()
+    assert run(*options) == 0 and (study / "index.html").is_file()
 
 
 @pytest.mark.slow

@@ -1,7 +1,18 @@
-"""`python -m tokencutseg`."""
+"""`tokencutseg` and `python -m tokencutseg`."""
 
 import sys
 
-from tokencutseg.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line; Ctrl-C gives no traceback while modules are imported, either."""
+    try:
+        from tokencutseg import cli
+
+        return cli.main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

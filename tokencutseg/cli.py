@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokencutseg import __version__, cli_explore, cli_segment, cli_upstream
+from tokencutseg.cli_upstream import whole
 from tokencutseg.config import PRESETS, RECIPES, ConfigError, configure, option_reasons
 from tokencutseg.files import atomic_write, available_cores, resolve, results_folder, write_csv
 
@@ -132,11 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--only", metavar="03[,04]", help="these notebooks only, by number", **lists)
     part.add_argument("--table", metavar="NAME[,NAME]", help="these tables only, without notebooks", **lists)
     part.add_argument("--train-only", action="store_true", help="only the trainings that the tables rest on")
-    run.add_argument("--jobs", type=_positive, metavar="N", help="notebooks (or trainings, without notebooks) at once")
+    run.add_argument("--jobs", type=whole(1), metavar="N", help="notebooks (or trainings, without notebooks) at once")
     run.add_argument("--dask", metavar="ADDRESS", help="train on the cluster of this Dask scheduler, then go on here")
     cli_upstream.add_hardware(run, precision="auto")
     text = "most time for one cell (default: a week)"  # so that a hung kernel ends some day, and no honest training
-    run.add_argument("--timeout", type=_positive, default=7 * 24 * 3600, metavar="SECONDS", help=text)
+    run.add_argument("--timeout", type=whole(1), default=7 * 24 * 3600, metavar="SECONDS", help=text)
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="other notebooks than the checkout's own")
     run.add_argument("--again", action="store_true", help="execute notebooks that are done and unchanged, too")
     run.add_argument("--dry-run", action="store_true", help="check everything, show what would be run, start nothing")
@@ -157,7 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "for the explorer: folder with datasets (default: synthetic lesions)"
     explore.add_argument("--data", type=resolve, metavar="DIR", help=text)
     cli_upstream.add_device(explore)
-    explore.add_argument("--port", type=_positive, default=8888, metavar="N", help="or the next free (default: 8888)")
+    explore.add_argument(
+        "--port", type=whole(1, 65535), default=8888, metavar="N", help="or the next free (default: 8888)"
+    )
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
     explore.add_argument("--notebooks", type=Path, metavar="DIR", help="a folder with your own copies of them")
 
@@ -172,12 +175,6 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_upstream.add_commands(command)
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
 
 
 # run ----------------------------------------------------------------------------------------------------------------
@@ -207,6 +204,7 @@ def _run(arguments: argparse.Namespace) -> int:
         os.environ["TOKENCUTSEG_DEVICE"] = hardware.device  # for the notebooks
     study = Study.open(config.preset, config.recipe, config.seed, data, results, overrides, hardware)
     available_rows(study)
+    study.check_folder()
     parameters = {"preset": config.preset, "recipe": config.recipe, "seed": config.seed}
     parameters |= {"data": data, "results": str(results), "overrides": config.changes()}
     for path in (results, *arguments.data):
@@ -239,6 +237,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _train(study, arguments)
     if not executes:
         return 0
+    study.claim_folder()
     folder = study.folder
     del study  # the notebooks open the images themselves
     outcomes = runner.run_notebooks(notebooks, parameters, folder, jobs, arguments.timeout, arguments.again)

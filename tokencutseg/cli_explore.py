@@ -42,6 +42,7 @@ def explore(arguments: argparse.Namespace) -> int:
             environment[f"TOKENCUTSEG_EXPLORE_{name.upper()}"] = str(path.absolute())
     if arguments.device != "auto":
         environment["TOKENCUTSEG_DEVICE"] = arguments.device
+    print(f"device: {_checked(arguments)}", flush=True)
     # defaults, which the user's own settings override: it does not ask whether it may fetch news, takes large uploads,
     # saves the checkout's notebooks without outputs, and shows the explorer by our template
     for name in ("JUPYTER_CONFIG_PATH", "JUPYTER_PATH"):
@@ -75,3 +76,15 @@ def explore(arguments: argparse.Namespace) -> int:
         log.seek(0)
         print(log.read(), file=sys.stderr)
         return server.returncode
+
+
+def _checked(arguments: argparse.Namespace) -> str:
+    """Where the notebook will compute, in words. Raises ConfigError or DataError for what it could only fail on."""
+    from tokencutseg.explore.queries import check
+    from tokencutseg.models.hardware import Hardware, choose_device
+
+    choose_device(arguments.device)
+    if arguments.notebook != "explorer":
+        return Hardware(arguments.device).describe()
+    check(arguments.model or "", str(arguments.data or ""))
+    return f"{Hardware('cpu', '32-true').describe()}; the explorer computes there only"

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencutseg.config import Config, ConfigError, configure
+from tokencutseg.config import Config, ConfigError, configure, options
 from tokencutseg.files import resolve
+from tokencutseg.options import LARGEST
 
 if TYPE_CHECKING:
     from tokencutseg.experiments.study import Study
@@ -48,7 +49,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     test = command("test-seg", _test_seg)
     _add_folders(test, "test")
     _add_file(test, "--checkpoint-path", "model_trained_in_step2.ckpt", "the authors' .ckpt, or one of our runs")
-    test.add_argument("--batch-size", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    test.add_argument("--batch-size", type=whole(1), default=1, metavar="N", help="(default: %(default)s)")
     _add_sizes(test, 1024)
     _add_settings(test, "masked_gpt", "gpt-", n_layer=12, n_head=4, n_embd=256)
     add_device(test)
@@ -63,7 +64,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def add_seed_and_set(parser: argparse.ArgumentParser) -> None:
     """The options `--seed` and `--set`; `read_overrides` reads the latter."""
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of every draw (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, metavar="N", help="of every draw (default: %(default)s)"
+    )
     pairs: dict[str, Any] = {"dest": "overrides", "action": "extend", "nargs": "+", "default": []}
     parser.add_argument("--set", metavar="stage.key=value", help="settings, such as vqgan.codebook_size=128", **pairs)
 
@@ -84,10 +87,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_hardware(parser: argparse.ArgumentParser, precision: str) -> None:
     """The options that `hardware` reads."""
     add_device(parser)
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs per training, 0 for the CPU (default: 1)")
+    parser.add_argument("--gpus", type=whole(0), metavar="N", help="GPUs per training, 0 for the CPU (default: 1)")
     text = "16 and bf16 are mixed; auto is bf16 on a GPU that has it, else 32 (default: %(default)s)"
     parser.add_argument("--precision", choices=PRECISIONS, default=precision, help=text)
-    parser.add_argument("--num-nodes", type=int, default=1, metavar="N", help="machines per training (default: 1)")
+    parser.add_argument("--num-nodes", type=whole(1), default=1, metavar="N", help="machines per training (default: 1)")
 
 
 def hardware(arguments: argparse.Namespace) -> Hardware:
@@ -109,10 +112,19 @@ def hardware(arguments: argparse.Namespace) -> Hardware:
     return found
 
 
-def _seed(text: str) -> int:
-    if not 0 <= (number := int(text)) < 2**32:
-        raise argparse.ArgumentTypeError(f"must lie in 0 … 2^32 - 1, not {number}")
-    return number
+def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:
+    """A type of `add_argument`: whole numbers in `least` … `most`."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r:.40}") from None
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"must lie in {least} … {most}, not {text}")
+        return number
+
+    return read
 
 
 def _note(message: str) -> None:
@@ -129,8 +141,10 @@ def _add_folders(parser: argparse.ArgumentParser, *splits: str, masks: bool = Tr
 def _add_settings(parser: argparse.ArgumentParser, section: str, prefix: str = "", **defaults: Any) -> None:
     for name, default in defaults.items():
         flag, ours = f"--{prefix}{name.replace('_', '-')}", f"{section}.{_OURS.get(name, name)}"
-        options = {"type": type(default), "default": default, "help": "(default: %(default)s)"}
-        parser.add_argument(flag, dest=ours, metavar="N", **options)
+        bounds = options()[ours].metadata
+        kind = whole(1 if bounds["above"] == 0 else bounds["least"] or 0) if isinstance(default, int) else float
+        about: dict[str, Any] = {"type": kind, "default": default, "help": "(default: %(default)s)"}
+        parser.add_argument(flag, dest=ours, metavar="N", **about)
 
 
 def _add_sizes(parser: argparse.ArgumentParser, codebook_size: int) -> None:

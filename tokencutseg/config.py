@@ -16,7 +16,7 @@ import json
 import math
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -298,14 +298,12 @@ class Config:
     def override(self, values: Mapping[str, Any]) -> Config:
         """A copy with ``stage.key`` values replaced; strings are read as the field's type.
 
-        Raises ConfigError for an unknown stage or key (listing the known ones) or a value of the wrong type.
+        Raises ConfigError for an unknown stage or key (with the one that is most like it) or a value of the wrong type.
         """
         by_stage: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in _types():
-                close = difflib.get_close_matches(name, known_keys(), n=1, cutoff=0.5)
-                hint = f"Did you mean {close[0]!r}? " if close else ""
-                raise ConfigError(f"unknown setting {name!r}. {hint}Known: {', '.join(known_keys())}")
+                raise ConfigError(f"unknown setting {name!r}. {_hint(name, known_keys())}")
             stage, key = name.split(".")
             by_stage.setdefault(stage, {})[key] = coerce(name, value, _types()[name])
         return dataclasses.replace(
@@ -334,6 +332,14 @@ def _types() -> dict[str, Any]:
 def known_keys() -> list[str]:
     """Every ``stage.key`` that `--set` accepts."""
     return list(options())
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    """What an unknown option may have been meant to be, and where all of them are listed, which are too many here."""
+    same = [other for other in known if other.split(".")[-1] == name.split(".")[-1]]  # of another stage
+    close = difflib.get_close_matches(name, same or known, n=1, cutoff=0.0 if same else 0.5)
+    listed = f"`tokencutseg recipes` lists the settings of recipes, and {__file__} all"
+    return f"Did you mean {close[0]!r}? {listed}" if close else listed
 
 
 def option_reasons() -> dict[str, str]:
@@ -375,6 +381,6 @@ def configure(
     config = Config(preset=preset, recipe=recipe, seed=seed).override(values)
     for key in ("steps", "deviations"):
         if unknown := [name for name in getattr(config.ablation, key) if name not in RECIPES["released"]]:
-            every = ", ".join(RECIPES["released"])
-            raise ConfigError(f"ablation.{key} names {unknown[0]!r}, which is no option of a recipe. Known: {every}")
+            hint = _hint(unknown[0], RECIPES["released"])
+            raise ConfigError(f"ablation.{key} names {unknown[0]!r}, which is no option of a recipe. {hint}")
     return config

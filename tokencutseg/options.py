@@ -7,7 +7,11 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import field
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
+
+LARGEST = 10**9
+"""The largest integer that a setting may be, and less its sign the smallest: beyond all that can be computed."""
 
 
 class ConfigError(ValueError):
@@ -64,10 +68,14 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
         return value
     if kind in (int, float) and not isinstance(value, bool):
         try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isfinite(number) and (kind is float or number == int(number)):
-            return kind(number)
+            number = Decimal(str(value))  # exact, also "1e3"
+        except InvalidOperation:
+            number = Decimal("nan")
+        if kind is float and number.is_finite() and math.isfinite(float(number)):
+            return float(number)
+        if kind is int and number.is_finite() and number == number.to_integral_value():
+            if not -LARGEST <= number <= LARGEST:
+                raise ConfigError(f"{name} must lie in {-LARGEST} … {LARGEST}, not {value}")
+            return int(number)
     wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
     raise ConfigError(f"{name} must be {wanted}, not {value!r}")

@@ -61,10 +61,17 @@ def test_every_mode_becomes_rgb(tmp_path, name):
         np.testing.assert_array_equal(image_array(opened), expected)
 
 
-def test_floating_point_pixels_are_refused(tmp_path):
-    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(DataError, match=r"float\.tif holds floating-point"):
-        read_image(tmp_path / "float.tif")
+@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize(("kind", "value"), [(np.float32, 1), (np.int32, 65536), (np.int32, -1)])
+def test_pixels_of_unknown_range_are_refused(tmp_path, read, kind, value):
+    Image.fromarray(np.diag(np.full(4, value, kind))).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif holds .* 8 bits"):
+        read(tmp_path / "a.tif")
+
+
+def test_integers_of_16_bits_in_a_file_of_32(tmp_path):
+    Image.fromarray(np.full((4, 4), 65535, np.int32)).save(tmp_path / "a.tif")
+    assert (read_image(tmp_path / "a.tif") == 255).all() and read_mask(tmp_path / "a.tif").all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -90,6 +90,10 @@ def test_find_model(tmp_path):
     rows = {"method": ["otsu", "tokencutseg"], "runs": [None, "vqgan-1 masked_gpt-2 segmentation-3"]}
     pd.DataFrame(rows).to_csv(study / "tables" / "main_results.csv")
     assert queries.find_model(study) == tmp_path / "runs" / "segmentation-3"
+    for content in ("method,runs\notsu,\n", "method,runs\ntokencutseg,\n", "a\n1\n", ""):
+        (study / "tables" / "main_results.csv").write_text(content)
+        with pytest.raises(DataError, match="name the folder of a run"):
+            queries.find_model(study)
 
 
 def test_describe(tmp_path):

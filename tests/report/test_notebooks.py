@@ -17,6 +17,7 @@ from filelock import FileLock
 from tokencutseg.config import ConfigError
 from tokencutseg.files import CHECKOUT
 from tokencutseg.report import notebooks as runner
+from tokencutseg.report.index import write_index
 from tokencutseg.report.notebooks import check_parameters, find_notebooks, run_notebooks
 
 
@@ -139,6 +140,31 @@ def test_unchanged_notebooks_are_left_alone(write_notebook, tmp_path, monkeypatc
     assert (count(), count(again=True)) == (0, 1)
     (kept,) = folder.glob("notebooks/01_a-*.ipynb")
     assert kept.read_text() == "somebody's answers"
+    for damaged in (b"{", b"[1]", b"\xff"):
+        (folder / "notebooks" / "01_a.done.json").write_bytes(damaged)
+        assert (count(), count()) == (1, 0)
+    assert list(folder.glob("notebooks/01_a-*.ipynb")) == [kept]
+
+
+@pytest.mark.parametrize("before", ["unknown", "failed", "failed and edited"])
+def test_a_notebook_that_is_not_as_it_was_executed_is_kept(write_notebook, tmp_path, monkeypatch, before):
+    notebook, folder = write_notebook(tmp_path, "01_a"), tmp_path / "study" / "notebooks"
+
+    class FailingProcess(subprocess.Popen):
+        def __init__(self, command, **options):
+            Path(json.loads(command[-1])["output_path"]).write_text(notebook.read_text())
+            super().__init__(["false"], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", FailingProcess)
+    folder.mkdir(parents=True)
+    if before != "unknown":
+        assert run_notebooks([notebook], {}, folder.parent)["01_a"]
+    if before != "failed":
+        (folder / "01_a.ipynb").write_text("own text")
+    assert run_notebooks([notebook], {}, folder.parent)["01_a"]
+    kept = [path.read_text() for path in folder.glob("01_a-*.ipynb")]
+    assert kept == ([] if before == "failed" else ["own text"])
+    assert "01_a" in write_index(folder.parent).read_text(), "also where what was kept is no notebook"
 
 
 @pytest.mark.slow

@@ -94,8 +94,8 @@ def mask_values(path: str | Path, size: int | None = None) -> tuple[np.ndarray, 
     """
     with _opened(path) as image:
         if image.mode.startswith("I"):
-            values = np.array(image)
-            values = np.maximum(_to_8_bit(values), values > 0) if values.max() > 255 else np.clip(values, 0, 255)
+            values = _16_bits(image, path)
+            values = np.maximum(_upper_byte(values), values > 0) if values.max() > 255 else values
         else:
             values = np.array(image.convert("L")) if image.mode in ("L", "1") else _brightest(image, path)
         counts = np.bincount(values.ravel(), minlength=256)
@@ -184,20 +184,31 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
     """An image of any mode in RGB, 8 bits each, turned as its EXIF orientation says unless `upright` is False. Raises
-    DataError for floating-point pixels."""
+    DataError for pixels of floating point, and for integers beyond 16 bits."""
+    name = getattr(image, "filename", None) or "the image"
     if upright and image.getexif().get(0x0112, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        return Image.fromarray(_to_8_bit(np.array(image))).convert("RGB")
+        return Image.fromarray(_upper_byte(_16_bits(image, name))).convert("RGB")
     if image.mode == "F":
-        name = getattr(image, "filename", None) or "the image"
-        raise DataError(f"{name} holds floating-point pixels, whose range is unknown; save it with 8 bits per channel")
+        raise _unknown_range(name, "floating-point")
     with warnings.catch_warnings():
         # transparency is dropped on purpose, whatever form the palette keeps it in
         warnings.filterwarnings("ignore", message="Palette images with Transparency")
         return image.convert("RGB")
 
 
-def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """16-bit grey (H, W), which Pillow opens in a mode "I…", as uint8: the upper byte."""
-    return (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
+def _16_bits(image: Image.Image, name: str | Path) -> np.ndarray:
+    """The values of 16-bit grey (H, W), which Pillow opens in a mode "I…"; DataError for more bits."""
+    values = np.array(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise _unknown_range(name, "32-bit")
+    return values
+
+
+def _upper_byte(values: np.ndarray) -> np.ndarray:
+    return (values >> 8).astype(np.uint8)
+
+
+def _unknown_range(name: str | Path, kind: str) -> DataError:
+    return DataError(f"{name} holds {kind} pixels, whose range is unknown; save it with 8 bits per channel")

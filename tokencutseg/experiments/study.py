@@ -67,22 +67,39 @@ class Study(Pipeline):
         study.data, study.store.training = data, training
         return study
 
+    def check_folder(self) -> None:
+        """Raise ConfigError where files that are not of a study lie in this one's folder and could be overwritten."""
+        ours = (ENVIRONMENT, "notebooks/*.done.json", "notebooks/*.log")
+        if any(any(self.folder.glob(pattern)) for pattern in ours):
+            return
+        if any(path.is_file() and not path.name.startswith(".") for path in self.folder.rglob("*")):
+            raise ConfigError(f"{self.folder} holds files that this program did not make; choose another --results")
+
+    def claim_folder(self) -> None:
+        """Make the study's folder with environment.json, by which `check_folder`, which comes first, knows it again."""
+        self.check_folder()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / ENVIRONMENT).exists():
+            write_json(environment(), self.folder / ENVIRONMENT)
+
     def table(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
         """Write tables/<name>.csv, with the study's config.json and environment.json above it, and return the table.
 
-        Raises ValueError for an empty one.
+        Raises ValueError for an empty one, and ConfigError as `claim_folder` does.
         """
         if not len(table):
             raise ValueError(f"table {name!r} is empty")
-        (self.folder / "tables").mkdir(parents=True, exist_ok=True)
+        self.claim_folder()
+        (self.folder / "tables").mkdir(exist_ok=True)
         write_json(self.config.to_dict(), self.folder / CONFIG)
         write_json(environment(), self.folder / ENVIRONMENT)
         write_csv(table, self.folder / "tables" / f"{name}.csv")
         return table
 
     def figure(self, name: str, figure: Figure) -> Figure:
-        """Write figures/<name>.pdf and .png and return the figure."""
-        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+        """Write figures/<name>.pdf and .png and return the figure. Raises ConfigError as `claim_folder` does."""
+        self.claim_folder()
+        (self.folder / "figures").mkdir(exist_ok=True)
         formats: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": 150}}
         for suffix, options in formats.items():
             with atomic_write(self.folder / "figures" / f"{name}.{suffix}") as file:

@@ -147,17 +147,20 @@ def radius_in_cells(model: TokenCutSeg) -> float:
 def find_model(path: str | Path = "") -> Path:
     """The folder of the model to explore: the packaged one by default, a study's main run for a study's folder.
 
-    Raises DataError for a study without main results.
+    Raises DataError for a study without main results of the method.
     """
     folder = Path(path) if path else PRETRAINED
     if not (folder / "tables").is_dir():
         return folder
     try:
         results = pd.read_csv(folder / "tables" / "main_results.csv")
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         raise DataError(f"{folder} has no main results yet: run notebook 04, or name the folder of a run") from None
-    runs = results.loc[results["method"] == "tokencutseg", "runs"].dropna().str.split().explode()
-    return folder.parent / "runs" / runs[runs.str.startswith("segmentation")].iloc[0]
+    try:
+        runs = results.loc[results["method"] == "tokencutseg", "runs"].dropna().str.split().explode()
+        return folder.parent / "runs" / runs[runs.str.startswith("segmentation")].iloc[0]
+    except (LookupError, AttributeError):  # no such column, no such row, or no texts in it
+        raise DataError(f"the main results of {folder} name no run of tokencutseg; name the folder of a run") from None
 
 
 def describe(path: Path) -> str:
@@ -196,3 +199,16 @@ def images_for(model: TokenCutSeg, data: str = "", most: int = 200) -> ImageSet:
     splits = [(source.primary, split) for split in ("test", "validation", "train")]
     images = source.load(*next(pair for pair in splits if source.has(*pair)))
     return images.subset(range(min(most, len(images))))
+
+
+def check(model: str | Path = "", data: str = "") -> None:
+    """Raise DataError for what the explorer cannot show: no model or one without tokens, or data that `open_source`
+    refuses. No image is read."""
+    path = find_model(model)
+    stage, config = stage_and_config(path)
+    if stage == "baseline":
+        raise DataError(
+            f"{path} is a baseline, which has no tokens; name a run vqgan-…, masked_gpt-… or segmentation-…"
+        )
+    if data:
+        open_source(data, config)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -15,7 +14,7 @@ import pandas as pd
 from tokencutseg.experiments.claims import UNTESTABLE
 from tokencutseg.files import atomic_write
 from tokencutseg.report.findings import SENTENCES, budget, claims_tested, headline
-from tokencutseg.report.notebooks import facts, named_outputs
+from tokencutseg.report.notebooks import facts, named_outputs, read_facts
 from tokencutseg.report.tables import in_words
 
 SHOW_IMAGES = frozenset({
@@ -64,7 +63,7 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
     `notebooks`, their sources) with a sentence on each table, one figure, and folded the other figures and the tables.
     The page needs no network, and its links are relative.
     """
-    executed = {path.stem: path for path in (study / "notebooks").glob("[!.]*.ipynb")}
+    executed = {path.stem: path for path in (study / "notebooks").glob("[!.]*.ipynb") if "cells" in read_facts(path)}
     there = [path.relative_to(study).as_posix() for path in [*study.glob("tables/*.csv"), *study.glob("figures/*.png")]]
     links, sections, shown = "", "", set[str]()
     for name, path in sorted(({path.stem: path for path in notebooks} | executed).items()):
@@ -112,7 +111,7 @@ def _main_scores(table: pd.DataFrame) -> str:
 
 
 def _what_was_run(study: Path) -> str:
-    config, machine = (_json(study / name) for name in ("config.json", "environment.json"))
+    config, machine = (read_facts(study / name) for name in ("config.json", "environment.json"))
     parts = [f"{key} {config[key]}" for key in ("preset", "recipe", "seed") if key in config]
     if "data" in config:
         parts.append("{0} × {0} pixels".format(config["data"]["image_size"]))
@@ -122,10 +121,6 @@ def _what_was_run(study: Path) -> str:
     parts += [f"notebooks executed in {seconds / 60:.0f} min"] if seconds else []
     parts += [str(machine[key]) for key in ("processor", "gpu") if machine.get(key)]
     return " · ".join(parts + ([f"commit {machine['commit'][:10]}"] if machine.get("commit") else []))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _title(notebook: Path) -> str:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import tokencutseg
 from tokencutseg.config import ConfigError
-from tokencutseg.files import CHECKOUT, available_cores, locked, write_json
+from tokencutseg.files import CHECKOUT, atomic_write, available_cores, locked, write_json
 
 _OUTPUT = re.compile(r"""study\.(table|figure)\(\s*["'](\w+)["']""")
 
@@ -90,8 +90,8 @@ def run_notebooks(
     Writes ``notebooks/<name>.ipynb`` and ``.html`` (also of a failed notebook, as far as it came), ``.log``, and
     ``.done.json`` (of those that succeeded). Such a notebook is left alone unless `again` is set, as long as its text,
     the package, `parameters` and the study's name (in which the data are hashed) are the same, and its outputs are
-    there. One that was edited since is kept under another name. `timeout` is in seconds per cell; progress goes to
-    standard error.
+    there. An executed notebook that is not as it was written here (``.sha256``) is kept under another name. `timeout`
+    is in seconds per cell; progress goes to standard error.
 
     Returns, by notebook, None or one line that names the cell and the error. Raises ConfigError where another process
     is executing notebooks in this folder.
@@ -102,8 +102,8 @@ def run_notebooks(
     folder.mkdir(parents=True, exist_ok=True)
 
     def run(notebook: Path) -> str | None:
-        target, before, failure, cells = folder / notebook.name, facts(folder / notebook.name), "", 0
-        partial, log, done = folder / f".{notebook.name}", target.with_suffix(".log"), target.with_suffix(".done.json")
+        target, partial, failure, cells = folder / notebook.name, folder / f".{notebook.name}", "", 0
+        log, done, written = (target.with_suffix(suffix) for suffix in (".log", ".done.json", ".sha256"))
 
         def say(text: str) -> None:
             tqdm.write(f"{time.strftime('%H:%M:%S')} {notebook.stem}: {text}", file=sys.stderr)
@@ -132,11 +132,14 @@ def run_notebooks(
             return "interrupted"
         ended = f"its process ended with exit status {process.returncode} (killed, or out of memory)"
         failure = (failure or ended) if process.returncode else ""
+        ours = [facts(target).get("sha256"), written.read_text() if written.is_file() else None]
         done.unlink(missing_ok=True)
         if partial.is_file():
-            if target.is_file() and before and before.get("sha256") != _sha256(target):
+            if target.is_file() and _sha256(target) not in ours:
                 kept = target.with_name(f"{target.stem}-{time.strftime('%Y%m%d-%H%M%S')}.ipynb")
-                say(f"the executed notebook was changed by hand and is kept as {target.rename(kept).name}")
+                say(f"the notebook that was there is not as it was executed and is kept as {target.rename(kept).name}")
+            with atomic_write(written) as file:
+                file.write_text(_sha256(partial))
             partial.replace(target)
             from tokencutseg.report.html import write_html  # nbconvert takes seconds to import
 
@@ -149,8 +152,7 @@ def run_notebooks(
             return failure
         seconds = round(time.monotonic() - started)
         outputs = [output for output in named_outputs(notebook) if (study / output).is_file()]
-        noted = {"key": keys[notebook], "seconds": seconds, "outputs": outputs, "sha256": _sha256(target)}
-        write_json(noted, done)
+        write_json({"key": keys[notebook], "seconds": seconds, "outputs": outputs}, done)
         say(f"done in {seconds} s")
         return None
 
@@ -192,8 +194,16 @@ def _sha256(file: Path) -> str:
 
 def facts(executed: Path) -> dict[str, Any]:
     """What is noted beside an executed notebook that has succeeded (key, seconds, outputs, …); {} for any other."""
-    done = executed.with_suffix(".done.json")
-    return json.loads(done.read_text()) if done.is_file() else {}
+    return read_facts(executed.with_suffix(".done.json"))
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is none, as in a damaged file."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def named_outputs(notebook: Path) -> list[str]:
