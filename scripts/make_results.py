@@ -19,7 +19,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results/reference"
 DOCUMENTS = ("README.md", "docs/reproduction.md", "tokencutseg/pretrained/README.md")
-NUMBER = re.compile(r"<!--=([^\s:>]+?)(?::([^\s>]+?))?-->.*?<!--/-->")
+NUMBER = re.compile(r"<!--=([^:>]+?)(?::([^\s>]+?))?-->.*?<!--/-->")
 MEASURES = 'measure == "iou" or (reduction == "per_image" and measure in ("dice", "nsd", "hd95"))'
 TABLES = {
     "main_results": ("Main results", f"n > 0 and ({MEASURES})"),
@@ -47,8 +47,8 @@ def number(name: str, form: str | None = None) -> str:
     study, table, *labels, column = name.split("/")
     rows = pd.read_csv(REFERENCE / study / "tables" / f"{table}.csv", dtype=str, keep_default_na=False)
     for label in labels:
-        where, _, value = label.rpartition("=")
-        rows = rows[rows[where] == value] if where else rows[(rows == value).any(axis=1)]
+        where, _, wanted = label.rpartition("=")
+        rows = rows.loc[rows[where] == wanted if where else (rows == wanted).any(axis=1)]
     if len(rows) != 1:
         raise ValueError(f"{name} names {len(rows)} rows of {table}")
     if form in ("ci", "ci*"):

@@ -304,11 +304,11 @@ def _export(arguments: argparse.Namespace) -> int:
     from tokencutseg.report.notebooks import check_writable
 
     run, target = _run_folder(arguments.run, "segmentation"), arguments.released
+    stage, config = stage_and_config(run)  # before a folder is made
     if arguments.half:
         check_writable(arguments.half.absolute(), "--half")
         print(f"{run} -> {arguments.half} ({save_half(run, arguments.half) / 2**20:.1f} MiB)")
         return 0
-    stage, config = stage_and_config(run)
     if stage not in ("vqgan", "segmentation"):
         raise ConfigError(f"{run} is a {stage} run; the released code has files of tokenizers and segmenters only")
     check_writable(target, "--released", file=True)
