@@ -119,7 +119,7 @@ def test_component_rows_change_one_thing_each(recipe):
     config = configure("tiny", recipe)
     rows = [flat(row) for row in ablations.component_rows(SimpleNamespace(config=config))]
     changes = [{key for key in one if one[key] != two[key]} for one, two in itertools.pairwise(rows)]
-    last = [{f"segmentation.{key}"} for key in ("frozen_transformer", "upsampling", "self_training_weight")]
+    last = [{f"segmentation.{key}"} for key in ("upsampling", "frozen_transformer", "self_training_weight")]
     pretraining = "segmentation.mlm_weight" if recipe == "released" else "stage 2"
     expected = [{"masked_gpt.n_layer"}, {pretraining}, {"segmentation.use_deepcut"}]
     assert changes == expected + (last if recipe == "revised" else [])

@@ -198,8 +198,8 @@ def component_rows(study: Study) -> list[Row]:
     config, rows = reduced_budget(study.config), list[Row]()
     for row, option, without in (
         ("+ self-training", "segmentation.self_training_weight", 0.0),
-        ("+ encoder from ImageNet", "segmentation.upsampling", "bilinear"),
         ("+ frozen transformer", "segmentation.frozen_transformer", False),
+        ("+ encoder from ImageNet", "segmentation.upsampling", "bilinear"),
         ("+ graph module", "segmentation.use_deepcut", False),
         ("+ masked pretraining", "segmentation.mlm_weight", 0.0),
         ("+ transformer", "masked_gpt.n_layer", 0),
