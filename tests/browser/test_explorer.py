@@ -65,7 +65,7 @@ def open_panel(page, title):
 
 
 def test_it_opens_at_once_without_code_or_errors(page):
-    assert re.fullmatch(r"http://127.0.0.1:\d+/voila/\S+ .*\n", page.printed), "one line"
+    assert re.fullmatch(r"device: .*\nhttp://127.0.0.1:\d+/voila/\S+ .*\n", page.printed), "device and address"
     assert "Starting" in page.while_starting and not page.locator("#loading").count()
     assert page.errors == [] and page.strangers == []
     assert not page.locator(".jp-InputArea-editor:visible, .jp-OutputArea-output[data-mime-type*=error]").count()
