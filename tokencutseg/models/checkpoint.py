@@ -105,7 +105,7 @@ def _config(about: dict[str, Any], folder: Path) -> Config:
     try:
         return Config.from_dict(about["config"])
     except ConfigError as error:
-        what = str(error).partition(". ")[0]  # without the list of all settings
+        what = str(error).partition(". ")[0]  # without the advice on settings
         raise DataError(
             f"{folder} holds a model that this version of tokencutseg cannot open ({what}); train it again"
         ) from error

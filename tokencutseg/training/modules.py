@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -57,12 +56,6 @@ class StageModule(pl.LightningModule):
     def log_metrics(self, metrics: dict[str, Tensor | float], images: int = 1) -> None:
         """Log scalars as means over the epoch, weighted by the batch's `images` in validation."""
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=images, sync_dist=True)
-
-    def clip(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Clip the norm of the gradients at 1."""
-        # fused optimizers unscale half-precision gradients in their step: until then the scale is in the limit too
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        nn.utils.clip_grad_norm_(parameters, 1.0 if scaler is None else scaler.get_scale())
 
 
 def token_mask_for(model: TokenCutSeg, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -120,9 +113,12 @@ class VQGANModule(StageModule):
         self.step += 1
 
     def backward_and_step(self, optimizer: Any, loss: Tensor, module: nn.Module) -> None:
+        """A step with the norm of the gradients clipped at 1."""
         optimizer.zero_grad()
         self.manual_backward(loss)
-        self.clip(module.parameters())
+        # fused optimizers unscale half-precision gradients in their step: until then the scale is in the limit too
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0 if scaler is None else scaler.get_scale())
         optimizer.step()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -289,11 +285,11 @@ class SegmenterModule(StageModule):
 
     def configure_optimizers(self) -> Any:
         c = self.config
-        scales = {"masked_gpt": c.transformer_lr_scale}  # which was pretrained
         groups: dict[tuple[float, bool], dict[str, Any]] = {}
         for name, p in self.model.named_parameters():
             if p.requires_grad:
-                scale, decays = scales.get(name.partition(".")[0], 1.0), p.ndim > 1 or c.schedule == "cosine"
+                scale = c.transformer_lr_scale if name.startswith("masked_gpt.") else 1.0  # it was pretrained
+                decays = p.ndim > 1 or c.schedule == "cosine"
                 options = {"params": [], "lr": scale * c.learning_rate, "weight_decay": c.weight_decay * decays}
                 groups.setdefault((scale, decays), options)["params"].append(p)
         optimizer = torch.optim.AdamW(list(groups.values()), c.learning_rate, BETAS, fused=True)
