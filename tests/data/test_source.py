@@ -120,8 +120,9 @@ def test_synthetic_data_do_not_depend_on_the_seed_of_the_study(synthetic):
 def test_the_isic_source(isic):
     assert (isic.name, isic.primary) == ("isic", "isic2017")
     assert isic.study_name.startswith("isic-")
-    years, paper = ("isic2016", "isic2017", "isic2018"), ("isic2017", "isic2018")
-    assert isic.rows == [(year, year) for year in years] + [("isic2016", year) for year in paper]
+    years = ("isic2016", "isic2017", "isic2018")
+    across = [("isic2016", "isic2017"), ("isic2016", "isic2018"), ("isic2017", "isic2018")]
+    assert isic.rows == [(year, year) for year in years] + across
     runnable = [row for row in isic.rows if isic.has(row[0], "train") and isic.has(row[1], "test")]
     assert runnable == [("isic2016", "isic2016"), ("isic2017", "isic2017"), ("isic2016", "isic2017")]
     assert isic.load("isic2017", "test").images.shape == (10, 3, SIZE, SIZE)

@@ -53,7 +53,7 @@ class Dataset:
     archives: tuple[Archive, ...] = ()
     """Empty where a set has to be asked for."""
     also_tested_on: tuple[str, ...] = ()
-    """Other sets of the paper's tables that a model trained on this one is scored on."""
+    """Other official sets that a model trained on this one is scored on: the paper's pairs, and 2017 → 2018."""
     preference: int = 0
     """The set of lowest preference that is there is the one that most of a study is about."""
 
@@ -70,7 +70,7 @@ def _isic(year: int, images: str, masks: str, **expected: int) -> Dataset:
     names = {"train": "Training", "validation": "Validation", "test": "Test_v2" if year == 2017 else "Test"}
     named = {split: (images.format(names[split]), masks.format(names[split])) for split in expected}
     splits = {split: (OfficialSplit((one,), other, expected[split]),) for split, (one, other) in named.items()}
-    also = ("isic2017", "isic2018") if year == 2016 else ()
+    also = {2016: ("isic2017", "isic2018"), 2017: ("isic2018",)}.get(year, ())
     dataset = Dataset(f"isic{year}", splits, (), also, (2017, 2016, 2018).index(year))
     return replace(dataset, archives=tuple(Archive(f"{year}/{name}.zip", name, (name,)) for name in dataset.folders))
 

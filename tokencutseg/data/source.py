@@ -227,8 +227,8 @@ def folder_source(name: str, image_size: int, splits: list[Split]) -> DataSource
 
 
 def _rows(sets: dict[str, dict[str, Split]], trained: list[str]) -> Rows:
-    """Each training set on its own test split, the paper's pairs, then every training set on every other test set; of
-    two official sets that are both trained on, the paper's pairs alone."""
+    """Each training set on its own test split, the registry's pairs, then every training set on every other test set;
+    of two official sets that are both trained on, the registry's pairs alone."""
     official = [name for name in DATASETS if "train" in DATASETS[name].splits]
     rows = [(name, name) for name in trained if name not in DATASETS]
     if any(name in official for name in trained):
