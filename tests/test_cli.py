@@ -152,6 +152,15 @@ def test_ctrl_c_while_modules_are_imported(monkeypatch, capsys):
     assert __main__.main() == 130 and "interrupted" in capsys.readouterr().err
 
 
+def test_a_current_folder_that_was_removed(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"rmdir {gone} && {sys.executable} -m tokencutseg segment a.png --out out"
+    environment = os.environ | {"PYTHONPATH": str(Path(tokencutseg.__file__).parents[1])}
+    done = subprocess.run(["sh", "-c", command], cwd=gone, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and re.fullmatch("error: .*folder.*\n", done.stderr)
+
+
 def test_names_that_cannot_be_printed(tmp_path):
     """A file's name that is not UTF-8, and a terminal without umlauts, give an escape instead of a traceback."""
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfc.png")).write_bytes(b"no image")

@@ -76,6 +76,15 @@ def test_segment_of_a_turned_photograph_a_strip_and_bare_skin(model, tmp_path, c
     assert "strip_mask.png (no lesion found)" in shown.out and "500×100" in shown.err and "turned.jpg" not in shown.err
 
 
+def test_segment_of_a_file_with_several_pictures(model, tmp_path, capsys):
+    lesion, file = image_with_lesion(tmp_path / "a.png"), tmp_path / "a.tif"
+    pictures = [Image.open(tmp_path / "a.png"), Image.new("RGB", (60, 40)), Image.new("RGB", (60, 40))]
+    pictures[0].save(file, save_all=True, append_images=pictures[1:])
+    assert run("segment", file, "--model", model, "--out", tmp_path / "out") == 0
+    assert np.array_equal(np.array(Image.open(tmp_path / "out" / "a_mask.png")) > 0, lesion)
+    assert "a.tif holds 3 pictures" in capsys.readouterr().err
+
+
 def test_segment_with_the_included_model(tmp_path):
     y, x = np.mgrid[:90, :120]
     skin = np.full((90, 120, 3), (222, 176, 155), np.uint8)

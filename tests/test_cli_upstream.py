@@ -282,7 +282,7 @@ def test_an_interrupted_training_goes_on(folders, tmp_path):
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "interrupted; the same command goes on where this one stopped" in errors and "Traceback" not in errors
+    assert "interrupted" in errors and "Traceback" not in errors
     done = len(re.findall(r"^vqgan-\w+ epoch", seen + rest, re.MULTILINE))
     folder = only(tmp_path, "vq/runs/vqgan-*")
     assert 1 <= done < 40 and not (folder / "metrics.json").exists()

@@ -8,9 +8,9 @@ import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokencutseg.config import ConfigError
 from tokencutseg.files import atomic_write
@@ -18,6 +18,7 @@ from tokencutseg.files import atomic_write
 if TYPE_CHECKING:
     import numpy as np
 
+T = TypeVar("T")
 SOFTWARE = "tokencutseg segment"
 """What our PNG files say wrote them: only such files are overwritten, and none is segmented."""
 OVERLAY_SIDE = 1600
@@ -61,6 +62,8 @@ def segment(arguments: argparse.Namespace) -> int:
             continue
         share = f"lesion: {100 * mask.mean():.3g} % of the picture" if mask.any() else "no lesion found"
         print(f"{image} -> {mask_file} ({share})", flush=True)
+        if (pictures := _opened(image, lambda file: getattr(file, "n_frames", 1)) or 1) > 1:
+            _note(f"{image} holds {pictures} pictures, of which the first was segmented; save the others as files")
         if max(mask.shape) > LONGEST_ASPECT * min(mask.shape):
             size = f"{mask.shape[1]}×{mask.shape[0]}"
             _note(f"{image} is {size} pixels and the network sees it squeezed to a square; cut it to the lesion")
@@ -152,14 +155,19 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
 
 def _software(file: Path) -> str | None:
-    """What an image file says wrote it; None for no image, a broken one, or one that is too large."""
+    """What an image file says wrote it; None for no image."""
+    return _opened(file, lambda image: str(image.info.get("Software", "")))
+
+
+def _opened(file: Path, ask: Callable[[Any], T]) -> T | None:
+    """What an image file answers; None for no image, a broken one, or one that is too large."""
     from PIL import Image
 
     from tokencutseg.data.images import UNREADABLE
 
     try:
         with Image.open(file) as image:
-            return str(image.info.get("Software", ""))
+            return ask(image)
     except UNREADABLE:
         return None
 
