@@ -211,6 +211,9 @@ def test_paired_wilcoxon():
     a = pd.DataFrame({"id": list("abcde"), "iou": [0.9, 0.8, 0.7, 0.6, 0.5]})
     b = pd.DataFrame({"id": list("abcde"), "iou": [0.89, 0.78, 0.67, 0.56, 0.45]})
     assert paired_difference(a, b, "per_image", "iou", draws=9).p == pytest.approx(2 / 2**5)
+    few = b.assign(iou=a["iou"] - [-0.01, -0.02, -0.03, -0.04, 0.3])  # four of five against the mean
+    opposed = paired_difference(a, few, "per_image", "iou", draws=9)
+    assert opposed.difference > 0 and opposed.p == 1
     same = paired_difference(a, a, "per_image", "iou", draws=9)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
 

@@ -54,6 +54,17 @@ def test_scores_and_differences_follow_from_the_records(table):
         assert holm(family["p"]) == pytest.approx(family["p_holm"].to_numpy(), nan_ok=True)
 
 
+@pytest.mark.parametrize("table", written("pairwise"))
+def test_pairs_of_methods_follow_from_the_records(table):
+    rows = pd.read_csv(table)
+    for (test, runs), part in rows.groupby(["test", "runs"]):
+        shown = list(zip(part["reduction"], part["measure"], strict=True))
+        for (_, row), made in zip(part.iterrows(), paired_differences(*records(table, runs, test), shown), strict=True):
+            equal(row, made.columns(), list(made.columns().values()))
+    for _, family in rows.groupby(["train", "test", "measure"]):
+        assert holm(family["p"]) == pytest.approx(family["p_holm"].to_numpy(), nan_ok=True)
+
+
 @pytest.mark.parametrize("table", written("label_efficiency"))
 def test_label_efficiency_follows_from_the_records(table):
     scores = pd.read_csv(table)

@@ -96,6 +96,23 @@ def test_main_results_hold_the_paired_differences(study, records, results):
     assert row.p_holm >= row.p
 
 
+def test_every_two_methods_are_compared(study, records, results):
+    table = tables.pairwise(study, records)
+    mean = results.set_index(["train", "test", "reduction", "measure", "method"])["mean"]
+    for row in table.itertuples():
+        key = (row.train, row.test, row.reduction, row.measure)
+        assert row.diff == pytest.approx(mean[(*key, row.method)] - mean[(*key, row.other)])
+        assert row.diff_low <= row.diff + 1e-12 and row.diff <= row.diff_high + 1e-12 and row.p_holm >= row.p
+    methods = records["method"].nunique()
+    assert len(table) == len(study.source.rows) * 4 * methods * (methods - 1) / 2
+    columns = ["diff", "diff_low", "diff_high", "p"]
+    with_ours = table[table["method"] == "tokencutseg"].rename(columns={"method": "ours", "other": "method"})
+    keys = ["train", "test", "method", "reduction", "measure"]
+    both = with_ours.merge(results, on=keys, suffixes=("", "_main"))
+    assert len(both) == len(with_ours) > 0
+    np.testing.assert_allclose(both[columns], both[[f"{name}_main" for name in columns]])
+
+
 def test_cross_dataset_is_measured_against_the_in_domain_score(study, results):
     table = tables.cross_dataset(results)
     assert set(table["method"]) == {"tokencutseg"}

@@ -144,9 +144,9 @@ def paired_differences(
     a: pd.DataFrame, b: pd.DataFrame, pairs: Sequence[tuple[str, str]], draws: int = 10_000, seed: int = 0
 ) -> list[PairedDifference]:
     """Compare the records of two methods on the same images, matched by `id`, with the same draws, for each (reduction,
-    measure) of `pairs`. p is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs, and NaN
-    for a micro reduction, which has no score per image. Raises ValueError if the ids differ or repeat, or as
-    `summarise`."""
+    measure) of `pairs`. p is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs or the
+    ranks contradict the mean, and NaN for a micro reduction, which has no score per image. Raises ValueError if the ids
+    differ or repeat, or as `summarise`."""
     a, b = _matched([a, b])
     both = [(_columns(a, *pair), _columns(b, *pair)) for pair in pairs]
 
@@ -275,13 +275,15 @@ def _units(records: pd.DataFrame) -> np.ndarray | None:
 
 
 def _signed_rank(changes: np.ndarray) -> float:
-    """Wilcoxon's p for changes (N,): exact for few images without ties, else by the normal approximation (for few with
-    ties SciPy would permute signs, for seconds)."""
+    """Wilcoxon's two-sided p for changes (N,), 1 where most ranks point against the mean change, which they then do not
+    support: exact for few images without ties, else by the normal approximation (for few with ties SciPy would permute
+    signs, for seconds)."""
     sizes = np.abs(changes)
     if not sizes.any():
         return 1.0
     exact = len(sizes) <= 50 and sizes.all() and len(np.unique(sizes)) == len(sizes)
-    return float(wilcoxon(changes, method="exact" if exact else "asymptotic").pvalue)
+    side = "greater" if changes.mean() > 0 else "less"
+    return min(1.0, 2 * float(wilcoxon(changes, alternative=side, method="exact" if exact else "asymptotic").pvalue))
 
 
 def _columns(records: pd.DataFrame, reduction: str, measure: str) -> np.ndarray:

@@ -30,7 +30,7 @@ RULE = """\
 - A published value is supported when it lies within or below the 95 % interval of `released` or `described`. Above
   both, it is not supported at preset full, and not testable at a smaller preset, which trains less.
 - `revised` is another method: its score stands beside the published value and decides nothing.
-- A published DSC that no scoring rule gives together with its mIoU (2J/(1+J)) is not testable.
+- A published mIoU and DSC that no scoring rule gives together (2J/(1+J)) are not testable: nothing says which is wrong.
 - Better than a baseline: the paired 95 % interval of the difference excludes zero, on the better side, and its
   Holm-adjusted p is below 0.05 (there is no p where scores are pooled over tokens).
 - Such a claim is supported when this holds against every baseline compared, the required ones from ImageNet weights
@@ -167,8 +167,8 @@ def _judge_value(claim: Published, table: pd.DataFrame, preset: str) -> dict[str
     reason = f"{'within or below' if reached else 'above'} the interval of {best['recipe']}"
     if not reached and preset != "full":
         reason += f", but preset {preset} trains less and at fewer pixels than the paper"
-    if claim.measure == "dice" and not _possible(PUBLISHED[claim.train, claim.test]):
-        verdict, reason = UNTESTABLE, f"{reason}; with the published mIoU it breaks the bound 2J/(1+J)"
+    if not _possible(PUBLISHED[claim.train, claim.test]):
+        verdict, reason = UNTESTABLE, f"{reason}; the published mIoU and DSC break the bound 2J/(1+J)"
     return row | _measured(best, reason) | {"verdict": verdict}
 
 

@@ -22,6 +22,7 @@ TABLES: dict[str, Callable[[Study], pd.DataFrame]] = {
     "linear_probe": tables.linear_probes,
     "segmentation_history": tables.segmentation_history,
     "main_results": tables.main_results,
+    "pairwise": tables.pairwise,
     "budgets": tables.budgets,
     "cross_dataset": lambda study: tables.cross_dataset(tables.main_results(study)),
     "score_by_group": tables.score_by_group,

@@ -254,6 +254,28 @@ def main_results(study: Study) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(missing)], ignore_index=True) if missing else table
 
 
+def pairwise(study: Study, records: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Every two methods of the main results on the same images.
+
+    `records` of `main_records`, made anew by default. Columns train, test, method, other, reduction, measure, n, the
+    paired difference diff (method − other) with its bootstrap interval diff_low, diff_high, Wilcoxon's p, runs, and
+    p_holm over all pairs of one (train, test) and measure.
+    """
+    records, settings = main_records(study) if records is None else records, study.config.evaluation
+    measures, rows = [("per_image", name) for name in ("iou", "dice", "nsd", "hd95")], []
+    for (train, test), part in records.groupby(["train", "test"], sort=False):
+        for (one, own), (two, other) in itertools.combinations(part.groupby("method", sort=False), 2):
+            pair = {"train": train, "test": test, "method": one, "other": two}
+            runs = " ".join(side["runs"].iloc[0] for side in (own, other))
+            found = paired_differences(own, other, measures, settings.bootstrap_draws, study.config.seed)
+            for (reduction, measure), difference in zip(measures, found, strict=True):
+                score = {"reduction": reduction, "measure": measure, "n": difference.n, "runs": runs}
+                rows.append(pair | score | difference.columns())
+    labels = ["train", "test", "method", "other", "reduction", "measure", "n"]
+    table = pd.DataFrame(rows, columns=[*labels, *DIFFERENCE, "runs"])
+    return table.assign(p_holm=table.groupby(["train", "test", "measure"])["p"].transform(holm))
+
+
 def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
     """What a change of test set costs: each row of `tokencutseg` in main_results beside the same model's score on the
     test images of its own training set.

@@ -50,6 +50,7 @@ HEADS = {
     "linear_probe": {"n": "tokens"},
     "main_results": _AGAINST_METHODS,
     "masked_prediction": {"n": "masked tokens"},
+    "pairwise": {"diff": "method − other"},
     "revised_steps": {"diff": "difference to the best before"},
     "stages": {"diff": "difference to the row above"},
 }
@@ -59,6 +60,7 @@ _MEASURES |= {"ssim": "SSIM", "lpips": "LPIPS"}
 _MEASURES |= {f"{name}_native": f"{_MEASURES[name]}, own size" for name in ("iou", "dice", "nsd", "hd95")}
 VALUES: dict[str, dict[Any, str]] = {
     "method": {name: look.label for name, look in METHODS.items()},
+    "other": {name: look.label for name, look in METHODS.items()},
     "reduction": {name: look.label for name, look in REDUCTIONS.items()},
     "measure": _MEASURES,
     "stage": {"vqgan": "tokenizer", "masked_gpt": "masked transformer"},
