@@ -32,7 +32,7 @@ class RedIsLesion:
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokencutseg, "load", lambda given: RedIsLesion())
+    monkeypatch.setattr(tokencutseg, "load", lambda given, segments: RedIsLesion())
     return tmp_path / "run"
 
 

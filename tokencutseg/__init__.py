@@ -19,9 +19,9 @@ if (_cores := available_cores()) < (os.cpu_count() or 1):  # OpenMP does not see
     os.environ.setdefault("OMP_NUM_THREADS", str(_cores))
 
 
-def load(path: str | Path | None = None) -> Any:
+def load(path: str | Path | None = None, segments: bool = False) -> Any:
     """Open a saved model, by default the one that comes with the package; see `tokencutseg.models.checkpoint.load`."""
     from tokencutseg.models.checkpoint import PRETRAINED
     from tokencutseg.models.checkpoint import load as load_saved
 
-    return load_saved(PRETRAINED if path is None else path)
+    return load_saved(PRETRAINED if path is None else path, segments)

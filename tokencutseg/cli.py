@@ -235,7 +235,7 @@ def _run(arguments: argparse.Namespace) -> int:
     runner.check_writable(results, "--results")
     if trains:
         _train(study, arguments)
-    if not executes:
+    if not (executes and hardware.leading):  # of several processes one executes the notebooks
         return 0
     study.claim_folder()
     folder = study.folder
@@ -254,6 +254,8 @@ def _train(study: Study, arguments: argparse.Namespace) -> None:
     from tokencutseg.plots import ablations
 
     study.jobs, study.dask = arguments.jobs or 1, arguments.dask
+    if study.hardware.devices * study.hardware.num_nodes > 1 and (study.jobs > 1 or study.dask):
+        raise ConfigError("several GPUs share one training at a time: leave out --jobs and --dask, or --gpus")
     for name in arguments.table:
         table = study.table(name, TABLES[name](study))
         if draw := getattr(ablations, name, None):  # the figures of ablations are drawn from the tables of their names

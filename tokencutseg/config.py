@@ -58,11 +58,11 @@ class VQGANConfig:
     perceptual_every: int = option(
         8, "Compute the perceptual term every n-th step, n times as heavy (lazy regularisation, StyleGAN2).", least=1
     )
-    disc_start: int = option(120, "Training step, counted in batches, from which the discriminator takes part.")
+    disc_start: int = option(120, "Training step, in batches, from which the discriminator takes part.", least=0)
     epochs: int = option(5, above=0)
     images_per_epoch: int | None = option(280, "Images drawn per epoch; none for each image of the set once.", above=0)
     # options (recipe)
-    n_stages: int = option(3, "Down-sampling stages; a token covers 2^n_stages pixels a side.", least=1)
+    n_stages: int = option(3, "Down-sampling stages; a token covers 2^n_stages pixels a side.", least=1, most=5)
     input_normalisation: Literal["imagenet_then_symmetric", "symmetric"] = option(
         "symmetric", "Released: ImageNet mean/std and then 2x−1, about −5.2…4.3, out of a tanh's reach."
     )
@@ -71,11 +71,11 @@ class VQGANConfig:
     perceptual: Literal["vgg_l1", "lpips", "none"] = option(
         "lpips", "vgg_l1: L1 between VGG16 features (released). lpips: learned weights on normalised features."
     )
-    perceptual_weight: float = option(0.2, "Weight of the perceptual term; its kinds differ in scale.")
+    perceptual_weight: float = option(0.2, "Weight of the perceptual term; its kinds differ in scale.", least=0)
     clamped_adversary: bool = option(False, "Released: adversarial losses are clamped at ±1 and ramped from 1 %.")
-    disc_weight: float = option(0.05, "Weight of the adversarial term; without the clamp it needs less.")
-    codebook_weight: float = option(1.0, "Weight of the commitment loss beside the reconstruction loss.")
-    commitment: float = option(0.25, "Factor inside the commitment loss.")
+    disc_weight: float = option(0.05, "Weight of the adversarial term; without the clamp it needs less.", least=0)
+    codebook_weight: float = option(1.0, "Weight of the commitment loss beside the reconstruction loss.", least=0)
+    commitment: float = option(0.25, "Factor inside the commitment loss.", least=0)
     codebook_init: Literal["uniform", "kmeans"] = option(
         "kmeans", "uniform: U(−1/K, 1/K) with EMA counts of zero (released). kmeans: from encoder outputs."
     )
@@ -100,7 +100,7 @@ class MaskedGPTConfig:
     epochs: int = option(5, above=0)
     images_per_epoch: int | None = option(400, above=0)
     # options (recipe)
-    dropout: float = option(0.0, "Masking is regularisation enough for a short training.")
+    dropout: float = option(0.0, "Masking is regularisation enough for a short training.", least=0, below=1)
     inputs: Literal["tokens", "tokens_and_vectors"] = option(
         "tokens_and_vectors",
         "tokens: ids only (released). tokens_and_vectors: the encoder's vectors where visible too.",
@@ -122,7 +122,7 @@ class MaskedGPTConfig:
     images: Literal["labelled", "unlabelled"] = option("unlabelled", "Which images it learns from, as the tokenizer.")
     batch_size: int = option(32, "Images per step of the masked pretraining.", above=0)
     learning_rate: float = option(2e-3, "Peak of the masked pretraining; it goes with the batch size.", above=0)
-    weight_decay: float = option(0.05, "AdamW's, in the masked pretraining.")
+    weight_decay: float = option(0.05, "AdamW's, in the masked pretraining.", least=0)
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ class SegmentationConfig:
     )
     # options (recipe)
     use_deepcut: bool = option(True, "False replaces the graph module by a linear layer on the same features.")
-    deepcut_loss_weight: float = option(0.02, "Weight of the unsupervised cut beside the supervised loss.")
-    graph_radius: float = option(math.sqrt(2) / 30, "Reach of an edge, in `radius_unit`.")
+    deepcut_loss_weight: float = option(0.02, "Weight of the unsupervised cut beside the supervised loss.", least=0)
+    graph_radius: float = option(math.sqrt(2) / 30, "Reach of an edge, in `radius_unit`.", least=0)
     radius_unit: Literal["image", "cells"] = option(
         "image", "image: distance in [0, 1]² over the token grid (released). cells: distance in tokens."
     )
@@ -151,17 +151,21 @@ class SegmentationConfig:
         "logits", "Released: a softmax enters a cross-entropy that applies softmax again."
     )
     class_weighted_dice: bool = option(False, "Released: each class's Dice term has its clamped inverse frequency.")
-    cross_entropy_weight: float = option(1.0, "Weight of the cross-entropy beside the Dice loss.")
+    cross_entropy_weight: float = option(1.0, "Weight of the cross-entropy beside the Dice loss.", least=0)
     assignment_weight: float = option(
-        0.0, "Weight of the same loss on the up-sampled assignments, so that a strong up-sampler does not ignore them."
+        0.0,
+        "Weight of the same loss on the up-sampled assignments, so that a strong up-sampler does not ignore them.",
+        least=0,
     )
-    mlm_weight: float = option(0.0, "Weight of the masked-token loss beside the segmentation loss.")
+    mlm_weight: float = option(0.0, "Weight of the masked-token loss beside the segmentation loss.", least=0)
     training_features: Literal["masked", "full"] = option(
         "full", "Released: the graph module gets the masked sequence in training and the full one in evaluation."
     )
-    transformer_lr_scale: float = option(0.1, "Learning rate of the transformer, as a share of learning_rate.")
+    transformer_lr_scale: float = option(0.1, "Learning rate of the transformer, as a share of learning_rate.", least=0)
     self_training_weight: float = option(
-        1.0, "Weight of the loss on unlabelled images against the averaged weights' masks (Tarvainen and Valpola 2017)."
+        1.0,
+        "Weight of the loss on unlabelled images against the averaged weights' masks (Tarvainen and Valpola 2017).",
+        least=0,
     )
     self_training_share: float = option(0.5, "Unlabelled images in a step, for each labelled one.", above=0)
     self_training_mix: float = option(
@@ -182,7 +186,7 @@ class SegmentationConfig:
     test_time_flips: bool = option(True, "Score the mean prediction over an image and its flips.")
     batch_size: int = option(8, "Images per step (released: one).", above=0)
     learning_rate: float = option(2e-3, "Peak; it goes with the batch size and the schedule.", above=0)
-    weight_decay: float = option(0.05, "AdamW's; with the one-cycle schedule only matrices decay.")
+    weight_decay: float = option(0.05, "AdamW's; with the one-cycle schedule only matrices decay.", least=0)
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,6 @@ def test_completeness_is_inherited():
     partial = image_set(n=4, expected=9)
     assert not partial.complete and not partial.subset([0, 1]).complete
     assert image_set(n=4, expected=4).complete and image_set(n=4).complete
-    assert not ImageSet.concatenate([partial, image_set(name="b")]).complete
-    assert ImageSet.concatenate([image_set(n=4, expected=4), image_set(name="b")]).complete
 
 
 def test_what_a_manifest_says_stays_with_its_images(tmp_path):
@@ -178,21 +176,3 @@ def test_what_a_manifest_says_stays_with_its_images(tmp_path):
     assert loaded.clusters == ["P1", None, "P2", None, None] and plain.clusters is None
     assert loaded.fingerprint == plain.fingerprint, "nothing is trained anew"
     assert loaded.subset([2, 0]).clusters == ["P2", "P1"]
-    assert ImageSet.concatenate([plain, loaded.subset([2])]).clusters == [None] * 5 + ["P2"]
-    assert ImageSet.concatenate([plain, plain]).clusters is None
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 5))
-def test_concatenating_the_parts_gives_the_whole(cut):
-    whole = image_set(n=6)
-    again = ImageSet.concatenate([whole.subset(range(cut)), whole.subset(range(cut, 6))])
-    assert again.fingerprint == whole.fingerprint and again.native_sizes == whole.native_sizes
-    assert (again.dataset, again.split) == (whole.dataset, whole.split)
-
-
-def test_concatenating_sets_without_masks_or_of_other_sizes():
-    assert ImageSet.concatenate([image_set(), image_set(labelled=False, name="b")]).masks is None
-    assert ImageSet.concatenate([image_set(), image_set(name="b")]).dataset == "a+b"
-    with pytest.raises(DataError, match="load them all at one size"):
-        ImageSet.concatenate([image_set(), image_set(size=16)])

@@ -204,6 +204,24 @@ def test_records_are_scored_once_per_split(run):
     assert len(pd.read_csv(run.folder / RECORDS)) == 4 and run.scored(split("test", ids))
 
 
+def test_records_of_names_that_look_missing(run):
+    ids = ["NA", "nan"]
+    images = split("test", ids, dataset="None")
+    rows = run.records(images, lambda: pd.DataFrame({"id": ids, "iou": [0.5, None], "cluster": ["null", None]}))
+    assert rows["id"].tolist() == ids and rows["dataset"].tolist() == ["None"] * 2
+    assert rows["iou"].isna().tolist() == rows["cluster"].isna().tolist() == [False, True]
+
+
+def test_process_that_does_not_lead_waits_for_the_one_that_does(tmp_path):
+    """It has trained along; the run is done when the other one has written it, before or after."""
+    follower, trained = RunStore(tmp_path, leading=False), []
+    leader = threading.Timer(0.5, RunStore(tmp_path).get_or_train, (SPEC, weights))
+    leader.start()
+    assert follower.get_or_train(SPEC, trained.append).done and len(trained) == 1
+    leader.join()
+    assert follower.get_or_train(SPEC, pytest.fail).done
+
+
 def test_records_of_other_images(run):
     for name, ids in (("test", ["0012"]), ("validation", ["0014"]), ("test", ["0012", "0013"])):
         rows = run.records(split(name, ids), lambda ids=ids: pd.DataFrame({"id": ids, "iou": 0.5}))

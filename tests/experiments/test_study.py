@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tokencutseg.config import configure
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
+from tokencutseg.experiments.engine import train_missing
 from tokencutseg.experiments.pipeline import OURS
 from tokencutseg.experiments.study import Study, study_name
 from tokencutseg.models.baselines import BASELINES
@@ -201,5 +202,6 @@ def test_adopted_tokenizer(study):
     run = own.adopt_tokenizer(VQGAN(own.config.vqgan), "a checkpoint")
     assert own.tokenizer() == run and run.metrics["adopted_from"] == "a checkpoint"
     assert own.spec(own.training("segmentation")).dependencies["tokenizer"] == run.id
+    train_missing(own, [own.training("vqgan")])  # which finds it done
     config = own.config.override({"vqgan.codebook_size": 8})
     assert own.adopt_tokenizer(VQGAN(config.vqgan), "another") == own.tokenizer() and own.config == config

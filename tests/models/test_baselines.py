@@ -1,5 +1,6 @@
 import functools
 import json
+import linecache
 
 import numpy as np
 import pytest
@@ -66,12 +67,25 @@ def test_own_network_with_padding_and_normalisation(monkeypatch, tiny):
     torch.testing.assert_close(logits[0], (images[0, :2] - mean) / std)
 
 
+CELL = """
+class Mine(torch.nn.Module):
+    def forward(self, images):
+        return images[:, 1:]
+"""
+
+
 def test_declaration_tells_networks_apart(monkeypatch):
     unet = declaration("unet")
     monkeypatch.setitem(BASELINES, "unet", SMP("Unet", "resnet34"))
     assert declaration("unet") != unet and json.loads(json.dumps(unet)) == unet
     monkeypatch.setitem(BASELINES, "mine", Identity)
     assert "images[:, :2]" in declaration("mine")["source"]
+    in_notebook = {"torch": torch}
+    linecache.cache["<cell>"] = (0, None, CELL.splitlines(keepends=True), "<cell>")
+    exec(compile(CELL, "<cell>", "exec"), in_notebook)
+    # a class of no module: inspect finds its methods only
+    monkeypatch.setitem(BASELINES, "mine", in_notebook["Mine"])
+    assert "images[:, 1:]" in declaration("mine")["source"]
     monkeypatch.setitem(BASELINES, "mine", functools.partial(Identity))
     with pytest.raises(ConfigError, match="source of baseline 'mine'"):
         declaration("mine")

@@ -33,6 +33,17 @@ def refused(path, tmp_path, name, capsys):
     assert not (tmp_path / "half").exists() and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("stage", ["vqgan", "masked_gpt"])
+def test_a_model_that_has_not_learned_to_segment(folder, tiny, tmp_path, capsys, stage):
+    save_weights(build(stage, tiny).state_dict(), folder)
+    (folder / CONFIG).write_text(json.dumps({"stage": stage, "config": tiny.to_dict()}))
+    model, data = str(folder), ["--test-data-dir", str(tmp_path), "--test-mask-dir", str(tmp_path)]
+    segment = ["segment", str(tmp_path / "a.png"), "--model", model, "--out", str(tmp_path / "out")]
+    for command in (segment, ["test-seg", "--checkpoint-path", model, *data]):
+        assert main(command) == 2
+        assert f"{folder} is a {stage} run, which segments nothing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "content",
     [b"{", b"\xff\xfe\xfd", b"", b"[1]", b'{"config": 1}', b'{"model_type": "bert"}']

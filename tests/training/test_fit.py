@@ -95,6 +95,14 @@ def test_broken_checkpoint_starts_anew(tmp_path, capsys, left):
     assert len(out) == 1 and out[0].startswith(f"{checkpoint} cannot be read")
 
 
+def test_checkpoint_of_other_networks_starts_anew(tmp_path, capsys):
+    module = made("vqgan")
+    module.perceptual = torch.nn.Linear(1, 1)  # as where the loss network's weights were not there at first
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "last.ckpt")
+    history, *_ = train(made("vqgan"), tmp_path, epochs=1)
+    assert history["epoch"].tolist() == [1] and "of other networks" in capsys.readouterr().out
+
+
 @RECIPES
 @pytest.mark.parametrize("stage", ["vqgan", "masked_gpt", "segmentation"])
 def test_mixed_precision_stays_close_to_single(tmp_path, stage, recipe):

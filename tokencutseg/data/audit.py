@@ -151,18 +151,20 @@ def _locally_normalised(images: Tensor) -> np.ndarray:
 def _central_pairs(sets: Sets, plain: np.ndarray, max_distance: int, progress: bool) -> list[tuple[int, int, int]]:
     """(i, j, bits that differ), i < j, where the central square of one photograph is near another image, itself a
     square. `plain` (N, 4) are the hashes of the images as they are."""
-    crops, owner, squares, index = [], [], [], -1
+    parts, owner, squares, index = [], [], [], -1
     for images in sets.values():
         for image, (height, width) in zip(images.images, images.native_sizes, strict=True):
             index, ratio = index + 1, min(height, width) / max(height, width)
             if ratio >= 0.95:
                 squares.append(index)
             for share in [ratio] if ratio < 0.95 else FRAMES if images.masks is not None else []:
-                crops.append(_central(image, share, upright=height > width))
+                parts.append((image, share, height > width))
                 owner.append(index)
-    if not crops or not squares:
+    if not parts or not squares:
         return []
-    hashes = appearance(torch.stack(crops), progress)
+    blocks = [parts[start : start + 256] for start in range(0, len(parts), 256)]
+    crops = tqdm(blocks, desc="hashing crops", unit="block of 256 images", disable=not progress)
+    hashes = np.concatenate([appearance(torch.stack([_central(*one) for one in block])) for block in crops])
     found = [(owner[a], squares[b], d) for a, b, d in _close_pairs(hashes, plain[squares], max_distance, progress)]
     return [(min(i, j), max(i, j), d) for i, j, d in found if i != j]
 

@@ -114,29 +114,6 @@ class ImageSet:
         expected = len(index) if self.complete and self.expected is not None else self.expected
         return replace(self, images=self.images[index], masks=masks, expected=expected, **chosen)
 
-    @staticmethod
-    def concatenate(sets: Sequence[ImageSet]) -> ImageSet:
-        """One set after the other; masks only if all have them, complete only if all are.
-
-        Raises DataError for no set at all or for different image sizes.
-        """
-        sizes = {tuple(s.images.shape[1:]) for s in sets}
-        if len(sizes) != 1:
-            raise DataError(f"cannot join image sets of the sizes {sorted(sizes)}; load them all at one size")
-        names = zip(*((s.dataset, s.split) for s in sets), strict=True)
-        dataset, split = ("+".join(dict.fromkeys(several)) for several in names)
-        per_image: dict[str, Any] = {}
-        for name in _PER_IMAGE:
-            parts = [getattr(s, name) for s in sets]
-            none = all if name in ("clusters", "groups") else any  # known of some is better than of none
-            joined = [x for s, part in zip(sets, parts, strict=True) for x in part or [None] * len(s)]
-            per_image[name] = None if none(part is None for part in parts) else joined
-        counts = [len(s) if s.expected is None else s.expected for s in sets]
-        expected = None if all(s.expected is None for s in sets) else sum(counts)
-        masks = None if any(s.masks is None for s in sets) else torch.cat([s.masks for s in sets])
-        images, notes = torch.cat([s.images for s in sets]), [note for s in sets for note in s.notes]
-        return ImageSet(dataset, split, images=images, masks=masks, expected=expected, notes=notes, **per_image)
-
 
 def default_cache() -> Path:
     """Where decoded pixels are kept: the environment variable TOKENCUTSEG_CACHE, else the user's cache folder."""

@@ -160,9 +160,10 @@ class DataSource:
         kept = [s.subset([k for k, i in enumerate(s.ids) if (s.dataset, s.split, i) not in reasons]) for s in pool]
         if not any(map(len, kept)):
             raise DataError(f"the {self.name} data hold no image to learn from that is in no scored split")
-        whole = ImageSet.concatenate(kept)
         records = [{"dataset": d, "split": s, "id": i, "reason": reason} for (d, s, i), reason in reasons.items()]
-        return ImageSet(self.name, "unlabelled", whole.ids, whole.images, None, None, whole.native_sizes), records
+        images, ids = torch.cat([s.images for s in kept]), [i for s in kept for i in s.ids]
+        sizes = [size for s in kept for size in s.native_sizes]
+        return ImageSet(self.name, "unlabelled", ids, images, None, None, sizes), records
 
     def _reasons_to_leave_out(self, pool: list[ImageSet]) -> dict[tuple[str, str, str], str]:
         """{(dataset, split, id): reason} for the images of self-supervised training that `unlabelled` leaves out."""

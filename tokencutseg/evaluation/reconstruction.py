@@ -7,16 +7,27 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from tokencutseg.data.image_set import ImageSet
 from tokencutseg.models.perceptual import Lite0Distance, VGGDistance
+from tokencutseg.models.vqgan import VQGAN
 
 BATCH = 16
 """Images compared at once; VGG16's feature maps of one at 224 px take about 0.1 GB."""
+Distance = VGGDistance | Lite0Distance
 
 
 @torch.no_grad()
-def reconstruction_scores(
-    images: Tensor, reconstructions: Tensor, lpips_model: VGGDistance | Lite0Distance | None = None
-) -> pd.DataFrame:
+def decoding_scores(vqgan: VQGAN, images: ImageSet, lpips_model: Distance | None = None) -> pd.DataFrame:
+    """`reconstruction_scores` of a set's images decoded from their tokens."""
+    parts = []
+    for chunk in images.images.split(BATCH):
+        batch = chunk.float() / 255
+        parts.append(reconstruction_scores(batch, vqgan.detokenize(vqgan.tokenize(batch)), lpips_model))
+    return pd.concat(parts, ignore_index=True)
+
+
+@torch.no_grad()
+def reconstruction_scores(images: Tensor, reconstructions: Tensor, lpips_model: Distance | None = None) -> pd.DataFrame:
     """Compare images with their reconstructions, each (N, 3, S, S) float RGB in [0, 1].
 
     Returns N rows `l1` (mean absolute error), `psnr` (dB; infinite for equal images), `ssim` (Wang et al. 2004, window

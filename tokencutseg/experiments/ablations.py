@@ -22,8 +22,8 @@ from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation import statistics
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.cost import cost_row
-from tokencutseg.evaluation.inference import map_batches, tokenize
-from tokencutseg.evaluation.reconstruction import reconstruction_scores
+from tokencutseg.evaluation.inference import tokenize
+from tokencutseg.evaluation.reconstruction import decoding_scores
 from tokencutseg.experiments.engine import train_missing
 from tokencutseg.experiments.pipeline import OURS, Training
 from tokencutseg.experiments.runs import Run
@@ -260,8 +260,7 @@ def codebook_measures(study: Study, row: Row, *_: Any) -> dict[str, Any]:
     """usage, perplexity, psnr with its interval psnr_low, psnr_high, and ssim of the row's tokenizer on validation."""
     images, vqgan = study.source.load(study.source.primary, "validation"), study.tokenizer(row.config).model()
     summary = codebook_summary(tokenize(vqgan, images), row.config.vqgan.codebook_size)
-    decoded = map_batches(lambda x: vqgan.detokenize(vqgan.tokenize(x)), images, 32)
-    quality = reconstruction_scores(images.images.float() / 255, decoded)
+    quality = decoding_scores(vqgan, images)
     draws, psnr = study.config.evaluation.bootstrap_draws, quality["psnr"].to_numpy()
     low, high = statistics.mean_interval(psnr, draws, study.config.seed, images.units)
     found = {"usage": summary["usage"], "perplexity": summary["perplexity"], "psnr": psnr.mean()}

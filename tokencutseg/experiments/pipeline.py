@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ class Pipeline:
 
     def __init__(self, config: Config, source: DataSource, store: RunStore, hardware: Hardware | None = None) -> None:
         self.config, self.source, self.store, self.hardware = config, source, store, hardware or Hardware()
-        self.adopted: Run | None = None
-        self._specs: dict[Training, RunSpec] = {}
+        self.adopted: RunSpec | None = None
+        self._specs: dict[tuple[Training, str], RunSpec] = {}
 
     def tokenizer(self, config: Config | None = None, train_set: str | None = None) -> Run:
         """Stage 1."""
@@ -103,16 +104,13 @@ class Pipeline:
         for key, value in vqgan.state_dict().items():
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         settings = {"image_size": self.config.data.image_size, "vqgan": self.config.non_default("vqgan")}
-        spec = RunSpec("vqgan", self.config, settings, {"weights": digest.hexdigest()})
-        self.adopted = self.store.get_or_train(spec, lambda _: (vqgan.state_dict(), {"adopted_from": origin}))
-        return self.adopted
+        self.adopted = RunSpec("vqgan", self.config, settings, {"weights": digest.hexdigest()})
+        return self.store.get_or_train(self.adopted, lambda _: (vqgan.state_dict(), {"adopted_from": origin}))
 
     # ---- the graph of stages ----------------------------------------------------------------------------------------
 
     def run(self, training: Training) -> Run:
         """The finished run of a training, which is done, resumed or started with those that it builds on."""
-        if training.stage == "vqgan" and self.adopted is not None:
-            return self.adopted
         spec = self.spec(training)
         if not Run(self.store.folder / spec.id).done:
             for parent in self.parents(training).values():
@@ -130,7 +128,11 @@ class Pipeline:
 
     def spec(self, training: Training) -> RunSpec:
         """What decides the outcome of a training; nothing is trained for that."""
-        found = self._specs[training] = self._specs.get(training) or self._spec(training)
+        if training.stage == "vqgan" and self.adopted is not None:
+            return self.adopted
+        name = training.baseline
+        key = training, json.dumps(declaration(name)) if name and name != "otsu" else ""  # a notebook may change it
+        found = self._specs[key] = self._specs.get(key) or self._spec(training)
         return found
 
     def _spec(self, training: Training) -> RunSpec:
@@ -153,8 +155,6 @@ class Pipeline:
             settings["hidden_cells"] = [config.grid_size, config.masked_gpt.mask_pattern]
         dependencies = {name: images.fingerprint for name, images in data.items()}
         dependencies |= {name: self.spec(parent).id for name, parent in self.parents(training).items()}
-        if self.adopted is not None and "tokenizer" in dependencies:
-            dependencies["tokenizer"] = self.adopted.id
         declared = None if training.baseline is None else declaration(training.baseline)
         return RunSpec(training.stage, config, settings, dependencies, training.baseline, declared)
 

@@ -13,6 +13,7 @@ import json
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,7 +22,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
@@ -35,6 +35,7 @@ FORMAT = 4
 ENVIRONMENT, HISTORY, METRICS, CHECKPOINT = "environment.json", "history.csv", "metrics.json", "last.ckpt"
 RECORDS, SCORED = f"per_image-{COLUMNS_VERSION}.csv", "scored.json"
 """Per-image records, and which images those of each split are of: ``dataset/split`` → `ImageSet.digest`."""
+TEXTS = dict.fromkeys(("id", "dataset", "split", "method", "cluster"), str)
 Trained = tuple[dict[str, Tensor] | None, dict[str, Any]]
 """The weights to keep, which only a process that leads has, and the metrics."""
 
@@ -112,7 +113,8 @@ class Run:
     def _records(self) -> dict[tuple[str, str], pd.DataFrame]:
         if not (path := self.folder / RECORDS).is_file():
             return {}
-        table = pd.read_csv(path, dtype={"id": str, "cluster": str}, float_precision="round_trip")
+        # a set or an image may be called NA or None
+        table = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""], float_precision="round_trip")
         return dict(iter(table.groupby(["dataset", "split"], sort=False)))
 
 
@@ -146,8 +148,8 @@ class RunStore:
                     self._train(run.folder, spec, train)
         else:
             train(run.folder)
-        if dist.is_available() and dist.is_initialized():
-            dist.barrier()  # the others go on when the leading process has written
+            while not run.done:  # a barrier would want the processes that came later, too
+                time.sleep(0.1)
         return run
 
     def _train(self, folder: Path, spec: RunSpec, train: Callable[[Path], Trained]) -> None:

@@ -18,9 +18,9 @@ from tokencutseg.data.audit import between, both_ways, learnt_pairs, pool_pairs
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
 from tokencutseg.evaluation.codebook import codebook_table
-from tokencutseg.evaluation.inference import downsample_mask, map_batches, predict_masks, tokenize
+from tokencutseg.evaluation.inference import downsample_mask, predict_masks, tokenize
 from tokencutseg.evaluation.probes import layer_features, token_labels, token_records, token_scores, train_linear_probe
-from tokencutseg.evaluation.reconstruction import reconstruction_scores
+from tokencutseg.evaluation.reconstruction import decoding_scores
 from tokencutseg.evaluation.statistics import holm, interval, mean_interval, paired_differences, summary_table
 from tokencutseg.experiments.claims import PUBLISHED, missing_images
 from tokencutseg.experiments.engine import train_missing
@@ -49,8 +49,7 @@ def reconstruction(study: Study) -> pd.DataFrame:
         images = study.source.load(dataset, "test")
         few = images.subset(np.linspace(0, len(images) - 1, min(len(images), settings.lpips_images)).astype(int))
         for part, measures, model in ((images, ("l1", "psnr", "ssim"), None), (few, ("lpips",), lpips_model)):
-            decoded = map_batches(lambda batch: vqgan.detokenize(vqgan.tokenize(batch)), part, 32)
-            scores = reconstruction_scores(part.images.float() / 255, decoded, model)
+            scores = decoding_scores(vqgan, part, model)
             for measure in measures:
                 values = scores[measure].to_numpy()
                 low, high = mean_interval(values, settings.bootstrap_draws, study.config.seed, part.units)

@@ -72,12 +72,22 @@ def declaration(name: str) -> dict[str, Any]:
     if isinstance(declared, SMP):
         return dataclasses.asdict(declared)
     try:
-        return {"source": inspect.getsource(declared)}
+        return {"source": _source(declared)}
     except (OSError, TypeError) as error:
         where = "define it as a class or function in a file or a notebook cell"
         raise ConfigError(
             f"the source of baseline {name!r} cannot be read, but is in its runs' ids; {where}"
         ) from error
+
+
+def _source(declared: Callable[[], nn.Module]) -> str:
+    """The text of a class or function. That of a class in a notebook is found by its methods only."""
+    try:
+        return inspect.getsource(declared)
+    except (OSError, TypeError):
+        if not (methods := [part for part in vars(declared).values() if inspect.isfunction(part)]):
+            raise
+        return "".join(map(inspect.getsource, methods))
 
 
 class Baseline(SegmentationModel):

@@ -65,11 +65,11 @@ def save_half(run: str | Path, folder: Path) -> int:
     return (folder / WEIGHTS).stat().st_size
 
 
-def load(path: str | Path = PRETRAINED) -> nn.Module:
+def load(path: str | Path = PRETRAINED, segments: bool = False) -> nn.Module:
     """A saved model in evaluation mode, from a run's folder or the `model.safetensors` in it.
 
     Gives a `TokenCutSeg` for a segmentation or masked-token run, a `Baseline` or a `VQGAN` for theirs. Raises DataError
-    when there is no model.
+    when there is no model, or with `segments` one that has not learned to segment.
     """
     about, folder = _about(path)
     config, state = _config(about, folder), _read_weights(folder)
@@ -84,6 +84,8 @@ def load(path: str | Path = PRETRAINED) -> nn.Module:
             f"{folder} holds a model that this version of tokencutseg cannot open "
             f"({str(error).splitlines()[1].strip()}); train it again"
         ) from error
+    if segments and about["stage"] not in ("segmentation", "baseline"):
+        raise DataError(f"{folder} is a {about['stage']} run, which segments nothing; give a segmentation run's folder")
     return model.eval()
 
 

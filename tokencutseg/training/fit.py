@@ -107,7 +107,7 @@ def fit(
         callbacks=[history, last, *([TQDMProgressBar()] if bar else [])],  # an epoch's row goes into its checkpoint
         plugins=[AtomicCheckpointIO()],
     )
-    resumed = folder / "last.ckpt" if _readable(folder / "last.ckpt", hardware) else None
+    resumed = folder / "last.ckpt" if _readable(folder / "last.ckpt", module, hardware) else None
     torch.manual_seed(module.seed)
     with warnings.catch_warnings():
         for expected in ("Checkpoint directory .* exists", "Found .* in eval mode", ".*LeafSpec"):
@@ -131,14 +131,16 @@ def fit(
     return history.best["state"], facts | {"best_epoch": history.best["epoch"], "best_score": history.best["score"]}
 
 
-def _readable(checkpoint: Path, hardware: Hardware) -> bool:
-    """Whether there is a checkpoint to resume from; says so where there is one that is broken."""
+def _readable(checkpoint: Path, module: StageModule, hardware: Hardware) -> bool:
+    """Whether there is a checkpoint to resume from; says so where there is one that is broken, or of other networks (as
+    where the perceptual loss's weights are there only now)."""
     if not checkpoint.is_file():
         return False
     try:
-        torch.load(checkpoint, "cpu", weights_only=True)
+        state = torch.load(checkpoint, "cpu", weights_only=True)["state_dict"]
+        problem = "" if state.keys() == module.state_dict().keys() else "is of other networks"
     except Exception as error:  # of a dozen types, by where the file was cut off
-        if hardware.leading:
-            print(f"{checkpoint} cannot be read ({type(error).__name__}): this training starts anew", flush=True)
-        return False
-    return True
+        problem = f"cannot be read ({type(error).__name__})"
+    if problem and hardware.leading:
+        print(f"{checkpoint} {problem}: this training starts anew", flush=True)
+    return not problem
