@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from tokencutseg.report.tables import in_words
+
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results/reference"
 DOCUMENTS = ("README.md", "docs/reproduction.md", "tokencutseg/pretrained/README.md")
@@ -23,12 +25,15 @@ NUMBER = re.compile(r"<!--=([^:>]+?)(?::([^\s>]+?))?-->.*?<!--/-->")
 MEASURES = 'measure == "iou" or (reduction == "per_image" and measure in ("dice", "nsd", "hd95"))'
 TABLES = {
     "main_results": ("Main results", f"n > 0 and ({MEASURES})"),
+    "pairwise": ("Every two methods on the same images", 'measure == "iou"'),
     "label_efficiency": ("Scores by share of the labels", ""),
     "baselines": ("Baselines under one budget", f'({MEASURES}) and reduction == "per_image"'),
     "score_by_group": ("Lesion IoU by group of images", ""),
     "leakage": ("Scores without images shared between splits", "iou == iou"),
     "reconstruction": ("Reconstruction by the tokenizer", ""),
     "masked_prediction": ("Masked-token prediction", ""),
+    "linear_probe": ("What a linear probe reads from frozen features (test images)", ""),
+    "feature_quality": ("Frozen features under equal heads (few masks, validation images)", ""),
     "budgets": ("What each training cost", ""),
     "claims": ("Claims", 'not reason.str.startswith("this study has not written")'),
 }
@@ -39,7 +44,6 @@ run ids. Brackets: 95 % intervals; those of differences are paired. What they re
 INTERVALS = {name: ["low", "high"] for name in ("mean", "iou", "accuracy", "measured")}
 INTERVALS |= {name: ["low_without", "high_without"] for name in ("mean_without", "iou_without")}
 INTERVALS["diff"] = ["diff_low", "diff_high"]
-NAMES = {"diff": "tokencutseg − method", "p_holm": "p (Holm)", "fraction": "share of labels"}
 
 
 def number(name: str, form: str | None = None) -> str:
@@ -70,35 +74,12 @@ def inject(text: str) -> str:
     return NUMBER.sub(marked, text)
 
 
-def interval(value: float, low: float, high: float) -> str:
-    """A value with its 95 % interval."""
-    digits = 3 if max(abs(low), abs(high)) <= 1 else 2
-    return "" if pd.isna(value) else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
-
-
-def cell(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    if pd.isna(value):
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
-
-
-def printed(table: pd.DataFrame) -> str:
-    """A table in Markdown: intervals beside their value; a column of one value is said before, an empty one not."""
-    columns: dict[str, list[str]] = {}
-    same: list[str] = []
-    for column in [name for name in table if name not in LEFT_OUT]:
-        if column in INTERVALS and INTERVALS[column][0] in table:
-            columns[column] = [interval(*row) for row in table[[column, *INTERVALS[column]]].to_numpy(float)]
-        elif "low" not in column and "high" not in column:
-            columns[column] = [cell(value) for value in table[column]]
-    for column in [name for name, values in columns.items() if len(set(values)) == 1 and len(table) > 1]:
-        same += [f"{column.replace('_', ' ')} {value}" for value in set(columns.pop(column)) if value]
-    heads = [NAMES.get(column, column.replace("_", " ")) for column in columns]
-    rows = [heads, ["---"] * len(heads), *map(list, zip(*columns.values(), strict=True))]
+def printed(name: str, table: pd.DataFrame) -> str:
+    """The table of that name in Markdown, in words; what is the same in all rows is said before."""
+    read, same = in_words(table.drop(columns=LEFT_OUT, errors="ignore"), name)
+    rows = [list(read), ["---"] * len(read.columns), *read.to_numpy().tolist()]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{', '.join(same)}\n\n{lines}" if same else lines
+    return f"{same}\n\n{lines}" if same else lines
 
 
 def results() -> str:
@@ -110,7 +91,7 @@ def results() -> str:
             path = folder / "tables" / f"{name}.csv"
             if path.is_file():
                 rows = pd.read_csv(path).query(query) if query else pd.read_csv(path)
-                parts += [f"### {title}", f"[{name}.csv](../{path.relative_to(ROOT).as_posix()})", printed(rows)]
+                parts += [f"### {title}", f"[{name}.csv](../{path.relative_to(ROOT).as_posix()})", printed(name, rows)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -31,13 +31,14 @@ def test_a_name_must_leave_one_row():
 
 def test_an_interval_follows_its_value_and_a_constant_is_said_once():
     table = pd.DataFrame(
-        {"method": ["a", "b"], "n": [5, 5], "mean": [0.5, -1], "low": [0.25, -20], "high": [0.75, 1.5]}
+        {"method": ["a", "b"], "n": [5, 5], "mean": [0.5, -1], "low": [0.25, -20], "high": [0.75, 1.5], "runs": "c"}
     )
-    assert script["printed"](table.assign(diff=[None, 0.1], diff_low=-0.25, diff_high=0.5)).splitlines() == [
-        "n 5",
+    table = table.assign(diff=[None, 0.1], diff_low=[None, -0.25], diff_high=[None, 0.5])
+    assert script["printed"]("pairwise", table).splitlines() == [
+        "images 5",
         "",
-        "| method | mean | tokencutseg − method |",
+        "| method | mean | method − other |",
         "| --- | --- | --- |",
-        "| a | 0.500 [0.250, 0.750] |  |",
-        "| b | −1.00 [−20.00, 1.50] | 0.100 [−0.250, 0.500] |",
+        "| a | 0.500 [0.250, 0.750] | – |",
+        "| b | −1.000 [−20.000, 1.500] | +0.100 [−0.250, +0.500] |",
     ]

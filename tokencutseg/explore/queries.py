@@ -172,6 +172,8 @@ def describe(path: Path) -> str:
         text += f" Trained on {images:,} {'masks' if 'best_score' in metrics else 'images'}."
     if "best_score" in metrics:
         text += f" IoU on its validation images: {metrics['best_score']:.3f}."
+    if stage == "masked_gpt":
+        text += " It has not learned to segment: what it cuts is chance."
     return f"Model: {text}"
 
 
