@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tokencutseg.cli import main
-from tokencutseg.config import known_keys
+from tokencutseg.config import options
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (".", "docs", "data", "results", "results/reference/*", "tests/fixtures", "tokencutseg/*")
@@ -61,7 +61,7 @@ def test_options_exist(path):
     sections = "data|vqgan|masked_gpt|segmentation|evaluation|ablation"
     named = set(re.findall(rf"(?<![\w.])((?:{sections})\.[a-z_0-9]+)\b", path.read_text()))
     files = {name for name in named if name.endswith((".py", ".md", ".csv"))}
-    assert named - files - {"vqgan.quantizer"} <= set(known_keys())  # an example of a new option
+    assert named - files - {"vqgan.quantizer"} <= set(options())  # an example of a new option
 
 
 @each_document

@@ -307,7 +307,7 @@ class Config:
         by_stage: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in _types():
-                raise ConfigError(f"unknown setting {name!r}. {_hint(name, known_keys())}")
+                raise ConfigError(f"unknown setting {name!r}. {_hint(name, options())}")
             stage, key = name.split(".")
             by_stage.setdefault(stage, {})[key] = coerce(name, value, _types()[name])
         return dataclasses.replace(
@@ -323,7 +323,7 @@ STAGES: dict[str, type] = {
 
 @functools.cache
 def options() -> dict[str, dataclasses.Field]:
-    """Every option as ``stage.key``."""
+    """Every option as ``stage.key``, the names that `--set` accepts."""
     return {f"{stage}.{f.name}": f for stage, cls in STAGES.items() for f in dataclasses.fields(cls)}
 
 
@@ -331,11 +331,6 @@ def options() -> dict[str, dataclasses.Field]:
 def _types() -> dict[str, Any]:
     hints = {stage: typing.get_type_hints(cls) for stage, cls in STAGES.items()}
     return {name: hints[name.split(".")[0]][one.name] for name, one in options().items()}
-
-
-def known_keys() -> list[str]:
-    """Every ``stage.key`` that `--set` accepts."""
-    return list(options())
 
 
 def _hint(name: str, known: Collection[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import rankdata, wilcoxon
 
-from tokencutseg.config import RECIPES, ConfigError, configure, known_keys
+from tokencutseg.config import RECIPES, ConfigError, configure, options
 from tokencutseg.data.synthetic import generate
 from tokencutseg.evaluation.statistics import holm, seeded_difference
 from tokencutseg.experiments import ablations, features
@@ -145,7 +145,7 @@ def test_deviations_change_one_option_each():
         wanted, new = RECIPES[other][option], row.config.value(option)
         assert row.labels["setting"] == base.value(option) != new == row.labels["instead"]
         assert new == (ablations.ALTERNATIVES[option] if wanted == base.value(option) else wanted)
-        changes = {name for name in known_keys() if base.value(name) != row.config.value(name)}
+        changes = {name for name in options() if base.value(name) != row.config.value(name)}
         also = {part.split(" = ")[0] for part in row.labels["also"].split(", ") if part}
         assert changes == {option} | also
 

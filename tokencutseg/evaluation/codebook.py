@@ -26,15 +26,12 @@ def codebook_table(tokens: Tensor, masks: Tensor | None, codebook_size: int) -> 
     return table.assign(lesion_share=lesion / table["count"])
 
 
-def codebook_summary(tokens: Tensor, codebook_size: int) -> dict[str, float | int]:
-    """The codebook in one row: `usage` (share of the codes that have tokens), `entropy` of the codes' shares (nats),
-    `perplexity` (its exponential: the size of an evenly used codebook of the same entropy), `codebook_size`, and
-    `tokens` (their number). Arguments and errors as for `codebook_table`."""
+def codebook_summary(tokens: Tensor, codebook_size: int) -> dict[str, float]:
+    """`usage`, the share of the codes that have tokens, and `perplexity`, the exponential of the entropy of the codes'
+    shares: the size of an evenly used codebook of the same entropy. Arguments and errors as for `codebook_table`."""
     count = _counts(tokens, codebook_size)
-    used, share = float((count > 0).mean()), count[count > 0] / count.sum()
-    entropy = float(-(share * np.log(share)).sum())
-    found = {"usage": used, "entropy": entropy, "perplexity": float(np.exp(entropy))}
-    return found | {"codebook_size": codebook_size, "tokens": int(count.sum())}
+    share = count[count > 0] / count.sum()
+    return {"usage": float((count > 0).mean()), "perplexity": float(np.exp(-(share * np.log(share)).sum()))}
 
 
 def _counts(tokens: Tensor, codebook_size: int) -> np.ndarray:

@@ -244,7 +244,3 @@ class Pipeline:
             return rows.join(native_scores(margins, images))
 
         return run.records(images, compute)
-
-    def otsu_records(self, dataset: str, split: str) -> pd.DataFrame:
-        """Per-image records of the Otsu threshold, which learns nothing."""
-        return self.records(self.baseline("otsu"), dataset, split)
