@@ -82,6 +82,17 @@ def test_label_efficiency_draws_each_method_over_the_labels(seeds):
         assert [label.get_text() for label in axis.get_xticklabels()] == ["5%\n20", "100%\n400"]
 
 
+def test_label_efficiency_of_one_share_draws_the_differences():
+    columns = {"test": ["isic2017"] * 3 + ["ham10000"] * 3, "method": ["tokencutseg", "unet", "fpn"] * 2}
+    table = scored(columns | {"fraction": [0.05] * 6, "labels": [20] * 6}).assign(seeds=3)
+    table.loc[table["method"] == "tokencutseg", list(DIFFERENCE)] = np.nan
+    axes = plots.label_efficiency(table).axes
+    for axis, (test, part) in zip(axes, table.groupby("test", sort=False), strict=True):
+        assert test in axis.get_xlabel()
+        assert_drawn(axis, part[part["method"] != "tokencutseg"], DIFFERENCE)
+    assert rows(axes[0]) == ["U-Net", "FPN"]
+
+
 def test_deviations_stand_beside_each_other_by_option():
     values = [("batch_size", "revised", 16, 1, -0.05), ("loss_input", "released", "probabilities", "logits", 0.2)]
     values.append(("loss_input", "revised", "logits", "probabilities", 0.01))

@@ -66,8 +66,13 @@ def feature_quality(table: pd.DataFrame) -> Figure:
 
 def label_efficiency(table: pd.DataFrame) -> Figure:
     """The score over the share of labels, a panel per test set, a line per method; bands are intervals, bars the range
-    of the seeds."""
+    of the seeds. Of one share, the differences to the other methods."""
     shown, seeds, tests = st.looks(table["method"]), int(table["seeds"].min()), table["test"].unique()
+    if table["fraction"].nunique() == 1:
+        table = table.assign(rows=[shown[name].label for name in table["method"]]).dropna(subset="diff")
+        panels = {f"{test}:\nTokenCutSeg − method": (table[table["test"] == test], DIFFERENCE) for test in tests}
+        drawn = f"{seeds} draws" if seeds > 1 else "one draw"
+        return dot_figure(panels, "rows", f"Lesion IoU on test images with {table['labels'].iloc[0]} masks, {drawn}")
     title = "Lesion IoU on test images by share of labels"
     figure, (axes,) = st.make_figure(1, len(tests), 3.1, st.NARROW if len(tests) == 1 else st.WIDTH, title)
     labels = table.drop_duplicates("fraction")
@@ -80,7 +85,8 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
         axis.set_xscale("log")
         axis.set_xticks(labels["fraction"], [f"{100 * row.fraction:g}%\n{row.labels}" for row in labels.itertuples()])
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set(title=f"test {test}", xlabel="share of the training masks (log scale)\nnumber of masks")
+        axis.set_title(f"test {test}")
+    axes[len(axes) // 2].set_xlabel("share of the training masks (log scale)\nnumber of masks")
     note = f"\nmean of {seeds} seeds, bar: their range" if seeds > 1 else "\none seed"
     axes[0].set(ylabel=IOU + note)
     st.legend_of(figure, shown.values(), "-")
