@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencutseg.cli_segment import note
 from tokencutseg.config import Config, ConfigError, configure, options
 from tokencutseg.files import resolve
 from tokencutseg.options import LARGEST
@@ -103,7 +102,7 @@ def hardware(arguments: argparse.Namespace) -> Hardware:
     device, gpus = "cpu" if arguments.gpus == 0 else arguments.device, arguments.gpus or 1
     there = torch.cuda.device_count() if choose_device(device).type == "cuda" else 0
     if arguments.gpus and not there:
-        note(f"--gpus {gpus} is without effect: no GPU is used here")
+        _note(f"--gpus {gpus} is without effect: no GPU is used here")
     elif there and not 0 < gpus <= there:
         raise ConfigError(f"--gpus {gpus}, but there are {there} here")
     gpus, precision = gpus if there else 1, PRECISIONS[arguments.precision]
@@ -126,6 +125,10 @@ def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def _note(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 def _add_folders(parser: argparse.ArgumentParser, *splits: str, masks: bool = True) -> None:
@@ -250,7 +253,7 @@ def _note_sizes(arguments: argparse.Namespace, config: Config, path: Path, *sect
     """Say where the sizes on the command line are not the checkpoint's, which count."""
     for name, given in _settings(arguments, *sections).items():
         if given != (held := config.value(name)):
-            note(f"{name} is {given} on the command line, but {path} has {held}: going on with {held}")
+            _note(f"{name} is {given} on the command line, but {path} has {held}: going on with {held}")
 
 
 # test-seg and export ------------------------------------------------------------------------------------------------
@@ -276,7 +279,7 @@ def _test_seg(arguments: argparse.Namespace) -> int:
     if hasattr(model, "masked_gpt"):
         _note_sizes(arguments, model.config, path, "vqgan", "masked_gpt")
     if size != (own := model.config.data.image_size):
-        note(f"--image-size is {size}, but {path} was trained at {own}: scores will be lower than it can reach")
+        _note(f"--image-size is {size}, but {path} was trained at {own}: scores will be lower than it can reach")
     images = load_split(pair_folders("folders", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
     model = model.to(choose_device(arguments.device))
     print(f"device: {Hardware(arguments.device, '32-true').describe()}", flush=True)
