@@ -86,7 +86,8 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
         axis.set_xticks(labels["fraction"], [f"{100 * row.fraction:g}%\n{row.labels}" for row in labels.itertuples()])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(f"test {test}")
-    axes[len(axes) // 2].set_xlabel("share of the training masks (log scale)\nnumber of masks")
+    for axis in axes if len(axes) < 3 else axes[1:2]:  # it is as wide as two panels of three
+        axis.set_xlabel("share of the training masks (log scale)\nnumber of masks")
     note = f"\nmean of {seeds} seeds, bar: their range" if seeds > 1 else "\none seed"
     axes[0].set(ylabel=IOU + note)
     st.legend_of(figure, shown.values(), "-")
