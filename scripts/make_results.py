@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tokencutseg.report.tables import in_words
+from tokencutseg.report.tables import bounds, in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results/reference"
@@ -41,9 +41,6 @@ TABLES = {
 LEFT_OUT = ["p", "runs", "note", "recipe", "table", "published", "complete", "same_id", "same_content"]
 INTRODUCTION = """Written by `scripts/make_results.py` from `results/reference/`; the CSV files hold all measures and
 run ids. Brackets: 95 % intervals; those of differences are paired. What they rest on: [report](reproduction.md)."""
-INTERVALS = {name: ["low", "high"] for name in ("mean", "iou", "accuracy", "measured")}
-INTERVALS |= {name: ["low_without", "high_without"] for name in ("mean_without", "iou_without")}
-INTERVALS["diff"] = ["diff_low", "diff_high"]
 
 
 def number(name: str, form: str | None = None) -> str:
@@ -56,7 +53,7 @@ def number(name: str, form: str | None = None) -> str:
     if len(rows) != 1:
         raise ValueError(f"{name} names {len(rows)} rows of {table}")
     if form in ("ci", "ci*"):
-        value, *ends = (float(rows[name].iloc[0]) for name in (column, *INTERVALS[column]))
+        value, *ends = (float(rows[name].iloc[0]) for name in (column, *(bounds(list(rows), column) or ())))
         digits = 3 if min(map(abs, ends)) >= 5e-4 else 4  # so that an end near zero keeps its sign
         starred, form = form == "ci*", f"{'+' if column == 'diff' else ''}.{digits}f"
         star = "*" if starred and ends[0] * ends[1] > 0 and float(rows["p_holm"].iloc[0]) < 0.05 else ""

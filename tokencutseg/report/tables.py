@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,10 @@ HEADS = {
 _MEASURES = {"iou": "IoU", "dice": "Dice", "nsd": "surface Dice", "hd95": "Hausdorff 95 %", "l1": "L1", "psnr": "PSNR"}
 _MEASURES |= {"ssim": "SSIM", "lpips": "LPIPS"}
 _MEASURES |= {f"{name}_native": f"{_MEASURES[name]}, own size" for name in ("iou", "dice", "nsd", "hd95")}
+_LABELS = {name: look.label for name, look in METHODS.items()}
 VALUES: dict[str, dict[Any, str]] = {
-    "method": {name: look.label for name, look in METHODS.items()},
-    "other": {name: look.label for name, look in METHODS.items()},
+    "method": _LABELS,
+    "other": _LABELS,
     "reduction": {name: look.label for name, look in REDUCTIONS.items()},
     "measure": _MEASURES,
     "stage": {"vqgan": "tokenizer", "masked_gpt": "masked transformer"},
@@ -70,22 +72,28 @@ VALUES: dict[str, dict[Any, str]] = {
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` as text, narrow enough to read: numbers rounded, and an estimate in one column with its interval.
+    """`table` as text, narrow enough to read: numbers rounded, and an estimate in one column with its interval
+    (`bounds`).
 
-    The bounds ``x_low`` and ``x_high`` belong to the column ``x``, and ``low`` and ``high`` (or ``low_without`` and
-    ``high_without``) to the column before them.
     From here on pandas shows texts whole, which it would cut after 50 characters: a reason is a sentence.
     """
     pd.set_option("display.max_colwidth", None)
     columns, read = list(table), {name: [_text(value) for value in table[name]] for name in table}
-    for name, following in zip(columns, [*columns[1:], ""], strict=True):
-        low = following if following in ("low", "low_without") else f"{name}_low"
-        if low in columns:
-            high, signed = low.replace("low", "high"), name.startswith("diff")
+    for name in columns:
+        if ends := bounds(columns, name):
+            (low, high), signed = ends, name.startswith("diff")
             triples = zip(table[name], table[low], table[high], strict=True)
             read[name] = [_text(x) if pd.isna(a) else interval(x, a, b, signed) for x, a, b in triples]
             del read[low], read[high]
     return pd.DataFrame(read, index=table.index)
+
+
+def bounds(columns: Sequence[str], name: str) -> tuple[str, str] | None:
+    """The columns that bound the interval of the column `name`, if there are any: ``x_low`` and ``x_high`` belong to
+    ``x``, and ``low`` and ``high`` (or ``low_without`` and ``high_without``) to the column before them."""
+    following = [*columns, ""][columns.index(name) + 1]
+    low = following if following in ("low", "low_without") else f"{name}_low"
+    return (low, low.replace("low", "high")) if low in columns else None
 
 
 def in_words(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
