@@ -81,7 +81,7 @@ _PH2 = OfficialSplit(("PH2 Dataset images",), "PH2 Dataset images", 200, "*_Derm
 # Tschandl et al. 2018, doi 10.1038/sdata.2018.161, with Tschandl's masks, CC BY-NC 4.0. The host's archive is that of
 # the 2018 challenge's Task 3: the same 10,015 images in one file, whose download can be resumed.
 _HAM_TEST = OfficialSplit(("ham10000_test/images",), "ham10000_test/masks", 10_015)
-_HAM_WHOLE = OfficialSplit(_HAM_PARTS, "HAM10000_segmentations_lesion_tschandl", 10_015)
+_HAM_WHOLE = OfficialSplit(_HAM_POOL, "HAM10000_segmentations_lesion_tschandl", 10_015)
 _HAM_SPLITS = {"test": (_HAM_TEST, _HAM_WHOLE), "unlabelled": (OfficialSplit(_HAM_POOL, None, 10_015),)}
 _HAM_ARCHIVE = Archive("2018/ISIC2018_Task3_Training_Input.zip", "ham10000_unlabelled", _HAM_POOL)
 _SETS = (
