@@ -165,9 +165,10 @@ def test_every_folder_name_of_the_registry_is_one_sets_alone():
     assert all(test in DATASETS for dataset in DATASETS.values() for test in dataset.also_tested_on)
 
 
-def test_the_whole_ham10000_with_and_without_its_masks(tmp_path):
-    touch(tmp_path / "HAM10000_images_part_1", "ISIC_0024306.jpg")
-    touch(tmp_path / "HAM10000_images_part_2", "ISIC_0029306.jpg")
+@pytest.mark.parametrize("folders", [("HAM10000_images_part_1", "HAM10000_images_part_2"), ("ham10000_unlabelled",)])
+def test_the_whole_ham10000_with_and_without_its_masks(tmp_path, folders):
+    touch(tmp_path / folders[0], "ISIC_0024306.jpg")
+    touch(tmp_path / folders[-1], "ISIC_0029306.jpg")
     split, ids = datasets_in(tmp_path)["ham10000"]["unlabelled"], ["ISIC_0024306", "ISIC_0029306"]
     assert ids_of(split) == ids and split.expected == 10_015 and all(sample.mask is None for sample in split.samples)
     touch(tmp_path / "HAM10000_segmentations_lesion_tschandl", *(f"{i}_segmentation.png" for i in ids))
