@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokencutseg.models.decoder import upsample
-from tokencutseg.models.deepcut import DeepCut, node_positions, orthogonality, to_grid
+from tokencutseg.models.deepcut import DeepCut, node_positions, to_grid
 from tokencutseg.models.masked_transformer import Block, MaskedTransformer
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.models.vqgan import EMAQuantizer, Quantized
@@ -38,9 +38,10 @@ def deepcut(head: DeepCut, features: Tensor, grid: tuple[int, int]) -> tuple[Ten
         S = gnn.mlp(h).softmax(-1)  # (T, C)
         volume = torch.trace(S.T @ torch.diag(A.sum(1)) @ S)
         cut = -torch.trace(S.T @ A @ S) / (volume + 1e-6)
+        gram, eye = (part / (torch.linalg.norm(part) + 1e-6) for part in (S.T @ S, torch.eye(S.shape[1]).to(S)))
         image_of_S = to_grid(S[None], grid)
         smooth = F.mse_loss(head.smoothness_conv(image_of_S), image_of_S)
-        losses.append(cut + orthogonality(S[None])[0] + 0.01 * smooth)
+        losses.append(cut + torch.linalg.norm(gram - eye) + 0.01 * smooth)
         assignments.append(S)
     loss = torch.stack(losses).mean() + 0.09 * feature_smoothness(head, to_grid(features, grid))
     return torch.stack(assignments), loss

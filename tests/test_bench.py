@@ -45,13 +45,15 @@ def test_plain_prediction(model):
     assert (oracles.predict(model, images) == out.mask).float().mean() > 0.999
 
 
-def test_plain_gradients(model):
-    features = torch.randn(2, 144, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    S = model.head(features, (12, 12)).softmax(-1)
-    plain_S, plain_loss = oracles.deepcut(model.head, features, (12, 12))
-    (ours,) = torch.autograd.grad(model.head.loss(S, features, (12, 12)) + S.square().sum(), features)
+def test_plain_loss_and_gradients(model):
+    head, generator = model.head.double(), torch.Generator().manual_seed(0)
+    features = torch.randn(2, 144, 16, dtype=torch.float64, generator=generator).requires_grad_()
+    S = head(features, (12, 12)).softmax(-1)
+    plain_S, plain_loss = oracles.deepcut(head, features, (12, 12))
+    loss = head.loss(S, features, (12, 12))
+    (ours,) = torch.autograd.grad(loss + S.square().sum(), features)
     (plain,) = torch.autograd.grad(plain_loss + plain_S.square().sum(), features)
-    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close((S, loss, ours), (plain_S, plain_loss, plain), atol=1e-9, rtol=1e-9)
 
 
 def test_plain_quantizer():
