@@ -7,7 +7,6 @@ from PIL import Image
 
 import tokencutseg
 from tokencutseg.config import configure
-from tokencutseg.data.images import DataError
 from tokencutseg.files import write_json
 from tokencutseg.models.baselines import Baseline
 from tokencutseg.models.checkpoint import CONFIG, build, save_weights
@@ -64,19 +63,6 @@ def test_mask_reaches_the_encoder_from_imagenet_and_no_frozen_part():
     model(images).logits[:, 1].sum().backward()
     assert all(p.grad is None for part in (model.vqgan, model.masked_gpt) for p in part.parameters())
     assert all(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
-
-
-def test_model_starts_as_a_unet():
-    """The tokens join through a projection that starts at zero, so that what they hold changes nothing yet."""
-    model, images = model_of(), torch.rand(2, 3, 32, 32)
-    before = model(images).logits
-    with torch.no_grad():
-        for p in model.masked_gpt.parameters():
-            p += torch.randn_like(p)
-    torch.testing.assert_close(model(images).logits, before)
-    with torch.no_grad():
-        model.upsampler.tokens.weight.normal_()
-    assert not torch.allclose(model(images).logits, before)
 
 
 def test_pixels_of_blank_tokens_do_not_reach_the_pyramid():
@@ -166,16 +152,3 @@ def test_saved_models_reopen(tmp_path, tiny, stage, name):
         assert opened.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
     assert isinstance(opened, Baseline) == (stage == "baseline")
     assert not opened.training
-
-
-def test_model_of_another_version(tmp_path, tiny):
-    config = tiny.to_dict() | {"segmentation": tiny.to_dict()["segmentation"] | {"gone": 1}}
-    save_weights(build("vqgan", tiny).state_dict(), tmp_path)
-    write_json({"stage": "vqgan", "name": None, "config": config}, tmp_path / CONFIG)
-    with pytest.raises(DataError, match=r"cannot open \(unknown setting 'segmentation.gone'\); train it again"):
-        tokencutseg.load(tmp_path)
-
-
-def test_folder_without_a_model(tmp_path):
-    with pytest.raises(DataError, match=r"holds no saved model: config\.json is missing"):
-        tokencutseg.load(tmp_path)
