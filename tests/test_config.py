@@ -44,10 +44,7 @@ def test_presets_and_recipes_set_different_options():
     sizes, switches = set().union(*PRESETS.values()), set().union(*RECIPES.values())
     assert not sizes & switches
     assert sizes | switches <= set(options())
-
-
-def test_every_recipe_sets_the_same_options():
-    assert len({frozenset(recipe) for recipe in RECIPES.values()}) == 1
+    assert len({frozenset(recipe) for recipe in RECIPES.values()}) == 1, "every recipe sets the same"
 
 
 def test_full_has_the_sizes_of_the_authors_readme():
