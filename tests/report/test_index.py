@@ -24,11 +24,8 @@ def study(tmp_path):
     study = tmp_path / "tiny-synthetic"
     for folder in ("notebooks", "tables", "figures"):
         (study / folder).mkdir(parents=True)
-    code = {
-        "01_vqgan_pretrain": 'study.table("reconstruction", x)\nstudy.figure("vqgan_curves", y)',
-        "02_masked_gpt": "",
-    }
-    for name, source in code.items():
+    code = 'study.table("reconstruction", x)\nstudy.figure("vqgan_curves", y)'
+    for name, source in (("01_vqgan_pretrain", code), ("02_masked_gpt", "")):
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
         nbformat.write(notebook, study / "notebooks" / f"{name}.ipynb")
         for suffix in (".html", ".log"):
@@ -99,10 +96,8 @@ def test_the_first_screen_is_that_of_the_main_results(real):
     study, page = real
     table = pd.read_csv(study / "tables/main_results.csv").query("reduction == 'per_image' and measure == 'iou'")
     own = table[table["method"] == "tokencutseg"].iloc[0]
-    sentence = page.select_one("header .found").text
-    assert numbers(sentence.partition("IoU of")[2])[:3] == pytest.approx(
-        [own["mean"], own["low"], own["high"]], abs=6e-4
-    )
+    sentence, expected = page.select_one("header .found").text, own[["mean", "low", "high"]].tolist()
+    assert numbers(sentence.partition("IoU of")[2])[:3] == pytest.approx(expected, abs=6e-4)
     differences = numbers(" ".join(re.findall(r"\((\S+ \[.+?\])", sentence)))
     expected = table.dropna(subset="diff")[["diff", "diff_low", "diff_high"]].to_numpy().ravel()
     assert sorted(differences) == pytest.approx(sorted(expected), abs=6e-4)

@@ -9,15 +9,8 @@ from tokencutseg.training.batches import EvalLoader, TrainLoader
 def numbered(n, masks=True):
     """Images whose pixels say which one they are."""
     images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 4, 4).contiguous()
-    return ImageSet(
-        "made",
-        "train",
-        [str(i) for i in range(n)],
-        images,
-        torch.zeros(n, 4, 4, dtype=torch.uint8) if masks else None,
-        None,
-        [(4, 4)] * n,
-    )
+    labels = torch.zeros(n, 4, 4, dtype=torch.uint8) if masks else None
+    return ImageSet("made", "train", [str(i) for i in range(n)], images, labels, None, [(4, 4)] * n)
 
 
 @given(st.integers(1, 20), st.integers(1, 7), st.none() | st.integers(1, 50), st.integers(1, 6))
