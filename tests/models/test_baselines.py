@@ -37,16 +37,17 @@ def test_otsu_of_a_flat_image_is_empty():
 
 
 @pytest.mark.parametrize("name", list(BASELINES))
-@pytest.mark.parametrize(("B", "size"), [(2, 48), (1, 32)])
-def test_every_baseline_trains_at_any_size(tiny, name, B, size):
+def test_every_baseline_trains_at_any_size(tiny, name):
     """Also on a single image, where a branch pools the whole map into one cell."""
     torch.manual_seed(0)
     model = Baseline(name, tiny, pretrained=False).train()
     assert model.initialisation == "scratch"
-    logits = model(torch.rand(B, 3, size, size))
-    assert logits.shape == (B, 2, size, size)
-    logits.square().mean().backward()
-    assert all(p.grad is not None for p in model.network.parameters() if p.requires_grad)
+    for B, size in ((2, 48), (1, 32)):
+        logits = model(torch.rand(B, 3, size, size))
+        assert logits.shape == (B, 2, size, size)
+        model.zero_grad()
+        logits.square().mean().backward()
+        assert all(p.grad is not None for p in model.network.parameters() if p.requires_grad)
 
 
 class Identity(nn.Module):
