@@ -1,12 +1,12 @@
-"""Write docs/results.md from the tables of the committed studies, and their numbers into the prose of other documents.
+"""Write docs/results.md from the tables of the committed study, and their numbers into the prose of other documents.
 
     python scripts/make_results.py            # a test checks that it would change nothing
 
-Prose names a number by study, table, labels that leave one row of it (of any column, or of the one named as in
+Prose names a number by table, labels that leave one row of it (of any column, or of the one named as in
 ``test=isic2017``), and column, with a format behind a colon:
-``<!--=small-isic2017-encoder/main_results/unet/per_image/iou/mean:.3f-->0.735<!--/-->``. The format ``ci`` adds the
-95 % interval, with signs where the number is a difference; ``ci*`` ends in a star where that is significant. Numbers
-only, no sentences.
+``<!--=main_results/unet/test=isic2017/per_image/iou/mean:.3f-->0.755<!--/-->``. The format ``ci`` adds the 95 %
+interval, with signs where the number is a difference; ``ci*`` ends in a star where that is significant. Numbers only,
+no sentences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pandas as pd
 from tokencutseg.report.tables import bounds, in_words
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = ROOT / "results/reference"
+TABLES_FOLDER = ROOT / "results/reference/isic/tables"
 DOCUMENTS = ("README.md", "docs/reproduction.md", "tokencutseg/pretrained/README.md")
 NUMBER = re.compile(r"<!--=([^:>]+?)(?::([^\s>]+?))?-->.*?<!--/-->")
 MEASURES = 'measure == "iou" or (reduction == "per_image" and measure in ("dice", "nsd", "hd95"))'
@@ -28,6 +28,9 @@ TABLES = {
     "pairwise": ("Every two methods on the same images", 'measure == "iou"'),
     "label_efficiency": ("Scores by share of the labels", ""),
     "baselines": ("Baselines under one budget", f'({MEASURES}) and reduction == "per_image"'),
+    "stages": ("What each stage adds (short trainings, validation images)", ""),
+    "graph_radius": ("Does the mask need the graph's edges? (short trainings, validation images)", ""),
+    "codebook_size": ("Sizes of the codebook (short trainings, validation images)", ""),
     "score_by_group": ("Lesion IoU by group of images", ""),
     "leakage": ("Scores without images shared between splits", "iou == iou"),
     "reconstruction": ("Reconstruction by the tokenizer", ""),
@@ -37,16 +40,16 @@ TABLES = {
     "budgets": ("What each training cost", ""),
     "claims": ("Claims", 'not reason.str.startswith("this study has not written")'),
 }
-"""The tables that the page shows, where a study has them: a title, and a query of the rows."""
+"""The tables that the page shows: a title, and a query of the rows."""
 LEFT_OUT = ["p", "runs", "note", "recipe", "table", "published", "complete", "same_id", "same_content"]
-INTRODUCTION = """Written by `scripts/make_results.py` from `results/reference/`; the CSV files hold all measures and
-run ids. Brackets: 95 % intervals; those of differences are paired. What they rest on: [report](reproduction.md)."""
+INTRODUCTION = """Written by `scripts/make_results.py` from `results/reference/isic/`; the CSV files hold all measures
+and run ids. Brackets: 95 % intervals; those of differences are paired. What they rest on: [report](reproduction.md)."""
 
 
 def number(name: str, form: str | None = None) -> str:
     """The number of this name. Raises ValueError where the name leaves no row, or several."""
-    study, table, *labels, column = name.split("/")
-    rows = pd.read_csv(REFERENCE / study / "tables" / f"{table}.csv", dtype=str, keep_default_na=False)
+    table, *labels, column = name.split("/")
+    rows = pd.read_csv(TABLES_FOLDER / f"{table}.csv", dtype=str, keep_default_na=False)
     for label in labels:
         where, _, wanted = label.rpartition("=")
         rows = rows.loc[rows[where] == wanted if where else (rows == wanted).any(axis=1)]
@@ -82,13 +85,10 @@ def printed(name: str, table: pd.DataFrame) -> str:
 def results() -> str:
     """The page of all tables."""
     parts = ["# Results", INTRODUCTION]
-    for folder in sorted(path.parent for path in REFERENCE.glob("*/tables")):
-        parts.append(f"## {folder.name}")
-        for name, (title, query) in TABLES.items():
-            path = folder / "tables" / f"{name}.csv"
-            if path.is_file():
-                rows = pd.read_csv(path).query(query) if query else pd.read_csv(path)
-                parts += [f"### {title}", f"[{name}.csv](../{path.relative_to(ROOT).as_posix()})", printed(name, rows)]
+    for name, (title, query) in TABLES.items():
+        path = TABLES_FOLDER / f"{name}.csv"
+        rows = pd.read_csv(path).query(query) if query else pd.read_csv(path)
+        parts += [f"## {title}", f"[{name}.csv](../{path.relative_to(ROOT).as_posix()})", printed(name, rows)]
     return "\n\n".join(parts) + "\n"
 
 

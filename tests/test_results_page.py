@@ -8,7 +8,7 @@ import pytest
 from tokencutseg.files import CHECKOUT
 
 script = runpy.run_path(str(CHECKOUT / "scripts/make_results.py"))
-NAME = "small-isic2017-encoder/main_results/unet/per_image/iou/mean"
+NAME = "main_results/unet/test=isic2017/per_image/iou/mean"
 
 
 def test_documents_are_up_to_date():
@@ -17,8 +17,9 @@ def test_documents_are_up_to_date():
 
 
 def test_a_number_is_injected_by_its_name():
-    table = pd.read_csv(CHECKOUT / "results/reference/small-isic2017-encoder/tables/main_results.csv")
-    (mean,) = table.query("method == 'unet' and reduction == 'per_image' and measure == 'iou'")["mean"]
+    table = pd.read_csv(CHECKOUT / "results/reference/isic/tables/main_results.csv")
+    labels = "method == 'unet' and test == 'isic2017' and reduction == 'per_image' and measure == 'iou'"
+    (mean,) = table.query(labels)["mean"]
     made = script["inject"](f"U-Net <!--={NAME}-->?<!--/-->, <!--={NAME}:.1%-->0 %<!--/-->.")
     assert made == f"U-Net <!--={NAME}-->{mean:.3f}<!--/-->, <!--={NAME}:.1%-->{mean:.1%}<!--/-->."
     assert script["inject"](made) == made

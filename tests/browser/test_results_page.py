@@ -16,7 +16,7 @@ TOO_WIDE = """(selector => [...document.querySelectorAll(selector)]
 
 @pytest.mark.slow
 def test_nothing_is_cut(browser, tmp_path):
-    reference = CHECKOUT / "results/reference/small-isic2017-encoder"
+    reference = CHECKOUT / "results/reference/isic"
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs"))
     (tmp_path / "figures").mkdir()
     for name in ("pipeline", "stages", "baselines"):

@@ -1,4 +1,4 @@
-"""The committed studies against the per-image records of their own runs, which need no data and no weights."""
+"""The committed study against the per-image records of its own runs, which need no data and no weights."""
 
 import json
 
@@ -9,23 +9,21 @@ from tokencutseg.evaluation.statistics import holm, paired_differences, seeded_d
 from tokencutseg.experiments.claims import CLAIMS, judge
 from tokencutseg.files import CHECKOUT
 
-STUDIES = sorted(path.parent for path in (CHECKOUT / "results/reference").glob("*/tables"))
+STUDY = CHECKOUT / "results/reference/isic"
 
 
-def written(name):
-    """Each committed table of a name, to be tested alone."""
-    paths = [study / f"tables/{name}.csv" for study in STUDIES]
-    return [pytest.param(path, id=f"{path.parents[1].name}-{name}") for path in paths if path.is_file()]
+def table(name):
+    """A committed table."""
+    return pd.read_csv(STUDY / f"tables/{name}.csv")
 
 
-def records(table, runs, dataset="isic2017"):
-    """The test records behind a row: one frame for each of its runs."""
-    stores = [table.parents[1] / "runs", table.parents[2] / "runs"]
+def records(runs, dataset="isic2017", split="test"):
+    """The records behind a row: one frame for each of its runs."""
     found = []
     for run in runs.split():
-        (path,) = [path for store in stores for path in (store / run).glob("per_image-*.csv")]
+        (path,) = (STUDY / "runs" / run).glob("per_image-*.csv")
         rows = pd.read_csv(path, dtype={"id": str})
-        found.append(rows[(rows["dataset"] == dataset) & (rows["split"] == "test")])
+        found.append(rows[(rows["dataset"] == dataset) & (rows["split"] == split)])
     return found
 
 
@@ -33,14 +31,14 @@ def equal(row, names, values):
     assert row[list(names)].astype(float).tolist() == pytest.approx(values, abs=1e-9, nan_ok=True)
 
 
-@pytest.mark.parametrize("table", [*written("main_results"), *written("baselines")])
-def test_scores_and_differences_follow_from_the_records(table):
-    rows = pd.read_csv(table)
+@pytest.mark.parametrize("name", ["main_results", "baselines"])
+def test_scores_and_differences_follow_from_the_records(name):
+    rows = table(name)
     rows = rows[rows["n"] > 0].assign(test=rows.get("test", "isic2017"), train=rows.get("train", "isic2017"))
     for _, pair in rows.groupby(["train", "test"]):
         ours = pair.loc[pair["method"] == "tokencutseg", "runs"].iloc[0]
         for (test, runs), part in pair.groupby(["test", "runs"]):
-            (own,), (proposed,) = records(table, runs, test), records(table, ours, test)
+            (own,), (proposed,) = records(runs, test), records(ours, test)
             again = summary_table(own, [])
             assert again["n"].tolist() == part["n"].tolist() == [len(own)] * len(part)
             shown = list(zip(part["reduction"], part["measure"], strict=True))
@@ -54,40 +52,50 @@ def test_scores_and_differences_follow_from_the_records(table):
         assert holm(family["p"]) == pytest.approx(family["p_holm"].to_numpy(), nan_ok=True)
 
 
-@pytest.mark.parametrize("table", written("pairwise"))
-def test_pairs_of_methods_follow_from_the_records(table):
-    rows = pd.read_csv(table)
+def test_pairs_of_methods_follow_from_the_records():
+    rows = table("pairwise")
     for (test, runs), part in rows.groupby(["test", "runs"]):
         shown = list(zip(part["reduction"], part["measure"], strict=True))
-        for (_, row), made in zip(part.iterrows(), paired_differences(*records(table, runs, test), shown), strict=True):
+        for (_, row), made in zip(part.iterrows(), paired_differences(*records(runs, test), shown), strict=True):
             equal(row, made.columns(), list(made.columns().values()))
     for _, family in rows.groupby(["train", "test", "measure"]):
         assert holm(family["p"]) == pytest.approx(family["p_holm"].to_numpy(), nan_ok=True)
 
 
-@pytest.mark.parametrize("table", written("label_efficiency"))
-def test_label_efficiency_follows_from_the_records(table):
-    scores = pd.read_csv(table)
-    for test, rows in scores.groupby(scores.get("test", pd.Series("isic2017", scores.index))):
+def test_label_efficiency_follows_from_the_records():
+    for test, rows in table("label_efficiency").groupby("test"):
         assert holm(rows["p"]) == pytest.approx(rows["p_holm"].to_numpy(), nan_ok=True)
         ours = rows[rows["method"] == "tokencutseg"].set_index("fraction")["runs"]
         for _, row in rows.iterrows():
-            trained = records(table, row["runs"], test)
+            trained = records(row["runs"], test)
             again, means = summarise(pd.concat(trained), "per_image", "iou"), [one["iou"].mean() for one in trained]
             equal(row, ("mean", "low", "high"), [again.mean, again.low, again.high])
             equal(row, ("seeds", "seed_low", "seed_high"), [len(trained), min(means), max(means)])
             if row["method"] != "tokencutseg":
-                made = seeded_difference(records(table, ours[row["fraction"]], test), trained).columns()
+                made = seeded_difference(records(ours[row["fraction"]], test), trained).columns()
                 equal(row, made, list(made.values()))
 
 
-@pytest.mark.parametrize("table", written("score_by_group"))
-def test_scores_by_group_are_those_of_thirds_by_rank(table):
+@pytest.mark.parametrize(("name", "previous"), [("stages", True), ("graph_radius", False), ("codebook_size", False)])
+def test_ablations_follow_from_the_validation_records(name, previous):
+    rows, reference = table(name), None
+    for _, row in rows.iterrows():
+        scored = records(row["runs"], split="validation")
+        again = summarise(pd.concat(scored), "per_image", "iou")
+        equal(row, ("n", "mean", "low", "high"), [len(scored[0]), again.mean, again.low, again.high])
+        if reference:
+            made = seeded_difference(scored, reference).columns()
+            equal(row, made, list(made.values()))
+        reference = scored if previous or not reference else reference
+    assert holm(rows["p"]) == pytest.approx(rows["p_holm"].to_numpy(), nan_ok=True)
+
+
+def test_scores_by_group_are_those_of_thirds_by_rank():
     columns = {"lesion size": ("lesion_fraction", "small", "large"), "contrast": ("contrast", "low", "high")}
-    scores = pd.read_csv(table)
+    scores = table("score_by_group")
     assert len(scores)
     for (test, runs), rows in scores.groupby(["test", "runs"]):
-        (own,), rows = records(table, runs, test), rows.set_index(["grouping", "group"])
+        (own,), rows = records(runs, test), rows.set_index(["grouping", "group"])
         for grouping, (column, low, high) in columns.items():
             rank = own[column].rank(pct=True)
             for group, chosen in ((low, own[rank <= 1 / 3]), (high, own[rank > 2 / 3])):
@@ -95,29 +103,26 @@ def test_scores_by_group_are_those_of_thirds_by_rank(table):
         equal(rows.loc[("site", test)], ("n", "mean"), [len(own), own["iou"].mean()])
 
 
-@pytest.mark.parametrize("table", written("leakage"))
-def test_leakage_starts_from_the_score_on_all_images(table):
-    rows = pd.read_csv(table).dropna(subset="runs")
+def test_leakage_starts_from_the_score_on_all_images():
+    rows = table("leakage").dropna(subset="runs")
     for _, row in rows.iterrows():
-        (own,) = records(table, row["runs"], row["set_2"].removesuffix("/test"))
+        (own,) = records(row["runs"], row["set_2"].removesuffix("/test"))
         equal(row, ("iou", "n_without"), [own["iou"].mean(), len(own) - row["images"]])
     assert len(rows)
 
 
-@pytest.mark.parametrize("table", written("budgets"))
-def test_budgets_are_those_of_the_runs(table):
-    rows = pd.read_csv(table)
+def test_budgets_are_those_of_the_runs():
+    rows = table("budgets")
     assert len(rows)
     for _, row in rows.iterrows():
-        metrics = json.loads((table.parents[1] / "runs" / row["runs"] / "metrics.json").read_text())
+        metrics = json.loads((STUDY / "runs" / row["runs"] / "metrics.json").read_text())
         equal(row, ("images_seen", "steps", "seconds"), [metrics[key] for key in ("images_seen", "steps", "seconds")])
 
 
-@pytest.mark.parametrize("table", written("claims"))
-def test_verdicts_follow_from_the_tables_beside_them(table):
-    names = {claim.table for claim in CLAIMS} & {path.stem for path in table.parent.glob("*.csv")}
-    tables = {name: pd.read_csv(table.with_name(f"{name}.csv")) for name in names}
-    preset = json.loads((table.parents[1] / "config.json").read_text())["preset"]
-    for claim, (_, row) in zip(CLAIMS, pd.read_csv(table).iterrows(), strict=True):
+def test_verdicts_follow_from_the_tables_beside_them():
+    names = {claim.table for claim in CLAIMS} & {path.stem for path in (STUDY / "tables").glob("*.csv")}
+    tables = {name: table(name) for name in names}
+    preset = json.loads((STUDY / "config.json").read_text())["preset"]
+    for claim, (_, row) in zip(CLAIMS, table("claims").iterrows(), strict=True):
         again = judge(claim, tables, preset)
         assert (row["claim"], row["verdict"], row["reason"]) == (again["claim"], again["verdict"], again["reason"])
