@@ -18,7 +18,7 @@ TOO_WIDE = """(selector => [...document.querySelectorAll(selector)]
 def test_nothing_is_cut(browser, tmp_path):
     reference = CHECKOUT / "results/reference/isic"
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs"))
-    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures").mkdir(exist_ok=True)
     for name in ("pipeline", "stages", "baselines"):
         Image.new("RGB", (1080, 400)).save(tmp_path / "figures" / f"{name}.png")
     address = write_index(tmp_path, find_notebooks()).as_uri()
