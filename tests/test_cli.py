@@ -1,7 +1,6 @@
 """The command line: what it prints, writes and returns."""
 
 import errno
-import io
 import json
 import os
 import re
@@ -9,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +21,7 @@ from tokencutseg.config import RECIPES
 from tokencutseg.report import notebooks as runner
 
 PARAMETERS = 'preset = "quick"\nrecipe = "revised"\nseed = 0\ndata = ""\nresults = ""\noverrides = {}'
+SEEN = "import json; print(json.dumps([preset, recipe, seed, data, results, overrides]))"
 
 
 def run(*arguments):
@@ -33,9 +34,9 @@ def run(*arguments):
 
 @pytest.fixture
 def notebooks(write_notebook, tmp_path):
-    """A folder with two notebooks."""
-    for name in ("01_good", "02_bad"):
-        write_notebook(tmp_path / "notebooks", name, parameters=PARAMETERS)
+    """A folder with two notebooks: one that finishes and one that fails."""
+    for name, code in (("01_good", SEEN), ("02_bad", "1 / 0")):
+        write_notebook(tmp_path / "notebooks", name, code, parameters=PARAMETERS)
     return tmp_path / "notebooks"
 
 
@@ -160,15 +161,14 @@ def test_a_current_folder_that_was_removed(tmp_path):
     assert done.returncode == 2 and re.fullmatch("error: .*folder.*\n", done.stderr)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_names_that_cannot_be_printed(tmp_path, monkeypatch, encoding):
+def test_names_that_cannot_be_printed(tmp_path):
     """A file's name that is not UTF-8, and a terminal without umlauts, give an escape instead of a traceback."""
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfc.png")).write_bytes(b"no image")
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding))
-    assert run("segment", tmp_path, "--out", tmp_path / "für") == 1
-    sys.stderr.flush()
-    assert b"\\udcff" in sys.stderr.buffer.getvalue()
+    for encoding in ("utf-8", "ascii"):
+        command = [sys.executable, "-m", "tokencutseg", "segment", tmp_path, "--out", tmp_path / "für"]
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 1 and "\\udcff" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_errors_of_the_system(notebooks, tmp_path, monkeypatch, capsys):
@@ -205,32 +205,39 @@ def test_without_checkout_or_extra(monkeypatch, capsys):
 # run ----------------------------------------------------------------------------------------------------------------
 
 
-def test_run_passes_its_options_on_and_reports_the_failed_one(notebooks, tmp_path, monkeypatch, capsys):
-    """Kernels run in another folder, so the paths that they are given must be absolute."""
+@pytest.mark.slow
+def test_run_executes_all_and_reports_the_failed_one(notebooks, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    changes = ["vqgan.codebook_size=8", "ablation.codebook_sizes=4,8"]
+    options = ["--preset", "tiny", "--seed", 4, "--notebooks", "notebooks", "--results", "results", "--only", "01"]
+    assert run("run", *options, "--only", "02,01", "--set", *changes) == 1
+    shown = capsys.readouterr()
+    assert "02_bad: FAILED, cell In [3]: ZeroDivisionError: division by zero" in shown.err
+    (study,) = (tmp_path / "results").glob("tiny-*")
+    assert study.name.startswith("tiny-synthetic-seed4-set-")
+    assert f"1 of 2 notebooks done: {study / 'index.html'}" in shown.out
+    (output,) = nbformat.read(study / "notebooks" / "01_good.ipynb", as_version=4).cells[-1].outputs
+    # kernels run in another folder, so the path that they are given must be absolute
+    overrides = {"vqgan.codebook_size": 8, "ablation.codebook_sizes": [4, 8]}
+    assert json.loads(output.text) == ["tiny", "revised", 4, "", str(tmp_path / "results"), overrides]
+
+
+def test_run_passes_its_options_on(notebooks, tmp_path, monkeypatch, capsys):
     executed = []
 
     def run_notebooks(chosen, parameters, study, *options):
-        executed.append(([path.stem for path in chosen], json.loads(json.dumps(parameters)), *options))
+        executed.append(([path.stem for path in chosen], parameters["data"], *options))
         study.mkdir(parents=True, exist_ok=True)
-        return {path.stem: "cell In [3]" if "bad" in path.stem else None for path in chosen}
+        return {path.stem: None for path in chosen}
 
     monkeypatch.setattr(runner, "run_notebooks", run_notebooks)
-    monkeypatch.chdir(tmp_path)
-    own_data(tmp_path / "clinic")
-    options = ["--notebooks", "notebooks", "--results", "results"]
-    changes = ["vqgan.codebook_size=8", "ablation.codebook_sizes=4,8"]
-    assert run("run", *options, "--only", "01", "--timeout", 9, "--seed", 4, "--set", *changes) == 0
-    (study,) = (tmp_path / "results").glob("quick-synthetic-seed4-set-*")
-    assert f"1 of 1 notebooks done: {study / 'index.html'}" in capsys.readouterr().out
-    tiny = ["--preset", "tiny", "--again", "--data", "clinic"]
-    assert run("run", *options, *tiny, "--only", "01", "--only", "02,01") == 1
-    assert "1 of 2 notebooks done" in capsys.readouterr().out
-    common = {"recipe": "revised", "results": str(tmp_path / "results")}
-    overrides = {"vqgan.codebook_size": 8, "ablation.codebook_sizes": [4, 8]}
-    first = common | {"preset": "quick", "seed": 4, "data": "", "overrides": overrides}
-    assert executed[0] == (["01_good"], first, 1, 9, False)
-    second = common | {"preset": "tiny", "seed": 0, "data": [str(tmp_path / "clinic")], "overrides": {}}
-    assert executed[1] == (["01_good", "02_bad"], second, 2, 7 * 24 * 3600, True)
+    data = own_data(tmp_path / "clinic")
+    options = ["--notebooks", notebooks, "--results", tmp_path / "out"]
+    assert run("run", *options, "--only", "01", "--timeout", 9, "--preset", "quick") == 0
+    assert "1 of 1 notebooks done" in capsys.readouterr().out
+    assert run("run", *options, "--preset", "tiny", "--again", "--data", data) == 0
+    assert executed[0] == (["01_good"], "", 1, 9, False)
+    assert executed[1] == (["01_good", "02_bad"], [str(data)], 2, 7 * 24 * 3600, True)
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(notebooks, tmp_path, monkeypatch, capsys):

@@ -65,6 +65,19 @@ def test_mask_reaches_the_encoder_from_imagenet_and_no_frozen_part():
     assert all(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
 
 
+def test_model_starts_as_a_unet():
+    """The tokens join through a projection that starts at zero, so that what they hold changes nothing yet."""
+    model, images = model_of(), torch.rand(2, 3, 32, 32)
+    before = model(images).logits
+    with torch.no_grad():
+        for p in model.masked_gpt.parameters():
+            p += torch.randn_like(p)
+    torch.testing.assert_close(model(images).logits, before)
+    with torch.no_grad():
+        model.upsampler.tokens.weight.normal_()
+    assert not torch.allclose(model(images).logits, before)
+
+
 def test_pixels_of_blank_tokens_do_not_reach_the_pyramid():
     model, images = model_of(), torch.rand(2, 3, 32, 32)
     hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
