@@ -23,7 +23,7 @@ def folder(tiny, tmp_path):
     return folder
 
 
-def refused(path, tmp_path, name, capsys):
+def assert_refused(path, tmp_path, name, capsys):
     """Every way of opening the model names the file, and nothing is written."""
     for opened in (load, lambda path: save_half(path, tmp_path / "half")):
         with pytest.raises(DataError, match=re.escape(name)):
@@ -52,7 +52,7 @@ def test_a_model_that_has_not_learned_to_segment(folder, tiny, tmp_path, capsys,
 )
 def test_broken_or_foreign_config(folder, tmp_path, capsys, content):
     (folder / CONFIG).write_bytes(content)
-    refused(folder, tmp_path, CONFIG, capsys)
+    assert_refused(folder, tmp_path, CONFIG, capsys)
 
 
 def test_config_of_another_version(folder, tiny):
@@ -65,22 +65,22 @@ def test_config_of_another_version(folder, tiny):
 @pytest.mark.parametrize("cut", [lambda whole: b"", lambda whole: b"version https://git-lfs", lambda whole: whole[:-9]])
 def test_broken_weights(folder, tmp_path, capsys, cut):
     (folder / WEIGHTS).write_bytes(cut((folder / WEIGHTS).read_bytes()))
-    refused(folder, tmp_path, WEIGHTS, capsys)
+    assert_refused(folder, tmp_path, WEIGHTS, capsys)
 
 
 def test_no_folder(folder, tmp_path, capsys):
     (tmp_path / "a.png").touch()
-    refused(tmp_path / "a.png", tmp_path, "a.png is a file", capsys)
-    refused(tmp_path, tmp_path, "holds no saved model: config.json is missing", capsys)
+    assert_refused(tmp_path / "a.png", tmp_path, "a.png is a file", capsys)
+    assert_refused(tmp_path, tmp_path, "holds no saved model: config.json is missing", capsys)
     (tmp_path / "round").symlink_to(tmp_path / "round")
-    refused(tmp_path / "round", tmp_path, "round", capsys)
-    refused(tmp_path / ("x" * 300), tmp_path, "x" * 300, capsys)
+    assert_refused(tmp_path / "round", tmp_path, "round", capsys)
+    assert_refused(tmp_path / ("x" * 300), tmp_path, "x" * 300, capsys)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every folder")
 def test_unreadable_folder(folder, tmp_path, capsys):
     folder.chmod(0)
-    refused(folder, tmp_path, folder.name, capsys)
+    assert_refused(folder, tmp_path, folder.name, capsys)
     folder.chmod(0o700)
 
 
