@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tokencutseg.report.tables import bounds, in_words
+from tokencutseg.report.tables import bounds, in_words, interval
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES_FOLDER = ROOT / "results/reference/isic/tables"
@@ -56,11 +56,9 @@ def number(name: str, form: str | None = None) -> str:
     if len(rows) != 1:
         raise ValueError(f"{name} names {len(rows)} rows of {table}")
     if form in ("ci", "ci*"):
-        value, *ends = (float(rows[name].iloc[0]) for name in (column, *(bounds(list(rows), column) or ())))
-        digits = 3 if min(map(abs, ends)) >= 5e-4 else 4  # so that an end near zero keeps its sign
-        starred, form = form == "ci*", f"{'+' if column == 'diff' else ''}.{digits}f"
-        star = "*" if starred and ends[0] * ends[1] > 0 and float(rows["p_holm"].iloc[0]) < 0.05 else ""
-        return f"{value:{form}} [{', '.join(format(end, form) for end in ends)}]{star}".replace("-", "−")
+        value, low, high = (float(rows[name].iloc[0]) for name in (column, *(bounds(list(rows), column) or ())))
+        significant = form == "ci*" and low * high > 0 and float(rows["p_holm"].iloc[0]) < 0.05
+        return interval(value, low, high, signed=column == "diff") + "*" * significant
     return format(float(rows[column].iloc[0]), form or ".3f").replace("-", "−")
 
 
