@@ -75,8 +75,7 @@ def _isic(year: int, images: str, masks: str, **expected: int) -> Dataset:
     return replace(dataset, archives=tuple(Archive(f"{year}/{name}.zip", name, (name,)) for name in dataset.folders))
 
 
-_HAM_PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
-_HAM_POOL = (*_HAM_PARTS, "ham10000_unlabelled")
+_HAM_POOL = ("HAM10000_images_part_1", "HAM10000_images_part_2", "ham10000_unlabelled")
 _PH2 = OfficialSplit(("PH2 Dataset images",), "PH2 Dataset images", 200, "*_Dermoscopic_Image/*", "*_lesion/*")
 # Tschandl et al. 2018, doi 10.1038/sdata.2018.161, with Tschandl's masks, CC BY-NC 4.0. The host's archive is that of
 # the 2018 challenge's Task 3: the same 10,015 images in one file, whose download can be resumed.
