@@ -27,7 +27,10 @@ TABLES = {
     "main_results": ("Main results", f"n > 0 and ({MEASURES})"),
     "pairwise": ("Every two methods on the same images", 'measure == "iou"'),
     "label_efficiency": ("Scores by share of the labels", ""),
-    "baselines": ("Baselines under one budget", f'({MEASURES}) and reduction == "per_image"'),
+    "baselines": (
+        "Baselines under one budget",
+        'reduction == "per_image" and (measure == "iou" or test == "isic2017" and measure in ("nsd", "hd95"))',
+    ),
     "stages": ("What each stage adds (short trainings, validation images)", ""),
     "graph_radius": ("Does the mask need the graph's edges? (short trainings, validation images)", ""),
     "codebook_size": ("Sizes of the codebook (short trainings, validation images)", ""),

@@ -116,12 +116,13 @@ def test_efficiency_bars_start_at_zero():
 
 def test_baselines_draw_every_method_of_the_large_presets():
     methods = ["tokencutseg", *configure("small").ablation.baselines, "mine"]
-    keys = itertools.product(methods, ("micro_lesion", "per_image"), ("iou", "dice"))
-    table = scored(pd.DataFrame(keys, columns=["method", "reduction", "measure"]))
+    keys = itertools.product(methods, ("a", "b"), ("micro_lesion", "per_image"), ("iou", "dice"))
+    table = scored(pd.DataFrame(keys, columns=["method", "test", "reduction", "measure"]))
     table["initialisation"] = table["method"].map({"otsu": "none", "mine": "none"}).fillna("imagenet")
     table.loc[table["method"] == "tokencutseg", list(DIFFERENCE)] = np.nan
-    score, difference = plots.baselines(table, "dice").axes
-    table = table[table["measure"] == "dice"]
+    assert_drawn(plots.baselines(table).axes[0], table[(table["measure"] == "iou") & (table["test"] == "a")])
+    score, difference = plots.baselines(table, "dice", "b").axes
+    table = table[(table["measure"] == "dice") & (table["test"] == "b")]
     assert_drawn(score, table)
     assert_drawn(difference, table[table["reduction"] == "per_image"], DIFFERENCE)
     assert rows(score)[0] == "TokenCutSeg\n(imagenet)" and {"Otsu", "mine"} <= set(rows(score))

@@ -317,7 +317,9 @@ ABLATIONS = {
     "label_efficiency": Ablation(
         label_rows, "proposed", "fraction", "test", external=True, seeds="ablation.seeds", measures=label_measures
     ),
-    "baselines": Ablation(baseline_rows, "proposed", split="test", every_measure=True, measures=baseline_measures),
+    "baselines": Ablation(
+        baseline_rows, "proposed", split="test", external=True, every_measure=True, measures=baseline_measures
+    ),
 }
 """Every ablation by the name of its table."""
 

@@ -26,6 +26,8 @@ REPRODUCTION_RECIPES = ("released", "described")
 """The recipes that reproduce the published method; `revised` is another one."""
 SMOKE_PRESETS = ("tiny", "quick")
 """Presets whose trainings are too short to test a claim."""
+MAX_NAMED = 8
+"""Differences that a reason names."""
 RULE = """\
 - A published value is supported when it lies within or below the 95 % interval of `released` or `described`. Above
   both, it is not supported at preset full, and not testable at a smaller preset, which trains less.
@@ -33,9 +35,10 @@ RULE = """\
 - A published mIoU and DSC that no scoring rule gives together (2J/(1+J)) are not testable: nothing says which is wrong.
 - Better than a baseline: the paired 95 % interval of the difference excludes zero, on the better side, and its
   Holm-adjusted p is below 0.05 (there is no p where scores are pooled over tokens).
-- Such a claim is supported when this holds against every baseline compared, the required ones from ImageNet weights
-  among them, as everybody in practice starts: U-Net, U-Net++, FPN and DeepLabV3+, or the U-Net alone for generalisation
-  and few labels. Without these it is not testable; it is not supported where one difference fails.
+- Such a claim is supported when this holds against every baseline compared and on every test set of its table, the
+  required ones from ImageNet weights among them, as everybody in practice starts: U-Net, U-Net++, FPN and DeepLabV3+,
+  or the U-Net alone for generalisation and few labels. Without these it is not testable; it is not supported where
+  one difference fails.
 - Not supported: our trainings do not bear it out. Verdicts hold for one preset; tiny and quick give none."""
 
 
@@ -187,16 +190,18 @@ def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
     better = np.array([_significantly_better(row) for _, row in others.iterrows()])
     failed = others[~better]
     several = "test" in rows and rows["test"].nunique() > 1
-    named = "; ".join(
+    named = [
         f"{row['measure']} {row['diff']:+.3g} [{row['diff_low']:.3g}, {row['diff_high']:.3g}] to {row[claim.label]}"
         + (f" on {row['test']}" if several else "")
         for _, row in (others if failed.empty else failed).iterrows()
-    )
+    ]
+    if len(named) > MAX_NAMED:
+        named[MAX_NAMED:] = [f"and {len(named) - MAX_NAMED} more"]
     lacking = [name for name, query in claim.needs.items() if others.query(query).empty]
-    verdict, reason = NOT_SUPPORTED, f"not significantly better: {named}"
+    verdict, reason = NOT_SUPPORTED, f"not significantly better: {'; '.join(named)}"
     if failed.empty:
         without = f"; without {', '.join(lacking)}" if lacking else ""
-        verdict, reason = UNTESTABLE if lacking else SUPPORTED, f"significantly better: {named}{without}"
+        verdict, reason = UNTESTABLE if lacking else SUPPORTED, f"significantly better: {'; '.join(named)}{without}"
     return _measured(own.iloc[0], reason) | {"verdict": verdict}
 
 

@@ -144,14 +144,16 @@ def efficiency(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def baselines(table: pd.DataFrame, measure: str = "iou") -> Figure:
-    """Every method under every reduction, and TokenCutSeg's paired difference to each other method, per image."""
-    rows, known = table[table["measure"] == measure], st.looks(table["method"])
+def baselines(table: pd.DataFrame, measure: str = "iou", test: str = "") -> Figure:
+    """Every method under every reduction, and TokenCutSeg's paired difference to each other method, per image; on the
+    set `test`, by default the first of the table."""
+    test, known = test or table["test"].iloc[0], st.looks(table["method"])
+    rows = table[(table["measure"] == measure) & (table["test"] == test)]
     starts = rows["initialisation"].map(lambda start: "" if start == "none" else f"\n({start})")
     rows = rows.assign(rows=rows["method"].map(lambda name: known[name].label) + starts)
     shown = {name: look for name, look in st.REDUCTIONS.items() if name in set(rows["reduction"])}
     name = "IoU" if measure == "iou" else measure.capitalize()
-    title = f"Methods on the same test images: {name} by reduction, and paired difference"
+    title = f"Methods on the test images of {test}: {name} by reduction, and paired difference"
     figure, (axes,) = st.make_figure(1, 2, 0.6 + 0.4 * rows["rows"].nunique(), title=title, sharey=True)
     dot_interval(axes[0], rows, "rows", SCORE, f"{name}, 95% interval", "reduction", shown)
     label = "TokenCutSeg − method,\npaired per image, 95% interval"
