@@ -13,21 +13,14 @@ def inputs(T=13, dtype=torch.float64):
     return [torch.randn(2, 3, T, 4, dtype=dtype, generator=generator, requires_grad=True) for _ in range(3)]
 
 
-def kept(shape, dropout, seed, block):
-    return draw_kept(torch.empty(shape, dtype=torch.float64), dropout, seed, block)
-
-
-@pytest.mark.parametrize("cells", [1, 6 * 13 * 4, 6 * 13 * 5, 10_000])
+@pytest.mark.parametrize("cells", [1, 4 * 13**2, 10_000])
 def test_values_and_gradients_equal_the_dense_formula(monkeypatch, cells):
     q, k, v = inputs()
     monkeypatch.setattr(module, "BLOCK_CELLS", cells)
     monkeypatch.setattr(torch, "randint", lambda *_: torch.tensor(5))
     ours = attention(q, k, v, 0.3)
-    keep = torch.full((6, 13, 13), torch.nan, dtype=torch.float64)
-    step = max(1, min(13, cells // (6 * 13)))
-    for i, row in enumerate(range(0, 13, step)):
-        part = keep[:, row : row + step]
-        part.copy_(kept(part.shape, 0.3, 5, i))
+    blocks = torch.arange(6).split(max(1, min(6, cells // 13**2)))
+    keep = torch.cat([draw_kept((len(block), 13, 13), 0.3, 5, i) for i, block in enumerate(blocks)]).double()
     assert set(keep.unique().tolist()) == {0, 1}
     dense = ((q @ k.transpose(-2, -1) / 2).softmax(-1) * keep.view(2, 3, 13, 13) / 0.7) @ v
     torch.testing.assert_close(ours, dense, atol=1e-12, rtol=1e-12)
@@ -44,10 +37,10 @@ def test_without_dropout():
 
 
 def test_dropped_share_and_seed():
-    mask = kept((50, 60, 70), 0.1, 1, 0)
+    mask = draw_kept((50, 60, 70), 0.1, 1, 0).double()
     assert mask.mean().item() == pytest.approx(0.9, abs=0.003)
-    assert torch.equal(mask, kept((50, 60, 70), 0.1, 1, 0))
-    for other in (kept((50, 60, 70), 0.1, 2, 0), kept((50, 60, 70), 0.1, 1, 1)):
+    assert torch.equal(mask, draw_kept((50, 60, 70), 0.1, 1, 0))
+    for other in (draw_kept((50, 60, 70), 0.1, 2, 0), draw_kept((50, 60, 70), 0.1, 1, 1)):
         both = ((1 - mask) * (1 - other)).mean().item()
         assert both == pytest.approx(0.01, abs=0.001), "independent of other seeds and blocks"
 
@@ -61,3 +54,14 @@ def test_mean_over_draws():
     a = attention(q, k, v, 0.2)
     torch.manual_seed(3)
     assert torch.equal(a, attention(q, k, v, 0.2))
+
+
+def test_under_autocast_it_computes_in_single_precision():
+    q, k, v = inputs(T=64, dtype=torch.float32)
+    torch.manual_seed(0)
+    ours = torch.autograd.grad(attention(q, k, v, 0.2).square().sum(), (q, k, v))
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(attention(q, k, v, 0.2).square().sum(), (q, k, v))
+    for a, b in zip(found, ours, strict=True):
+        torch.testing.assert_close(a, b)

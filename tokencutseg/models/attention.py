@@ -1,7 +1,8 @@
 """Attention with dropout on a CPU, where torch's fused kernel has none and falls back to stored T×T matrices.
 
-Dao et al., "FlashAttention", NeurIPS 2022: compute blocks of queries, store nothing of size T×T, compute the weights
-again in the backward pass. The dropout masks are drawn again too, from the same seed.
+Dao et al., "FlashAttention", NeurIPS 2022: one block at a time, here some whole sequences; store the logarithm of each
+row's sum instead of the weights, and compute these again in the backward pass. The dropout masks are drawn again too,
+from the same seed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_CELLS = 2_500_000
-"""Attention weights in one block, at least one row of each sequence; the backward pass holds three blocks."""
+BLOCK_CELLS = 2_100_000
+"""Attention weights in one block, at least one sequence's; the backward pass holds three blocks."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -26,49 +27,54 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     return _BlockedAttention.apply(*flat, dropout, seed).view_as(q)
 
 
-def draw_kept(out: Tensor, dropout: float, seed: int, block: int) -> Tensor:
-    """Fill `out` with 1 where a weight of this block is kept, else 0; 16 random bits each, faster than Bernoulli."""
-    generator = np.random.Generator(np.random.SFC64([seed, block]))
-    words = generator.integers(2**64, size=-(-out.numel() // 4), dtype=np.uint64, endpoint=False)
-    bits = torch.from_numpy(words.view(np.int16))
-    torch.ge(bits, round(dropout * 2**16) - 2**15, out=bits)  # as integers: operators on booleans are slow
-    return out.copy_(bits[: out.numel()].view_as(out))
+def draw_kept(shape: tuple[int, ...], dropout: float, seed: int, block: int) -> Tensor:
+    """1 where a weight of this block is kept, else 0; from 16 random bits each, faster than Bernoulli."""
+    generator, cells = np.random.Generator(np.random.SFC64([seed, block])), int(np.prod(shape))
+    words = generator.integers(2**64, size=-(-cells // 4), dtype=np.uint64, endpoint=False)
+    kept = words.view(np.uint16)[:cells] >= round(dropout * 2**16)
+    return torch.from_numpy(kept.view(np.uint8)).view(shape)  # torch is slow on booleans
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """softmax(q kᵀ), some of it dropped, times v, for q, k, v (N, T, d). Blocks share buffers: fresh memory is slow."""
+    """softmax(q kᵀ), some of it dropped, times v, for q, k, v (N, T, d)."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, dropout: float, seed: int) -> Tensor:
-        out = torch.empty_like(q)
-        for i, (rows, weights, free) in enumerate(_blocks(q, k, buffers=2)):
-            out[:, rows] = weights.mul_(draw_kept(free, dropout, seed, i)) @ v
-        ctx.save_for_backward(q, k, v, out)
+        out, log_sum = torch.empty_like(q), torch.empty_like(q[..., :1])
+        for block, kept, weights in _blocks(q, dropout, seed, buffers=1):
+            largest = torch.bmm(q[block], k[block].mT, out=weights).amax(-1, keepdim=True)
+            total = weights.sub_(largest).exp_().sum(-1, keepdim=True)
+            log_sum[block] = total.log() + largest
+            torch.bmm(weights.mul_(kept), v[block], out=out[block]).div_(total)
+        ctx.save_for_backward(q, k, v, out, log_sum)
         ctx.dropout, ctx.seed = dropout, seed
         return out
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        q, k, v, out, log_sum = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         along = (gradient * out).sum(-1, keepdim=True)  # Σ weight · its gradient, for each row
-        for i, (rows, weights, free, ds) in enumerate(_blocks(q, k, buffers=3)):
-            g, kept = gradient[:, rows], draw_kept(free, ctx.dropout, ctx.seed, i)
-            torch.bmm(g, v.mT, out=ds)
-            ds.mul_(kept).sub_(along[:, rows]).mul_(weights)  # through the softmax
-            dq[:, rows] = ds @ k
-            dk.baddbmm_(ds.mT, q[:, rows])
-            dv.baddbmm_(weights.mul_(kept).mT, g)
+        for block, kept, weights, dropped, ds in _blocks(q, ctx.dropout, ctx.seed, buffers=3):
+            torch.bmm(q[block], k[block].mT, out=weights).sub_(log_sum[block]).exp_()
+            torch.mul(weights, kept, out=dropped)
+            torch.bmm(gradient[block], v[block].mT, out=ds)
+            ds.mul_(dropped).addcmul_(weights, along[block], value=-1)  # through the softmax
+            torch.bmm(ds, k[block], out=dq[block])
+            torch.bmm(ds.mT, q[block], out=dk[block])
+            torch.bmm(dropped.mT, gradient[block], out=dv[block])
         return dq, dk, dv, None, None
 
 
-def _blocks(q: Tensor, k: Tensor, buffers: int) -> Iterator[tuple]:
-    """For each block of queries: its rows, softmax(q kᵀ) (N, rows, T) of them, and free tensors of that shape."""
+def _blocks(q: Tensor, dropout: float, seed: int, buffers: int) -> Iterator[tuple]:
+    """For each block of sequences: its slice of N, what is kept of its weights (block, T, T), and tensors of that shape
+    to write to, always the same: fresh memory is slow."""
     N, T, _ = q.shape
-    step = max(1, min(T, BLOCK_CELLS // (N * T)))
-    memory = q.new_empty(buffers, N * step * T)
-    for start in range(0, T, step):
-        rows = slice(start, min(T, start + step))
-        scores, weights, *free = memory[:, : N * (rows.stop - start) * T].view(buffers, N, -1, T)
-        torch.softmax(torch.bmm(q[:, rows], k.mT, out=scores), -1, out=weights)
-        yield rows, weights, scores, *free
+    step = max(1, min(N, BLOCK_CELLS // T**2))
+    memory = q.new_empty(buffers, step, T, T)
+    for i, start in enumerate(range(0, N, step)):
+        size = min(step, N - start)
+        kept = draw_kept((size, T, T), dropout, seed, i)
+        yield slice(start, start + size), kept, *memory[:, :size]
