@@ -128,6 +128,13 @@ def test_the_isic_source(isic):
     assert isic.load("isic2017", "test").images.shape == (10, 3, SIZE, SIZE)
 
 
+def test_missing_images_are_the_official_ones(isic, synthetic):
+    missing = isic.missing_images(("isic2017", "validation"), ("isic2017", "test"))
+    assert missing == "isic2017 validation partial: 5 of 150; isic2017 test partial: 10 of 600"
+    assert isic.missing_images(("isic2017", "train"), ("isic2018", "test")) is None
+    assert synthetic.missing_images(("site_a", "train"), ("site_b", "test")) == ""
+
+
 @pytest.mark.parametrize("there", ["isic2016", "isic2018", "isic2016 isic2018"])
 def test_the_primary_set_is_the_first_that_is_there(isic_root, tmp_path, there):
     if "isic2016" in there:

@@ -15,7 +15,7 @@ from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.inspection import inpaint, sample_token_masks
 from tokencutseg.evaluation.statistics import paired_difference
 from tokencutseg.experiments import tables
-from tokencutseg.experiments.claims import PUBLISHED, missing_images
+from tokencutseg.experiments.claims import PUBLISHED
 from tokencutseg.experiments.study import Study
 
 
@@ -281,15 +281,6 @@ def test_failures_are_the_lowest_scores_worst_first(study):
     np.testing.assert_allclose(records.loc[images.ids], scores)
     both, either = ((predicted & images.masks).sum((1, 2)), (predicted | images.masks).sum((1, 2)))
     np.testing.assert_allclose(both / either, scores)
-
-
-def test_missing_images_are_the_official_ones(tmp_path):
-    source = leaking_source(shared=0)
-    source.load("skin", "train").expected, source.load("skin", "test").expected = 8, 100
-    study = Study(Study.open("tiny").config, source, tmp_path)
-    assert missing_images(study, ("skin", "train"), ("skin", "validation")) == ""
-    assert missing_images(study, ("skin", "train"), ("skin", "test")) == "skin test partial: 6 of 100"
-    assert missing_images(study, ("skin", "train"), ("face", "test")) is None
 
 
 def test_a_small_training_set_takes_as_many_steps_as_the_largest(study, tmp_path):

@@ -75,6 +75,16 @@ class DataSource:
         part = self.found.datasets.get(dataset, {}).get(split)
         return part.note if part else ""
 
+    def missing_images(self, *splits: tuple[str, str]) -> str | None:
+        """What of the official images is not there or what stands in for them, by (dataset, split): empty where nothing
+        is missing, None where a whole split is."""
+        if not all(self.has(*split) for split in splits):
+            return None
+        partial = [images for images in (self.load(*split) for split in splits) if not images.complete]
+        said = [f"{one.dataset} {one.split} partial: {len(one)} of {one.expected}" for one in partial]
+        said += [f"{dataset} {split}: {note}" for dataset, split in splits if (note := self.note(dataset, split))]
+        return "; ".join(said)
+
     def train(self, dataset: str, fraction: float = 1.0, seed: int = 0) -> ImageSet:
         """A share of the training split, at least two images, in the split's order.
 

@@ -136,7 +136,7 @@ def claims(study: Study) -> pd.DataFrame:
             tables[name] = pd.read_csv(path)
             if name in SPLITS:
                 pairs = [(study.source.primary, split) for split in ("train", SPLITS[name])]
-                tables[name]["note"] = missing_images(study, *pairs)
+                tables[name]["note"] = study.source.missing_images(*pairs)
     return pd.DataFrame([judge(claim, tables, preset) for claim in CLAIMS], columns=COLUMNS)
 
 
@@ -215,17 +215,6 @@ def _measured(score: pd.Series, reason: str) -> dict[str, Any]:
     note = "" if pd.isna(score.get("note")) else score["note"]
     row = {"measured": score["mean"], "complete": note == "", "reason": f"{reason}; {note}" if note else reason}
     return row | {name: score.get(name) for name in ("reduction", "measure", "recipe", "low", "high")}
-
-
-def missing_images(study: Study, *splits: tuple[str, str]) -> str | None:
-    """What of the official images is not there or what stands in for them, by (dataset, split): empty where nothing is
-    missing, None where a whole split is."""
-    if not all(study.source.has(*split) for split in splits):
-        return None
-    partial = [images for images in (study.source.load(*split) for split in splits) if not images.complete]
-    said = [f"{one.dataset} {one.split} partial: {len(one)} of {one.expected}" for one in partial]
-    said += [f"{dataset} {split}: {note}" for dataset, split in splits if (note := study.source.note(dataset, split))]
-    return "; ".join(said)
 
 
 def published_consistency() -> pd.DataFrame:

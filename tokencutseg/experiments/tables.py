@@ -22,7 +22,7 @@ from tokencutseg.evaluation.inference import downsample_mask, predict_masks, tok
 from tokencutseg.evaluation.probes import layer_features, token_labels, token_records, token_scores, train_linear_probe
 from tokencutseg.evaluation.reconstruction import decoding_scores
 from tokencutseg.evaluation.statistics import holm, interval, mean_interval, paired_differences, summary_table
-from tokencutseg.experiments.claims import PUBLISHED, missing_images
+from tokencutseg.experiments.claims import PUBLISHED
 from tokencutseg.experiments.engine import train_missing
 from tokencutseg.experiments.pipeline import OURS, Training
 from tokencutseg.experiments.runs import Run
@@ -185,7 +185,7 @@ def main_records(study: Study) -> pd.DataFrame:
     trainings, parts = main_trainings(study), []
     train_missing(study, trainings.values())
     for train, test in available_rows(study):
-        pair = {"train": train, "test": test, "note": missing_images(study, (train, "train"), (test, "test"))}
+        pair = {"train": train, "test": test, "note": study.source.missing_images((train, "train"), (test, "test"))}
         for (_, method), training in trainings.items():
             if training.train_set == train:
                 run = study.run(training)
