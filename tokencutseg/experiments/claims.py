@@ -34,9 +34,9 @@ RULE = """\
 - Better than a baseline: the paired 95 % interval of the difference excludes zero, on the better side, and its
   Holm-adjusted p is below 0.05 (there is no p where scores are pooled over tokens).
 - Such a claim is supported when this holds against every baseline compared, the required ones from ImageNet weights
-  among them, as everybody in practice starts: on the primary test set U-Net, U-Net++, FPN and DeepLabV3+, or the U-Net
-  alone for generalisation and, on every test set, few labels. Without these it is not testable; it is not supported
-  where one difference fails.
+  among them, as everybody in practice starts: U-Net, U-Net++, FPN and DeepLabV3+ on the primary test set, the U-Net for
+  generalisation. Few labels are judged against the U-Net alone, on every test set. Without these it is not testable;
+  it is not supported where one difference fails.
 - Not supported: our trainings do not bear it out. Verdicts hold for one preset; tiny and quick give none."""
 
 

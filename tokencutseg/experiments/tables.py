@@ -198,10 +198,10 @@ def budgets(study: Study) -> pd.DataFrame:
     """What each training behind the main results cost, one row per method and stage.
 
     Columns train, method, recipe, stage, data (`unlabelled` images, or the training set), training_images,
-    images_seen, unlabelled_seen (in self-training), steps (of the optimizer), seconds, device, runs. A stage that
-    serves several training sets stands beside the first.
+    images_seen, unlabelled_seen (in self-training), steps (of the optimizer), seconds, processes (that
+    shared each batch), device, runs. A stage that serves several training sets stands beside the first.
     """
-    rows, costs = [], ("training_images", "images_seen", "unlabelled_seen", "steps", "seconds", "device")
+    rows, costs = [], ("training_images", "images_seen", "unlabelled_seen", "steps", "seconds", "processes", "device")
     for (train, method), last in main_trainings(study).items():
         for training in (*study.parents(last).values(), last) if last.baseline != "otsu" else ():
             run, pretraining = study.run(training), training.section != "segmentation"
