@@ -34,6 +34,7 @@ TABLES = {
     "stages": ("What each stage adds (short trainings, validation images)", ""),
     "graph_radius": ("Does the mask need the graph's edges? (short trainings, validation images)", ""),
     "codebook_size": ("Sizes of the codebook (short trainings, validation images)", ""),
+    "revised_steps": ("From described to revised, step by step (short trainings, validation images)", ""),
     "score_by_group": ("Lesion IoU by group of images", ""),
     "leakage": ("Scores without images shared between splits", "iou == iou"),
     "reconstruction": ("Reconstruction by the tokenizer", ""),
