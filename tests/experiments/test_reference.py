@@ -34,7 +34,7 @@ def equal(row, names, values):
 @pytest.mark.parametrize("name", ["main_results", "baselines"])
 def test_scores_and_differences_follow_from_the_records(name):
     rows = table(name)
-    rows = rows[rows["n"] > 0].assign(test=rows.get("test", "isic2017"), train=rows.get("train", "isic2017"))
+    rows = rows[rows["n"] > 0].assign(train=rows.get("train", "isic2017"))
     for _, pair in rows.groupby(["train", "test"]):
         ours = pair.loc[pair["method"] == "tokencutseg", "runs"].iloc[0]
         for (test, runs), part in pair.groupby(["test", "runs"]):
@@ -81,7 +81,7 @@ ABLATIONS = {"stages": "previous", "graph_radius": "first", "codebook_size": "fi
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations_follow_from_the_validation_records(name):
-    rows, reference = table(name), None
+    rows, rule, reference = table(name), ABLATIONS[name], None
     for _, row in rows.iterrows():
         scored = records(row["runs"], split="validation")
         again = summarise(pd.concat(scored), "per_image", "iou")
@@ -89,10 +89,10 @@ def test_ablations_follow_from_the_validation_records(name):
         if reference:
             made = seeded_difference(scored, reference).columns()
             equal(row, made, list(made.values()))
-        if not reference or ABLATIONS[name] == "previous" or (ABLATIONS[name] == "best" and row["kept"]):
-            reference = scored
-        if ABLATIONS[name] == "best":
+        if rule == "best":
             assert row["kept"] == (not row["diff"] <= 0)
+        if {"previous": True, "first": not reference, "best": row.get("kept")}[rule]:
+            reference = scored
     assert holm(rows["p"]) == pytest.approx(rows["p_holm"].to_numpy(), nan_ok=True)
 
 
@@ -122,7 +122,8 @@ def test_budgets_are_those_of_the_runs():
     assert len(rows)
     for _, row in rows.iterrows():
         metrics = json.loads((STUDY / "runs" / row["runs"] / "metrics.json").read_text())
-        equal(row, ("images_seen", "steps", "seconds"), [metrics[key] for key in ("images_seen", "steps", "seconds")])
+        facts = ("images_seen", "steps", "seconds", "processes")
+        equal(row, facts, [metrics[key] for key in facts])
 
 
 def test_verdicts_follow_from_the_tables_beside_them():
