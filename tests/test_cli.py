@@ -88,6 +88,7 @@ def test_without_a_command_it_lists_them_by_group(capsys):
         (["run", "--set", "vqgan.codebook_size"], "--set takes stage.key=value, not 'vqgan.codebook_size'"),
         (["run", "--set", "vqgan.codebook_size=many"], "vqgan.codebook_size must be of type int"),
         (["run", "--set", "evaluation.rivals=otsu,net"], "evaluation.rivals names 'net'"),
+        (["run", "--set", "evaluation.trained_once=relased"], "evaluation.trained_once names 'relased'"),
         (["run", "--set", "evaluation.train_sets=elsewhere"], "evaluation.train_sets names 'elsewhere'"),
         (["run", "--only", "01,99"], "no notebook '99'. Known: 01_good, 02_bad"),
         (["run", "--only", "01", "--table", "budgets"], "not allowed with"),

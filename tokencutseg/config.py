@@ -201,6 +201,8 @@ class EvaluationConfig:
     )
     rivals: tuple[str, ...] = option(("otsu",), "Baselines and other recipes in the main results, by name.")
     train_sets: tuple[str, ...] = option((), "Training sets of the main results; none named: all that the data hold.")
+    seeds: int = option(1, "Trainings of each method in the main results, from the same pretrained stages.", least=1)
+    trained_once: tuple[str, ...] = option(("released", "described"), "Rivals that have one there, whatever `seeds`.")
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex, Multi
 
 from tokencutseg.evaluation import statistics
 from tokencutseg.evaluation.per_image import score
-from tokencutseg.evaluation.statistics import MEASURES, REDUCTIONS, paired_difference, seeded_difference, summarise
+from tokencutseg.evaluation.statistics import MEASURES, REDUCTIONS, paired_difference, summarise
 
 
 def random_records(n=30, seed=0, size=8, **labels):
@@ -43,6 +45,11 @@ def resampled_by_hand(records, reduction, measure, taken):
 
 def ends(found):
     return found.low, found.high
+
+
+def trained(*frames):
+    """The records of several trainings of one method."""
+    return pd.concat([frame.assign(seed=seed) for seed, frame in enumerate(frames)])
 
 
 PAIRS = [(reduction, measure) for measure in MEASURES for reduction in MEASURES[measure]]
@@ -122,7 +129,7 @@ def test_clusters_are_drawn_whole_in_each_interval():
     difference, shuffled = (a["iou"] - b["iou"]).to_numpy(), b.sample(frac=1, random_state=0)
     assert ends(summarise(a, "per_image", "iou", draws=80, seed=4)) == by_hand(a["iou"].to_numpy())
     assert ends(paired_difference(a, shuffled, "per_image", "iou", draws=80, seed=4)) == by_hand(difference)
-    seeded = seeded_difference([a, a], [b, shuffled], draws=80, seed=4)
+    seeded = paired_difference(trained(a, a), trained(b, shuffled), "per_image", "iou", draws=80, seed=4)
     assert ends(seeded) == by_hand(difference) and seeded.difference == pytest.approx(difference.mean())
 
 
@@ -248,8 +255,16 @@ def test_holm_example():
             "1 ids are on one side only",
         ),
         (lambda records: paired_difference(pd.concat([records] * 2), records, "per_image", "iou"), "occurs twice"),
-        (lambda records: seeded_difference([records] * 2, [records]), "2 and 1 trainings"),
-        (lambda records: seeded_difference([records], [records.assign(id=records["id"] + "x")]), "different images"),
+        (
+            lambda records: paired_difference(
+                trained(records, records), trained(records, records).eval("seed = seed + 2"), "per_image", "iou"
+            ),
+            r"\[0, 1\] and \[2, 3\] cannot be paired",
+        ),
+        (
+            lambda records: paired_difference(records, records.assign(id=records["id"] + "x"), "per_image", "iou"),
+            "different images",
+        ),
     ],
 )
 def test_bad_input_is_named(call, said):
@@ -257,17 +272,37 @@ def test_bad_input_is_named(call, said):
         call(random_records()[0])
 
 
-def test_one_seed_is_the_paired_difference():
-    a, b = random_records(seed=1)[0], random_records(seed=2)[0]
-    one = seeded_difference([a], [b.sample(frac=1, random_state=0)], draws=500)
-    assert vars(one) == pytest.approx(vars(paired_difference(a, b, "per_image", "iou", draws=500)))
+def test_trainings_are_paired_by_seed():
+    a, b, c = (random_records(seed=seed)[0] for seed in (1, 2, 3))
+    compared = functools.partial(paired_difference, reduction="per_image", measure="iou", draws=500)
+    shuffled = b.sample(frac=1, random_state=0)
+    assert compared(trained(a, b, c), trained(shuffled, a)) == compared(trained(a, b), trained(b, a))
+    assert compared(trained(a, c), shuffled) == compared(trained(a, c), trained(b, b)), "one against each"
+    assert compared(a.assign(seed=7), trained(b, c)) == compared(trained(a, a), trained(b, c))
+
+
+@pytest.mark.parametrize(("reduction", "measure"), PAIRS)
+def test_several_trainings_are_pooled(reduction, measure):
+    """The difference is that of the summaries; where all images agree, only the seeds are uncertain."""
+    frames = [random_records(seed=seed)[0] for seed in range(4)]
+    found = paired_difference(trained(*frames[:2]), trained(*frames[2:]), reduction, measure, draws=300)
+    sides = [summarise(pd.concat(pair), reduction, measure, draws=9) for pair in (frames[:2], frames[2:])]
+    assert found.difference == pytest.approx(sides[0].mean - sides[1].mean) and sides[0].n == found.n == 30
+    alike = [frame.iloc[[2] * 30].assign(id=frame["id"].to_numpy()) for frame in frames]
+    found = paired_difference(trained(*alike[:3]), trained(*[alike[3]] * 3), reduction, measure, draws=300)
+    means = [summarise(frame, reduction, measure, draws=9).mean for frame in alike]
+    alone = ttest_1samp(np.array(means[:3]) - means[3], 0).confidence_interval(0.95)
+    assert found.high - found.low == pytest.approx(alone.high - alone.low)
 
 
 def test_seeds_that_disagree_widen_the_interval():
     reference = [random_records(seed=1)[0]] * 3
     alike = [frame.assign(iou=frame["iou"] + 0.1) for frame in reference]
     apart = [frame.assign(iou=frame["iou"] + step) for frame, step in zip(reference, (0.0, 0.1, 0.2), strict=True)]
-    same, different = (seeded_difference(group, reference, draws=2000) for group in (alike, apart))
+    same, different = (
+        paired_difference(trained(*group), trained(*reference), "per_image", "iou", draws=2000)
+        for group in (alike, apart)
+    )
     assert (same.difference, *ends(same)) == pytest.approx((0.1, 0.1, 0.1))
     alone = ttest_1samp([0.0, 0.1, 0.2], 0).confidence_interval(0.95)  # all images agree: only the seeds are uncertain
     assert (different.difference, *ends(different)) == pytest.approx((0.1, alone.low, alone.high))
@@ -280,8 +315,8 @@ def test_coverage_over_images_and_seeds(of_seeds, of_images):
     for seed in range(400):
         seeds, images, both = map(generator.standard_normal, ((3, 1), 80, (3, 80)))
         changes = 0.1 + of_seeds * seeds + of_images * images + 0.05 * both
-        trainings = [pd.DataFrame({"id": ids, "iou": row}) for row in changes]
-        found = seeded_difference(trainings, [pd.DataFrame({"id": ids, "iou": 0.0})] * 3, draws=400, seed=seed)
+        own = trained(*(pd.DataFrame({"id": ids, "iou": row}) for row in changes))
+        found = paired_difference(own, own.assign(iou=0.0), "per_image", "iou", draws=400, seed=seed)
         hits += found.low <= 0.1 <= found.high
     assert 0.93 <= hits / 400 <= 0.99
 

@@ -12,7 +12,7 @@ from scipy.stats import rankdata, wilcoxon
 
 from tokencutseg.config import RECIPES, ConfigError, configure, options
 from tokencutseg.data.synthetic import generate
-from tokencutseg.evaluation.statistics import holm, seeded_difference
+from tokencutseg.evaluation.statistics import holm, paired_difference
 from tokencutseg.experiments import ablations, features
 from tokencutseg.experiments.ablations import ABLATIONS, Ablation, Row, changed, reduced_budget, run_ablation, vary
 from tokencutseg.experiments.pipeline import OURS
@@ -244,14 +244,14 @@ def test_label_efficiency(study, monkeypatch):
     whole = table[table["fraction"] == 1].set_index("method")
     runs, row = [whole.loc[name, "runs"].split() for name in (OURS, "unet")], whole.loc["unet"]
     ours, unet = ([study.records(Run(study.store.folder / id), "site_a", "test") for id in ids] for ids in runs)
-    result = seeded_difference(ours, unet, draws=200)
+    kept, every = list(ours[0]["id"][:4]), [pd.concat([a.assign(seed=0), b.assign(seed=1)]) for a, b in (ours, unet)]
+    result = paired_difference(*every, "per_image", "iou", draws=200)
     assert (row["diff"], row["diff_low"], row["diff_high"]) == (result.difference, result.low, result.high)
-    kept, every = list(ours[0]["id"][:4]), pd.concat(unet)
     monkeypatch.setattr(ablations, "_seen", lambda *_: set(ours[0]["id"][4:]))
     again = run_ablation(study, "label_efficiency")
     without = again.query("method == 'unet' and fraction == 1 and test == 'site_a'").iloc[0]
     assert without["n_without"] == 4
-    assert without["mean_without"] == pytest.approx(every[every["id"].isin(kept)]["iou"].mean())
+    assert without["mean_without"] == pytest.approx(every[1][every[1]["id"].isin(kept)]["iou"].mean())
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from tokencutseg.evaluation.statistics import holm, paired_differences, seeded_difference, summarise, summary_table
+from tokencutseg.evaluation.statistics import holm, paired_difference, paired_differences, summarise, summary_table
 from tokencutseg.experiments.claims import CLAIMS, judge
 from tokencutseg.files import CHECKOUT
 
@@ -18,13 +18,13 @@ def table(name):
 
 
 def records(runs, dataset="isic2017", split="test"):
-    """The records behind a row: one frame for each of its runs."""
+    """The records behind a row, of all its runs."""
     found = []
-    for run in runs.split():
+    for seed, run in enumerate(runs.split()):
         (path,) = (STUDY / "runs" / run).glob("per_image-*.csv")
         rows = pd.read_csv(path, dtype={"id": str})
-        found.append(rows[(rows["dataset"] == dataset) & (rows["split"] == split)])
-    return found
+        found.append(rows[(rows["dataset"] == dataset) & (rows["split"] == split)].assign(seed=seed))
+    return pd.concat(found)
 
 
 def equal(row, names, values):
@@ -38,9 +38,10 @@ def test_scores_and_differences_follow_from_the_records(name):
     for _, pair in rows.groupby(["train", "test"]):
         ours = pair.loc[pair["method"] == "tokencutseg", "runs"].iloc[0]
         for (test, runs), part in pair.groupby(["test", "runs"]):
-            (own,), (proposed,) = records(runs, test), records(ours, test)
+            own, proposed = records(runs, test), records(ours, test)
             again = summary_table(own, [])
-            assert again["n"].tolist() == part["n"].tolist() == [len(own)] * len(part)
+            assert again["n"].tolist() == part["n"].tolist() == [own["id"].nunique()] * len(part)
+            assert (part["seeds"] == len(runs.split())).all()
             shown = list(zip(part["reduction"], part["measure"], strict=True))
             assert shown == list(zip(again["reduction"], again["measure"], strict=True))
             for (_, row), (_, made) in zip(part.iterrows(), again.iterrows(), strict=True):
@@ -53,10 +54,13 @@ def test_scores_and_differences_follow_from_the_records(name):
 
 
 def test_pairs_of_methods_follow_from_the_records():
-    rows = table("pairwise")
-    for (test, runs), part in rows.groupby(["test", "runs"]):
+    rows, scored = table("pairwise"), table("main_results")
+    of = dict(zip(scored["method"], scored["runs"], strict=True))
+    for (test, one, two), part in rows.groupby(["test", "method", "other"]):
+        assert set(part["runs"]) == {f"{of[one]} {of[two]}"}
         shown = list(zip(part["reduction"], part["measure"], strict=True))
-        for (_, row), made in zip(part.iterrows(), paired_differences(*records(runs, test), shown), strict=True):
+        again = paired_differences(records(of[one], test), records(of[two], test), shown)
+        for (_, row), made in zip(part.iterrows(), again, strict=True):
             equal(row, made.columns(), list(made.columns().values()))
     for _, family in rows.groupby(["train", "test", "measure"]):
         assert holm(family["p"]) == pytest.approx(family["p_holm"].to_numpy(), nan_ok=True)
@@ -68,11 +72,12 @@ def test_label_efficiency_follows_from_the_records():
         ours = rows[rows["method"] == "tokencutseg"].set_index("fraction")["runs"]
         for _, row in rows.iterrows():
             trained = records(row["runs"], test)
-            again, means = summarise(pd.concat(trained), "per_image", "iou"), [one["iou"].mean() for one in trained]
+            again, means = summarise(trained, "per_image", "iou"), trained.groupby("seed")["iou"].mean()
             equal(row, ("mean", "low", "high"), [again.mean, again.low, again.high])
-            equal(row, ("seeds", "seed_low", "seed_high"), [len(trained), min(means), max(means)])
+            equal(row, ("seeds", "seed_low", "seed_high"), [len(means), min(means), max(means)])
             if row["method"] != "tokencutseg":
-                made = seeded_difference(records(ours[row["fraction"]], test), trained).columns()
+                proposed = records(ours[row["fraction"]], test)
+                made = paired_difference(proposed, trained, "per_image", "iou").columns()
                 equal(row, made, list(made.values()))
 
 
@@ -84,14 +89,14 @@ def test_ablations_follow_from_the_validation_records(name):
     rows, rule, reference = table(name), ABLATIONS[name], None
     for _, row in rows.iterrows():
         scored = records(row["runs"], split="validation")
-        again = summarise(pd.concat(scored), "per_image", "iou")
-        equal(row, ("n", "mean", "low", "high"), [len(scored[0]), again.mean, again.low, again.high])
-        if reference:
-            made = seeded_difference(scored, reference).columns()
+        again = summarise(scored, "per_image", "iou")
+        equal(row, ("n", "mean", "low", "high"), [again.n, again.mean, again.low, again.high])
+        if reference is not None:
+            made = paired_difference(scored, reference, "per_image", "iou").columns()
             equal(row, made, list(made.values()))
         if rule == "best":
             assert row["kept"] == (not row["diff"] <= 0)
-        if {"previous": True, "first": not reference, "best": row.get("kept")}[rule]:
+        if {"previous": True, "first": reference is None, "best": row.get("kept")}[rule]:
             reference = scored
     assert holm(rows["p"]) == pytest.approx(rows["p_holm"].to_numpy(), nan_ok=True)
 
@@ -101,19 +106,20 @@ def test_scores_by_group_are_those_of_thirds_by_rank():
     scores = table("score_by_group")
     assert len(scores)
     for (test, runs), rows in scores.groupby(["test", "runs"]):
-        (own,), rows = records(runs, test), rows.set_index(["grouping", "group"])
+        own, rows = records(runs, test), rows.set_index(["grouping", "group"])
         for grouping, (column, low, high) in columns.items():
-            rank = own[column].rank(pct=True)
-            for group, chosen in ((low, own[rank <= 1 / 3]), (high, own[rank > 2 / 3])):
-                equal(rows.loc[(grouping, group)], ("n", "mean"), [len(chosen), chosen["iou"].mean()])
-        equal(rows.loc[("site", test)], ("n", "mean"), [len(own), own["iou"].mean()])
+            rank = own[own["seed"] == 0].set_index("id")[column].rank(pct=True)
+            for group, ids in ((low, rank[rank <= 1 / 3].index), (high, rank[rank > 2 / 3].index)):
+                chosen = own[own["id"].isin(ids)]
+                equal(rows.loc[(grouping, group)], ("n", "mean"), [len(ids), chosen["iou"].mean()])
+        equal(rows.loc[("site", test)], ("n", "mean"), [own["id"].nunique(), own["iou"].mean()])
 
 
 def test_leakage_starts_from_the_score_on_all_images():
     rows = table("leakage").dropna(subset="runs")
     for _, row in rows.iterrows():
-        (own,) = records(row["runs"], row["set_2"].removesuffix("/test"))
-        equal(row, ("iou", "n_without"), [own["iou"].mean(), len(own) - row["images"]])
+        own = records(row["runs"], row["set_2"].removesuffix("/test"))
+        equal(row, ("iou", "n_without"), [own["iou"].mean(), own["id"].nunique() - row["images"]])
     assert len(rows)
 
 

@@ -140,6 +140,31 @@ def test_other_methods_are_baselines_and_recipes_by_name(study, monkeypatch):
     assert set(theirs["runs"]) == {run.id}
 
 
+def test_several_trainings_of_a_method_share_its_rows(study, monkeypatch):
+    changes = {"evaluation.seeds": 2, "evaluation.rivals": ["unet", "otsu"], "evaluation.train_sets": ["site_a"]}
+    monkeypatch.setattr(study, "config", study.config.override(changes))
+    monkeypatch.setattr(study.source, "rows", [("site_a", "site_b")])
+    records, table = tables.main_records(study), tables.main_results(study)
+    rows = table.query("reduction == 'per_image' and measure == 'iou'").set_index("method")
+    assert rows["seeds"].to_dict() == {"tokencutseg": 2, "unet": 2, "otsu": 1}
+    means = {}
+    for method in rows.index:
+        runs = [study.run(study.method(method, "site_a", seed=seed)) for seed in range(rows.loc[method, "seeds"])]
+        assert rows.loc[method, "runs"].split() == [run.id for run in runs]
+        means[method] = np.array([study.records(run, "site_b", "test")["iou"].mean() for run in runs])
+        assert rows.loc[method, "mean"] == pytest.approx(means[method].mean())
+    assert rows.loc["unet", "diff"] == pytest.approx((means["tokencutseg"] - means["unet"]).mean())
+    assert rows.loc["otsu", "diff"] == pytest.approx(rows.loc["tokencutseg", "mean"] - rows.loc["otsu", "mean"])
+    groups = tables.score_by_group(study, records).query("grouping == 'site'").set_index("method")
+    assert (rows["n"] == len(study.source.load("site_b", "test"))).all() and (groups["n"] == rows["n"]).all()
+    pair = tables.pairwise(study, records).query("method == 'unet' and other == 'otsu' and measure == 'iou'").iloc[0]
+    assert pair["diff"] == pytest.approx(means["unet"].mean() - means["otsu"][0])
+    assert (pair["seeds"], pair["other_seeds"]) == (2, 1)
+    costs = tables.budgets(study)
+    assert costs.loc[costs["stage"].isin(["vqgan", "masked_gpt"]), "seed"].isin([study.config.seed]).all()
+    assert costs.groupby("method")["seed"].nunique().to_dict() == {"tokencutseg": 2, "unet": 2}
+
+
 def test_budgets_are_those_of_the_runs(study):
     table = tables.budgets(study)
     assert list(zip(table["train"], table["method"], table["stage"], strict=True)) == [

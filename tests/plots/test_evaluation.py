@@ -18,7 +18,8 @@ from tokencutseg.plots.style import METHODS, REDUCTIONS
 def records():
     keys = [key for key in itertools.product("a", "ab", ("tokencutseg", "otsu", "mine")) for _ in range(20)]
     table = pd.DataFrame(keys, columns=["train", "test", "method"])
-    return table.assign(note="", iou=np.random.default_rng(0).uniform(0, 1, len(table)))
+    ids, scores = [*range(20)] * (len(table) // 20), np.random.default_rng(0).uniform(0, 1, len(table))
+    return table.assign(id=ids, note="", iou=scores)
 
 
 def test_per_image_scores_draw_the_share_of_images_at_or_below(records):

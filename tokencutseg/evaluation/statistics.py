@@ -4,7 +4,7 @@ Every reduction is a function of *sums* over images (of pixel counts, or of per-
 one matrix product: how often each image is drawn, (draws, images), times the columns to be summed, (images, columns).
 
 Images of one patient or lesion are not independent. Where the records say so in a column `cluster`, whole clusters are
-drawn; where an image occurs several times (one `id` under several seeds), its rows are drawn together.
+drawn; where an image occurs several times (one `id` in several trainings), its rows are drawn together.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def size_bins(records: pd.DataFrame, bins: int = 5, draws: int = 2000, seed: int
     Images without lesion are left out: they have no size.
     """
     records = records[records["lesion_fraction"] > 0]
-    rank = records.groupby("method")["lesion_fraction"].rank(method="first", pct=True)
+    by = [name for name in ("method", "seed") if name in records]
+    rank = records.groupby(by)["lesion_fraction"].rank(method="first", pct=True)
     binned = records.assign(bin=np.ceil(rank * bins)).sort_values("bin", kind="stable")
     binned["lesion_fraction"] = binned.groupby(["method", "bin"])["lesion_fraction"].transform("median")
     table = summary_table(binned, ["method", "lesion_fraction", "bin"], ["per_image"], ["iou"], draws, seed)
@@ -144,46 +145,38 @@ def paired_differences(
     a: pd.DataFrame, b: pd.DataFrame, pairs: Sequence[tuple[str, str]], draws: int = 10_000, seed: int = 0
 ) -> list[PairedDifference]:
     """Compare the records of two methods on the same images, matched by `id`, with the same draws, for each (reduction,
-    measure) of `pairs`. p is Wilcoxon's signed-rank test on the images' own scores, 1 where no image differs or the
-    ranks contradict the mean, and NaN for a micro reduction, which has no score per image. Raises ValueError if the ids
-    differ or repeat, or as `summarise`."""
-    a, b = _matched([a, b])
-    both = [(_columns(a, *pair), _columns(b, *pair)) for pair in pairs]
+    measure) of `pairs`.
+
+    A column `seed` tells several trainings of a method apart; those are compared whose seed both methods have, and an
+    only one with every training of the other method. Each side of the interval then adds in quadrature, as independent
+    errors, the bootstrap over images and Student's t of a mean over seeds, which are too few to be resampled. p is
+    Wilcoxon's signed-rank test on the images' own scores (their means over the seeds), 1 where no image differs or the
+    ranks contradict the mean, and NaN for a micro reduction, which has no score per image. Raises ValueError if no seed
+    is common, if the ids of two trainings differ or repeat, or as `summarise`.
+    """
+    one, two = (dict(iter(records.groupby("seed"))) if "seed" in records else {0: records} for records in (a, b))
+    one = one if len(one) > 1 else dict.fromkeys(two, *one.values())
+    two = two if len(two) > 1 else dict.fromkeys(one, *two.values())
+    seeds = [name for name in one if name in two]
+    if not seeds:
+        raise ValueError(f"trainings with the seeds {[*one]} and {[*two]} cannot be paired")
+    trainings = _matched([side[name] for side in (one, two) for name in seeds])
 
     def difference(sums: np.ndarray, pair: tuple[str, str]) -> np.ndarray:
         own, other = np.split(sums, 2, axis=-1)
         return _score(own, *pair) - _score(other, *pair)
 
-    jobs = [(np.hstack(columns), partial(difference, pair=pair)) for columns, pair in zip(both, pairs, strict=True)]
-    results = []
-    for found, (reduction, _), (own, other) in zip(_bootstrap(jobs, draws, seed, _units(a)), pairs, both, strict=True):
-        p = _signed_rank(own[:, 0] - other[:, 0]) if reduction.startswith("per_image") else math.nan
-        results.append(PairedDifference(*found, p, len(a)))
+    sides = [np.stack([_columns(records, *pair) for records in trainings]) for pair in pairs]
+    sides = [columns.reshape(2, len(seeds), *columns.shape[1:]) for columns in sides]  # (2, seeds, images, C)
+    jobs = [(np.hstack(both.sum(1)), partial(difference, pair=pair)) for both, pair in zip(sides, pairs, strict=True)]
+    found, results = _bootstrap(jobs, draws, seed, _units(trainings[0])), []
+    for pair, both, (mean, low, high) in zip(pairs, sides, found, strict=True):
+        if len(seeds) > 1:
+            apart = sem(difference(np.hstack(both.sum(2)), pair)) * t.ppf(0.975, len(seeds) - 1)
+            low, high = mean - math.hypot(mean - low, apart), mean + math.hypot(high - mean, apart)
+        p = _signed_rank(np.subtract(*both[..., 0].mean(1))) if pair[0].startswith("per_image") else math.nan
+        results.append(PairedDifference(mean, low, high, p, len(trainings[0])))
     return results
-
-
-def seeded_difference(
-    changed: list[pd.DataFrame], reference: list[pd.DataFrame], draws: int = 10_000, seed: int = 0
-) -> PairedDifference:
-    """Compare the lesion IoU of two ways of training, each with the same seeds and scored on the same images.
-
-    `changed` and `reference` hold the records of one training per seed, seeds in the same order. Each side of the
-    interval adds in quadrature, as independent errors, the bootstrap over images of the seeds' mean and Student's t of
-    a mean over seeds, which are too few to be resampled; with one seed it is that of `paired_difference`. Wilcoxon's
-    test is on the images' differences, averaged over the seeds. Raises ValueError for different numbers of seeds, or
-    images that are not the same for all.
-    """
-    if len(changed) != len(reference) or not changed:
-        raise ValueError(f"{len(changed)} and {len(reference)} trainings cannot be paired by seed")
-    trainings = _matched([*changed, *reference])
-    changes = np.subtract(*np.split(np.stack([records["iou"].to_numpy(float) for records in trainings]), 2))
-    seeds, n = changes.shape
-    per_image, difference = changes.mean(0), changes.mean()
-    low, high = mean_interval(per_image, draws, seed, _units(trainings[0]))
-    if seeds > 1:
-        side = sem(changes.mean(1)) * t.ppf(0.975, seeds - 1)
-        low, high = difference - np.hypot(difference - low, side), difference + np.hypot(high - difference, side)
-    return PairedDifference(float(difference), float(low), float(high), _signed_rank(per_image), n)
 
 
 def _matched(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
@@ -192,7 +185,7 @@ def _matched(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     first = by_id[0].index
     for records in by_id:
         if not records.index.is_unique:
-            raise ValueError("an image id occurs twice; compare one method with one other, one row per image each")
+            raise ValueError("an image id occurs twice; compare one method with one other, a row per image and seed")
         if len(apart := first.symmetric_difference(records.index)):
             raise ValueError(f"scored on different images: {len(apart)} ids are on one side only, such as {apart[0]!r}")
     return [records.loc[first] for records in by_id]
@@ -237,7 +230,8 @@ def _summaries(records: pd.DataFrame, pairs: Sequence[tuple[str, str]], draws: i
     if len(records) == 0:
         raise ValueError("there are no records to summarise")
     jobs = [(_columns(records, *pair), partial(_score, reduction=pair[0], measure=pair[1])) for pair in pairs]
-    return [Summary(*found, len(records)) for found in _bootstrap(jobs, draws, seed, _units(records))]
+    images = records["id"].nunique() if "id" in records else len(records)
+    return [Summary(*found, images) for found in _bootstrap(jobs, draws, seed, _units(records))]
 
 
 def _bootstrap(

@@ -34,8 +34,6 @@ from tokencutseg.models.deepcut import stencil_offsets
 from tokencutseg.models.tokencutseg import TokenCutSeg
 
 CHAIN = ("vqgan", "masked_gpt", "segmentation")
-Records = list[pd.DataFrame]
-"""Per-image records of one row, one frame for each seed."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ class Ablation:
     external: bool = False  # whether the other test sets of the primary one are scored, too: a column `test`
     seeds: str | None = None  # the option with the number of trainings for each row; one without
     whole_chain: bool = False  # whether the seeds reach all stages, and not only the supervised one and the labels
-    every_measure: bool = False  # every reduction and measure, and not only lesion IoU per image; for one seed
-    measures: Callable[[Study, Row, list[Run], Records], dict[str, Any]] = lambda *_: {}  # further columns
+    every_measure: bool = False  # every reduction and measure, and not only lesion IoU per image
+    measures: Callable[[Study, Row, list[Run], pd.DataFrame], dict[str, Any]] = lambda *_: {}  # further columns
 
     def scored(self, study: Study) -> tuple[tuple[str, str], ...]:
         """The (dataset, split) pairs to score on."""
@@ -93,11 +91,13 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
     ablation = ABLATIONS[name]
     rows, tests = ablation.rows(study), ablation.scored(study)
     train_missing(study, [one for row in rows if isinstance(row, Row) for one in ablation.trainings(study, row)])
-    done, best, parts = list[tuple[Row, list[Records]]](), list[tuple[Row, list[Records]]](), []
+    done, best, parts = list[tuple[Row, list[pd.DataFrame]]](), list[tuple[Row, list[pd.DataFrame]]](), []
     for row in rows:
         row = row if isinstance(row, Row) else row(best[-1][0].config)
         runs = [study.run(training) for training in ablation.trainings(study, row)]
-        records = [[study.records(run, *test) for run in runs] for test in tests]
+        records = [
+            pd.concat([study.records(run, *test).assign(seed=seed) for seed, run in enumerate(runs)]) for test in tests
+        ]
         label = ablation.group
         group = [one for one in done if label is None or one[0].labels[label] == row.labels[label]]
         reference = {"best": best[-1:], "previous": done[-1:]}.get(ablation.reference, group[:1])
@@ -117,20 +117,17 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
     return table
 
 
-def _scores(study: Study, ablation: Ablation, records: Records, reference: Records | None) -> pd.DataFrame:
+def _scores(study: Study, ablation: Ablation, records: pd.DataFrame, reference: pd.DataFrame | None) -> pd.DataFrame:
     """One row per reduction and measure: score and paired difference."""
     every, draws, seed = ablation.every_measure, study.config.evaluation.bootstrap_draws, study.config.seed
     chosen = (list(statistics.REDUCTIONS), list(statistics.MEASURES)) if every else (["per_image"], ["iou"])
-    table = statistics.summary_table(pd.concat(records), [], *chosen, draws, seed).assign(n=len(records[0]))
-    table.insert(3, "seeds", len(records))
+    table = statistics.summary_table(records, [], *chosen, draws, seed)
+    table.insert(3, "seeds", records["seed"].nunique())
     if reference is None:
         return table.assign(**dict.fromkeys(("diff", "diff_low", "diff_high", "p"), np.nan))
-    pair = (reference, records) if ablation.reference == "proposed" else (records, reference)
-    if every:
-        pairs = list(zip(table["reduction"], table["measure"], strict=True))
-        found = statistics.paired_differences(pair[0][0], pair[1][0], pairs, draws, seed)
-    else:
-        found = [statistics.seeded_difference(*pair, draws, seed)]
+    sides = (reference, records) if ablation.reference == "proposed" else (records, reference)
+    pairs = list(zip(table["reduction"], table["measure"], strict=True))
+    found = statistics.paired_differences(*sides, pairs, draws, seed)
     return table.join(pd.DataFrame([one.columns() for one in found]))
 
 
@@ -273,20 +270,20 @@ def radius_measures(study: Study, row: Row, *_: Any) -> dict[str, Any]:
     return {"neighbours": len(stencil_offsets(*grid, row.labels["radius"], "cells")) - 1}
 
 
-def label_measures(study: Study, row: Row, runs: list[Run], records: Records) -> dict[str, Any]:
+def label_measures(study: Study, row: Row, runs: list[Run], records: pd.DataFrame) -> dict[str, Any]:
     """What a method starts from (initialisation), the labels, how many different ones its training draws (labels_seen)
     in how many samples (images_seen), the means of the worst and best seed (seed_low, seed_high), and the score without
     the test images that some training may have seen (n_without, mean_without, low_without, high_without)."""
-    labels, means = runs[0].metrics["training_images"], [one["iou"].mean() for one in records]
-    every, settings = pd.concat(records), study.config.evaluation
-    kept = every[~every["id"].isin(_seen(study.source, every["dataset"].iloc[0]))]
+    labels, means = runs[0].metrics["training_images"], records.groupby("seed")["iou"].mean()
+    kept = records[~records["id"].isin(_seen(study.source, records["dataset"].iloc[0]))]
     without = statistics.UNSCORED
     if len(kept):
-        without = statistics.summarise(kept, "per_image", "iou", settings.bootstrap_draws, study.config.seed)
+        draws = study.config.evaluation.bootstrap_draws
+        without = statistics.summarise(kept, "per_image", "iou", draws, study.config.seed)
     seen = runs[0].metrics["images_seen"]
     facts = {"initialisation": initialisation(runs[0]), "labels": labels}
     facts |= {"labels_seen": min(labels, seen), "images_seen": seen}
-    facts |= {"seed_low": min(means), "seed_high": max(means), "n_without": kept["id"].nunique()}
+    facts |= {"seed_low": means.min(), "seed_high": means.max(), "n_without": without.n}
     return facts | {f"{name}_without": getattr(without, name) for name in ("mean", "low", "high")}
 
 
@@ -295,7 +292,7 @@ def _seen(source: DataSource, test: str) -> set[str]:
     return set(seen_in_training(source, source.primary, test))
 
 
-def baseline_measures(study: Study, row: Row, runs: list[Run], _: Records) -> dict[str, Any]:
+def baseline_measures(study: Study, row: Row, runs: list[Run], _: pd.DataFrame) -> dict[str, Any]:
     """What a method starts from (initialisation), images_seen and seconds of its supervised training, and the
     pretraining_seconds of the stages before it."""
     before = [study.run(one) for one in study.parents(study.method(row.method)).values()]

@@ -144,7 +144,7 @@ def train_sets(study: Study) -> list[str]:
 
 
 def segmentation_history(study: Study) -> pd.DataFrame:
-    """The training histories behind the main results: one row per training set and epoch.
+    """The histories of our first training on each training set of the main results, a row per epoch.
 
     Columns train, chosen_by (the score whose best epoch was kept), then those of a run's history, runs.
     """
@@ -156,15 +156,19 @@ def segmentation_history(study: Study) -> pd.DataFrame:
     return table
 
 
-def main_trainings(study: Study) -> dict[tuple[str, str], Training]:
-    """The trainings of the main results by (train, method): `tokencutseg` under the study's own recipe, and
-    `evaluation.rivals`, where another recipe is a method of its name."""
-    rows, found = available_rows(study), {}
-    for train in train_sets(study):
+def main_trainings(study: Study) -> dict[tuple[str, str, int], Training]:
+    """The trainings of the main results by (train, method, seed): `tokencutseg` under the study's own recipe, and
+    `evaluation.rivals`, where another recipe is a method of its name; `evaluation.seeds` of each method, one of Otsu's
+    threshold and of those in `evaluation.trained_once`. Seeds reach the supervised training and its choice of labels
+    alone: all start from the same stages before it.
+    """
+    rows, settings, first, found = available_rows(study), study.config.evaluation, study.config.seed, {}
+    methods = [OURS, *(name for name in settings.rivals if name != study.config.recipe)]
+    for train, method in itertools.product(train_sets(study), methods):
         tests = tuple((test, "test") for other, test in rows if other == train)
-        for method in (OURS, *study.config.evaluation.rivals):
-            if method != study.config.recipe:
-                found[train, method] = study.method(method, train, score_on=tests)
+        count = 1 if method in ("otsu", *settings.trained_once) else settings.seeds
+        for seed in range(first, first + count):
+            found[train, method, seed] = study.method(method, train, seed=seed, score_on=tests)
     return found
 
 
@@ -181,31 +185,36 @@ def initialisation(run: Run) -> str:
 
 def main_records(study: Study) -> pd.DataFrame:
     """Per-image records of the test images behind the main results, with the columns train, test, note (which official
-    images are missing, or what stands in for them), method, recipe (`none` for baselines), initialisation and runs."""
+    images are missing, or what stands in for them), method, seed, recipe (`none` for baselines), initialisation and
+    runs (those of all seeds)."""
     trainings, parts = main_trainings(study), []
     train_missing(study, trainings.values())
     for train, test in available_rows(study):
         pair = {"train": train, "test": test, "note": study.source.missing_images((train, "train"), (test, "test"))}
-        for (_, method), training in trainings.items():
+        for (_, method, seed), training in trainings.items():
             if training.train_set == train:
                 run = study.run(training)
-                labels = {"method": method, "recipe": _recipe(training), "initialisation": initialisation(run)}
-                parts.append(study.records(run, test, "test").assign(**pair, **labels, runs=run.id))
-    return pd.concat(parts, ignore_index=True)
+                labels = {"method": method, "seed": seed, "recipe": _recipe(training)}
+                labels |= {"initialisation": initialisation(run), "runs": run.id}
+                parts.append(study.records(run, test, "test").assign(**pair, **labels))
+    records = pd.concat(parts, ignore_index=True)
+    runs = records.groupby(["train", "method"])["runs"].transform(lambda ids: " ".join(ids.unique()))
+    return records.assign(runs=runs)
 
 
 def budgets(study: Study) -> pd.DataFrame:
-    """What each training behind the main results cost, one row per method and stage.
+    """What each training behind the main results cost, one row per method, seed and stage.
 
-    Columns train, method, recipe, stage, data (`unlabelled` images, or the training set), training_images,
+    Columns train, method, recipe, stage, seed, data (`unlabelled` images, or the training set), training_images,
     images_seen, unlabelled_seen (in self-training), steps (of the optimizer), seconds, processes (that
-    shared each batch), device, runs. A stage that serves several training sets stands beside the first.
+    shared each batch), device, runs. A stage that serves several trainings stands beside the first.
     """
     rows, costs = [], ("training_images", "images_seen", "unlabelled_seen", "steps", "seconds", "processes", "device")
-    for (train, method), last in main_trainings(study).items():
+    for (train, method, seed), last in main_trainings(study).items():
         for training in (*study.parents(last).values(), last) if last.baseline != "otsu" else ():
             run, pretraining = study.run(training), training.section != "segmentation"
-            row = {"train": train, "method": method, "recipe": _recipe(last), "stage": training.stage, "data": train}
+            row: dict[str, object] = {"train": train, "method": method, "recipe": _recipe(last)}
+            row |= {"stage": training.stage, "seed": seed, "data": train}
             if pretraining and getattr(training.config, training.stage).images == "unlabelled":
                 row["data"] = "unlabelled"
             rows.append(row | {name: run.metrics.get(name) for name in costs} | {"runs": run.id})
@@ -219,17 +228,19 @@ def _recipe(training: Training) -> str:
 def main_results(study: Study) -> pd.DataFrame:
     """The study's main table: every method on every (train, test) pair, under every reduction and measure.
 
-    Columns train, test, method, recipe, initialisation, runs, reduction, measure, n, mean, low, high, published (beside
-    a recipe's row of the reduction that the released code prints), complete and note (which official images are
-    missing), and how far `tokencutseg` is above each other method on the same images: the paired difference diff with
-    its bootstrap interval diff_low, diff_high, Wilcoxon's p, and p_holm over the methods of one pair, reduction and
-    measure. A pair whose images are missing has one row per published number with an empty mean and a note.
+    Columns train, test, method, recipe, initialisation, runs, seeds (trainings), reduction, measure, n (images), mean,
+    low, high (over images), published (beside a recipe's row of the reduction that the released code prints), complete
+    and note (which official images are missing), and how far `tokencutseg` is above each other method on the same
+    images: the paired difference diff (`paired_differences`) with its interval diff_low, diff_high over images and, of
+    several trainings, seeds, Wilcoxon's p, and p_holm over the methods of one pair, reduction and measure. A pair whose
+    images are missing has one row per published number with an empty mean and a note.
     """
     records, draws, seed = main_records(study), study.config.evaluation.bootstrap_draws, study.config.seed
     labels = ["train", "test", "method", "recipe", "initialisation", "runs"]
     scored, parts = dict(iter(records.groupby(labels[:3], sort=False))), []
     for (train, test, method), own in scored.items():
         part = summary_table(own, labels, draws=draws, seed=seed)
+        part.insert(len(labels), "seeds", own["seed"].nunique())
         comparable = (part["recipe"] != "none") & (part["reduction"] == "micro_two_class")
         comparable &= study.source.note(test, "test") == ""  # another split that stands in is not the published test
         part["published"] = part["measure"].map(PUBLISHED.get((train, test), {})).where(comparable)
@@ -243,7 +254,7 @@ def main_results(study: Study) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     table["p_holm"] = table.groupby(["train", "test", "reduction", "measure"])["p"].transform(holm)
     none = {"method": OURS, "recipe": study.config.recipe, "reduction": "micro_two_class", "n": 0}
-    none |= {"complete": False, "note": "data not available"}
+    none |= {"seeds": 0, "complete": False, "note": "data not available"}
     missing = [
         {"train": train, "test": test, **none, "measure": measure, "published": published}
         for train, test in wanted_rows(study)
@@ -256,28 +267,30 @@ def main_results(study: Study) -> pd.DataFrame:
 def pairwise(study: Study, records: pd.DataFrame | None = None) -> pd.DataFrame:
     """Every two methods of the main results on the same images.
 
-    `records` of `main_records`, made anew by default. Columns train, test, method, other, reduction, measure, n, the
-    paired difference diff (method − other) with its bootstrap interval diff_low, diff_high, Wilcoxon's p, runs, and
-    p_holm over all pairs of one (train, test) and measure.
+    `records` of `main_records`, made anew by default. Columns train, test, method, other, seeds and other_seeds (their
+    trainings), reduction, measure, n, the paired difference diff (method − other) with its interval diff_low,
+    diff_high, Wilcoxon's p, runs (of the one, then of the other), and p_holm over all pairs of one (train, test) and
+    measure.
     """
     records, settings = main_records(study) if records is None else records, study.config.evaluation
     measures, rows = [("per_image", name) for name in ("iou", "dice", "nsd", "hd95")], []
     for (train, test), part in records.groupby(["train", "test"], sort=False):
         for (one, own), (two, other) in itertools.combinations(part.groupby("method", sort=False), 2):
             pair = {"train": train, "test": test, "method": one, "other": two}
+            pair |= {"seeds": own["seed"].nunique(), "other_seeds": other["seed"].nunique()}
             runs = " ".join(side["runs"].iloc[0] for side in (own, other))
             found = paired_differences(own, other, measures, settings.bootstrap_draws, study.config.seed)
             for (reduction, measure), difference in zip(measures, found, strict=True):
                 score = {"reduction": reduction, "measure": measure, "n": difference.n, "runs": runs}
                 rows.append(pair | score | difference.columns())
-    labels = ["train", "test", "method", "other", "reduction", "measure", "n"]
+    labels = ["train", "test", "method", "other", "seeds", "other_seeds", "reduction", "measure", "n"]
     table = pd.DataFrame(rows, columns=[*labels, *DIFFERENCE, "runs"])
     return table.assign(p_holm=table.groupby(["train", "test", "measure"])["p"].transform(holm))
 
 
 def cross_dataset(results: pd.DataFrame) -> pd.DataFrame:
-    """What a change of test set costs: each row of `tokencutseg` in main_results beside the same model's score on the
-    test images of its own training set.
+    """What a change of test set costs: each row of `tokencutseg` in main_results beside the same models' score on the
+    test images of their own training set.
 
     Columns train, test, method, runs, reduction, measure, n, mean, low, high, published, note, in_domain (that score),
     diff (mean − in_domain).
@@ -300,7 +313,7 @@ def score_by_group(study: Study, records: pd.DataFrame | None = None) -> pd.Data
     records = main_records(study) if records is None else records
     parts, sizes = [], ("lesion size", "lesion_fraction", ["small", "medium", "large"])
     for grouping, column, names in (sizes, ("contrast", "contrast", ["low", "medium", "high"])):
-        rank = records.groupby(["train", "test", "method"])[column].rank(pct=True)  # all have the same test images
+        rank = records.groupby(["train", "test", "method", "seed"])[column].rank(pct=True)  # all have the same images
         chosen = records.assign(grouping=grouping, group=pd.cut(rank, [0, 1 / 3, 2 / 3, 1], labels=names))
         parts.append(chosen.dropna(subset="group").sort_values("group", kind="stable").astype({"group": str}))
     for test in records["test"].unique():

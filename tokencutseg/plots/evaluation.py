@@ -30,7 +30,7 @@ def with_notes(title: str, table: pd.DataFrame) -> str:
 def per_image_scores(records: pd.DataFrame) -> Figure:
     """Share of images whose lesion IoU is at most x, by method, one panel per (train, test) pair.
 
-    records: one row per image with columns train, test, note, method, iou.
+    records: one row per image and training, with columns id, train, test, note, method, iou.
     """
     shown = st.looks(records["method"])
     pairs = list(records.groupby(pair_names(records), sort=False))
@@ -42,7 +42,7 @@ def per_image_scores(records: pd.DataFrame) -> Figure:
         sns.ecdfplot(rows, x="iou", hue="method", hue_order=shown, palette=palette, legend=False, ax=axis)
         axis.axvline(IOU_THRESHOLD, color="black", linestyle=":", linewidth=1)
         axis.set(xlabel=f"lesion IoU (dotted: {IOU_THRESHOLD})", ylabel="share of images at or below", xlim=(0, 1))
-        axis.set_title(f"{pair}, n = {rows['method'].value_counts().max()}")
+        axis.set_title(f"{pair}, n = {rows['id'].nunique()}")
     st.legend_of(figure, (look._replace(marker="") for look in shown.values()), "-")
     return figure
 
