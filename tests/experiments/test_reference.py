@@ -1,5 +1,6 @@
 """The committed study against the per-image records of its own runs, which need no data and no weights."""
 
+import functools
 import json
 
 import pandas as pd
@@ -17,6 +18,7 @@ def table(name):
     return pd.read_csv(STUDY / f"tables/{name}.csv")
 
 
+@functools.cache  # no test changes them
 def records(runs, dataset="isic2017", split="test"):
     """The records behind a row, of all its runs."""
     found = []

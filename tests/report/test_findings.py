@@ -14,6 +14,7 @@ def drawn(rng, count):
     """Rows of `main_results`: differences at random, their intervals sometimes across zero, p sometimes too large."""
     rows = pd.DataFrame({"method": ["tokencutseg", *(f"m{i}" for i in range(count))]})
     rows = rows.assign(train="a", test="a", reduction="per_image", measure="iou", n=9, mean=0.5, low=0.4, high=0.6)
+    rows["seeds"] = 1
     rows["diff"] = np.append(np.nan, rng.normal(0, 0.1, count))
     half = np.append(np.nan, rng.uniform(0, 0.2, count))
     rows["diff_low"], rows["diff_high"] = rows["diff"] - half, rows["diff"] + half

@@ -24,7 +24,7 @@ def headline(main_results: pd.DataFrame) -> str:
     """The main number against every other method, on the first test set."""
     rows = _first_pair(main_results).query("reduction == 'per_image' and measure == 'iou'")
     own, others = rows[rows["method"] == OURS].iloc[0], rows[rows["method"] != OURS]
-    times = f" (mean of {own['seeds']:.0f} trainings)" if own.get("seeds", 1) > 1 else ""
+    times = f" (mean of {own['seeds']:.0f} trainings)" if own["seeds"] > 1 else ""
     sentence = f"On {own['n']:.0f} test images of {own['test']}, TokenCutSeg{times}"
     sentence += f" has a lesion IoU of {_score(own)} per image"
     return f"{sentence}: {_compared(others, others['method'].map(_method))}." if len(others) else f"{sentence}."

@@ -103,11 +103,10 @@ def _first_screen(study: Path, title: str) -> str:
 def _main_scores(table: pd.DataFrame) -> str:
     scores = table.query("reduction == 'per_image' and measure == 'iou' and n > 0")
     columns = ["train", "test", "n", "method", "initialisation", "seeds", "mean", "low", "high"]
-    columns = [name for name in [*columns, "diff", "diff_low", "diff_high", "p_holm"] if name in scores]
-    shown, said = in_words(scores[columns], "main_results")
+    shown, said = in_words(scores[[*columns, "diff", "diff_low", "diff_high", "p_holm"]], "main_results")
     shown = shown.rename(columns={"mean": "lesion IoU [95 %]", "initialisation": "starts from"})
     rule = "Differences are paired, and significant where the interval leaves out zero and p is below 0.05."
-    note = f"Means over images{'; in all rows: ' if said else ''}{escape(said)}. {rule}"
+    note = f"Means over images and trainings{'; in all rows: ' if said else ''}{escape(said)}. {rule}"
     return f'{_scroll("main scores", shown)}<p class="small">{note}</p>\n'
 
 
