@@ -51,7 +51,9 @@ def test_full_has_the_sizes_of_the_authors_readme():
     config = configure("full", "released")
     assert (config.data.image_size, config.grid_size) == (224, 56)
     assert (config.vqgan.hidden_channels, config.vqgan.n_res_blocks, config.vqgan.code_dim) == (128, 2, 256)
-    assert (config.vqgan.disc_start, config.vqgan.disc_weight, config.vqgan.perceptual_weight) == (10_000, 0.5, 0.8)
+    steps = config.vqgan.epochs * 2000 / config.vqgan.batch_size  # with the images of ISIC 2017, which it is trained on
+    assert config.vqgan.disc_start * steps == 10_000
+    assert (config.vqgan.disc_weight, config.vqgan.perceptual_weight) == (0.5, 0.8)
     assert (config.vqgan.batch_size, config.vqgan.learning_rate, config.vqgan.epochs) == (4, 1e-4, 100)
     assert (config.masked_gpt.n_layer, config.masked_gpt.n_head, config.masked_gpt.d_model) == (12, 4, 256)
     segmentation = config.segmentation
@@ -88,7 +90,7 @@ def test_text_is_read_as_the_fields_type(name, text, value):
         ({"vqgan.codebook_size": 2.5}, ["vqgan.codebook_size", "int"]),
         ({"vqgan.codebook_size": "64.00000000000000000001"}, ["vqgan.codebook_size", "int"]),
         ({"vqgan.epochs": "9999999999999999999999"}, ["vqgan.epochs", "1000000000", "9999999999999999999999"]),
-        ({"vqgan.disc_start": -(10**10)}, ["vqgan.disc_start", "1000000000"]),
+        ({"vqgan.codebook_size": -(10**10)}, ["vqgan.codebook_size", "1000000000"]),
         ({"vqgan.learning_rate": "1e999"}, ["vqgan.learning_rate", "float"]),
         ({"vqgan.learning_rate": "nan"}, ["vqgan.learning_rate", "float"]),
         ({"vqgan.restart_dead_codes": "maybe"}, ["true or false"]),

@@ -58,7 +58,6 @@ class VQGANConfig:
     perceptual_every: int = option(
         8, "Compute the perceptual term every n-th step, n times as heavy (lazy regularisation, StyleGAN2).", least=1
     )
-    disc_start: int = option(120, "Training step, in batches, from which the discriminator takes part.", least=0)
     epochs: int = option(5, above=0)
     images_per_epoch: int | None = option(280, "Images drawn per epoch; none for each image of the set once.", above=0)
     # options (recipe)
@@ -73,6 +72,9 @@ class VQGANConfig:
     )
     perceptual_weight: float = option(0.2, "Weight of the perceptual term; its kinds differ in scale.", least=0)
     clamped_adversary: bool = option(False, "Released: adversarial losses are clamped at ±1 and ramped from 1 %.")
+    disc_start: float = option(
+        120, "When the discriminator joins: below 1 a share of the training, from 1 on a number of steps.", least=0
+    )
     disc_weight: float = option(0.05, "Weight of the adversarial term; without the clamp it needs less.", least=0)
     codebook_weight: float = option(1.0, "Weight of the commitment loss beside the reconstruction loss.", least=0)
     commitment: float = option(0.25, "Factor inside the commitment loss.", least=0)

@@ -162,13 +162,20 @@ def test_best_epoch_is_chosen_on_validation(tmp_path):
     assert set(state) == set(build("baseline", configure("tiny"), "unet").state_dict())
 
 
-def test_discriminator_waits_for_its_start(tmp_path):
-    late, soon = made("vqgan", **{"vqgan.disc_start": 100}), made("vqgan")
-    for name, module in (("late", late), ("soon", soon)):
-        train(module, tmp_path / name, epochs=2)
-    assert not changed(late.discriminator, made("vqgan").discriminator)
-    assert changed(soon.discriminator, made("vqgan").discriminator)
-    assert int(soon.step) == 4
+@pytest.mark.parametrize(("start", "joins"), [(0.5, 2), (3, 3), (0, 0), (100, None)])
+def test_discriminator_joins_at_its_share_or_step(tmp_path, start, joins):
+    module, steps = made("vqgan", **{"vqgan.disc_start": start}), []
+    learn = module.backward_and_step
+
+    def note(optimizer, loss, network):
+        steps.extend([int(module.step)] * (network is module.discriminator))
+        learn(optimizer, loss, network)
+
+    module.backward_and_step = note
+    train(module, tmp_path, epochs=2)
+    assert int(module.step) == 4
+    assert steps == ([] if joins is None else list(range(joins, 4)))
+    assert bool(changed(module.discriminator, made("vqgan").discriminator)) == bool(steps)
 
 
 @RECIPES

@@ -64,7 +64,7 @@ def token_mask_for(model: TokenCutSeg, images: Tensor, generator: torch.Generato
 
 
 class VQGANModule(StageModule):
-    """Stage 1. Two optimizers by hand: the autoencoder, and from `disc_start` on the discriminator.
+    """Stage 1. Two optimizers by hand: the autoencoder, and from step `disc_start` on the discriminator.
 
     `step` counts batches; Lightning's `global_step` would count both optimizers.
     """
@@ -79,12 +79,18 @@ class VQGANModule(StageModule):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._validation_tokens: list[Tensor] = []
 
+    @property
+    def disc_start(self) -> int:
+        """The step at which the discriminator joins."""
+        start = self.config.disc_start
+        return round(start * self.trainer.estimated_stepping_batches) if start < 1 else int(start)
+
     def training_step(self, batch: Batch, batch_index: int) -> None:
         c, step = self.config, int(self.step)
         images, _ = self.augment(batch["images"], None, self.generator(batch_index))
         x = self.vqgan.normalise(images)
         autoencoder, discriminator = self.optimizers()
-        adversarial = step >= c.disc_start
+        adversarial = step >= self.disc_start
 
         reconstruction, quantized = self.vqgan(x)
         l1 = losses.reconstruction_loss(x, reconstruction, c.clamped_reconstruction, c.edge_weighted)
@@ -102,7 +108,7 @@ class VQGANModule(StageModule):
         if adversarial:
             real, fake = self.discriminator(x), self.discriminator(reconstruction.detach())
             # the released ramp follows Lightning's global step, which counts both optimizers
-            loss = losses.discriminator_loss(real, fake, c.clamped_adversary, 2 * (step - c.disc_start))
+            loss = losses.discriminator_loss(real, fake, c.clamped_adversary, 2 * (step - self.disc_start))
             self.backward_and_step(discriminator, loss, self.discriminator)
             self.log_metrics({"train_discriminator": loss})
         if c.stepping_schedule:
@@ -144,7 +150,7 @@ class VQGANModule(StageModule):
         if not self.config.stepping_schedule:  # a schedule that never steps would leave the rate at its warm-up's start
             return optimizers
         steps, (autoencoder, discriminator) = self.trainer.estimated_stepping_batches, optimizers
-        late = max(1, steps - self.config.disc_start)
+        late = max(1, steps - self.disc_start)
         return optimizers, [cosine_with_warmup(autoencoder, steps), cosine_with_warmup(discriminator, late)]
 
 
