@@ -1,4 +1,5 @@
-"""Copy a study to results/reference/: its tables, figures and settings, and the runs behind them without weights.
+"""Copy a study to results/reference/: its tables, figures (as PNG) and settings, and the runs behind them, without
+weights and without what follows from the rest of their records.
 
     python scripts/keep_study.py results/small-isic results/reference/isic
 
@@ -13,7 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 
-LEFT_OUT = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", "notebooks", "*.html")
+from tokencutseg.evaluation.per_image import without_derived
+from tokencutseg.experiments.runs import RECORDS, SCORED, read_records
+from tokencutseg.files import write_csv
+
+LEFT_OUT = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", "notebooks", "*.html", "*.pdf")
+NO_RECORDS = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", RECORDS)
 
 
 def keep(study: Path, kept: Path) -> list[str]:
@@ -33,7 +39,11 @@ def keep(study: Path, kept: Path) -> list[str]:
             wanted += [one for one in built_on if (store / one / "metrics.json").is_file()]
     shutil.copytree(study, kept, ignore=LEFT_OUT, dirs_exist_ok=True)
     for run in runs:
-        shutil.copytree(store / run, kept / "runs" / run, ignore=LEFT_OUT, dirs_exist_ok=True)
+        scored, known = (folder / run / SCORED for folder in (store, kept / "runs"))
+        same = scored.is_file() and known.is_file() and scored.read_text() == known.read_text()
+        shutil.copytree(store / run, kept / "runs" / run, ignore=NO_RECORDS, dirs_exist_ok=True)
+        if scored.is_file() and not same:  # records of the same images are left as they were kept
+            write_csv(without_derived(read_records(store / run / RECORDS)), kept / "runs" / run / RECORDS)
     return runs
 
 

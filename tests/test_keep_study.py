@@ -3,8 +3,13 @@
 import json
 import runpy
 
+import pandas as pd
 import pytest
+import torch
 
+from tokencutseg.data.image_set import ImageSet
+from tokencutseg.evaluation.per_image import native_scores, score
+from tokencutseg.experiments.runs import RECORDS, SCORED, read_records
 from tokencutseg.files import CHECKOUT
 
 keep = runpy.run_path(str(CHECKOUT / "scripts/keep_study.py"))["keep"]
@@ -34,3 +39,26 @@ def test_a_kept_study_has_the_runs_of_its_tables_and_those_that_they_build_on(tm
     files = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
     runs = {f"runs/{run}/{file}" for run in keep(study, kept) for file in ("config.json", "metrics.json")}
     assert files == runs | {f"tables/{name}.csv" for name in ("main", "seeds", "published")}
+
+
+def test_kept_records_lack_what_follows_from_the_rest_and_are_left_while_the_images_are_the_same(tmp_path):
+    store, study, kept = tmp_path / "runs", tmp_path / "small", tmp_path / "reference" / "isic"
+    run(store, "unet-1")
+    (study / "tables").mkdir(parents=True)
+    (study / "tables" / "main.csv").write_text("runs\nunet-1\n")
+    margins, masks = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    images = ImageSet("x", "test", ["1", "2", "3"], torch.zeros(3, 3, 8, 8), (masks > 0).byte(), None, [(8, 8)] * 3)
+    records = score(margins > 0, images.masks, images.ids).join(native_scores(margins, images))
+    own, copy = store / "unet-1", kept / "runs" / "unet-1"
+    records.to_csv(own / RECORDS, index=False)
+    (own / SCORED).write_text("{}")
+    keep(study, kept)
+    assert "iou" not in pd.read_csv(copy / RECORDS)
+    pd.testing.assert_frame_equal(read_records(copy / RECORDS)[list(records)], records, rtol=1e-12)
+
+    (copy / RECORDS).write_text("kept before")
+    keep(study, kept)
+    assert (copy / RECORDS).read_text() == "kept before"
+    (own / SCORED).write_text('{"x/test": "other images"}')
+    keep(study, kept)
+    assert len(read_records(copy / RECORDS)) == 3

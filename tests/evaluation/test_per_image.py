@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,14 @@ from scipy import ndimage
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.evaluation.per_image import NSD_TOLERANCE, contrast, native_scores, score
+from tokencutseg.evaluation.per_image import (
+    NSD_TOLERANCE,
+    contrast,
+    native_scores,
+    score,
+    with_derived,
+    without_derived,
+)
 
 
 def brute_force_boundary_scores(prediction, target):
@@ -106,6 +114,26 @@ def test_native_scores_of_masks_without_files_are_those_at_their_size():
     plain = score(prediction, target, images.ids)
     for name in ("tp", "fp", "fn", "tn", "iou", "dice", "nsd", "hd95"):
         assert rows[f"{name}_native"].tolist() == plain[name].tolist()
+
+
+@pytest.mark.parametrize("sizes", [[(16, 16)] * 6, [(24, 32)] * 6, [(16, 16), (24, 32), (5, 5)] * 2])
+def test_what_is_left_out_of_records_comes_back(tmp_path, sizes):
+    rng, margins, files = np.random.default_rng(1), torch.rand(6, 16, 16) - 0.5, []
+    small = rng.random((6, 16, 16)) < 0.4
+    small[3] = False
+    margins[2:4] = -1  # nothing predicted, once with nothing to be found
+    for i, size in enumerate(sizes):
+        large = small[i] if size == (16, 16) else rng.random(size) < 0.4
+        Image.fromarray(large.astype(np.uint8) * 255).save(tmp_path / f"{i}.png")
+        files.append((tmp_path / f"{i}.png", 127))
+    images = image_set(small, (1, 1), files)
+    images.native_sizes = sizes
+    records = score(margins > 0, small, images.ids).join(native_scores(margins, images))
+    without_derived(records).to_csv(tmp_path / "kept.csv", index=False)
+    kept = pd.read_csv(tmp_path / "kept.csv", dtype={"id": str})
+    assert not {"iou", "dice_native", "empty_mask"} & set(kept)
+    assert kept["tp_native"].isna().tolist() == [size == (16, 16) for size in sizes]
+    pd.testing.assert_frame_equal(with_derived(kept)[list(records)], records, rtol=1e-12)
 
 
 def test_contrast_is_the_distance_of_means_over_the_spread():

@@ -8,6 +8,7 @@ import pytest
 
 from tokencutseg.evaluation.statistics import holm, paired_difference, paired_differences, summarise, summary_table
 from tokencutseg.experiments.claims import CLAIMS, judge
+from tokencutseg.experiments.runs import read_records
 from tokencutseg.files import CHECKOUT
 
 STUDY = CHECKOUT / "results/reference/isic"
@@ -24,7 +25,7 @@ def records(runs, dataset="isic2017", split="test"):
     found = []
     for seed, run in enumerate(runs.split()):
         (path,) = (STUDY / "runs" / run).glob("per_image-*.csv")
-        rows = pd.read_csv(path, dtype={"id": str})
+        rows = read_records(path)
         found.append(rows[(rows["dataset"] == dataset) & (rows["split"] == split)].assign(seed=seed))
     return pd.concat(found)
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 import tokencutseg
 from tokencutseg.evaluation.per_image import score
+from tokencutseg.experiments.runs import read_records
 from tokencutseg.files import CHECKOUT
 
 examples = runpy.run_path(str(CHECKOUT / "scripts/make_examples.py"))["examples"]
@@ -21,6 +22,6 @@ def test_scores_are_those_of_the_records():
     own = results[(results["method"] == "tokencutseg") & (results["train"] == "isic2017")]
     (run,) = own["runs"].str.split().str[0].unique()  # of the first seed
     (path,) = (STUDY / "runs" / run).glob("per_image-*.csv")
-    records = pd.read_csv(path).query("dataset == 'isic2017' and split == 'test'").set_index("id").loc[ids]
+    records = read_records(path).query("dataset == 'isic2017' and split == 'test'").set_index("id").loc[ids]
     for measure in ("iou", "dice", "nsd"):  # the records are those of the weights in single precision
         np.testing.assert_allclose(found[measure], records[measure], atol=0.01)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tokencutseg.config import Config
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.evaluation.per_image import COLUMNS_VERSION
+from tokencutseg.evaluation.per_image import COLUMNS_VERSION, with_derived
 from tokencutseg.files import available_cores, locked, write_csv, write_json
 from tokencutseg.models.checkpoint import CONFIG, load, save_weights
 
@@ -111,11 +111,15 @@ class Run:
         return json.loads((self.folder / SCORED).read_text()) if (self.folder / SCORED).is_file() else {}
 
     def _records(self) -> dict[tuple[str, str], pd.DataFrame]:
-        if not (path := self.folder / RECORDS).is_file():
-            return {}
-        # a set or an image may be called NA or None
-        table = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""], float_precision="round_trip")
-        return dict(iter(table.groupby(["dataset", "split"], sort=False)))
+        path = self.folder / RECORDS
+        return dict(iter(read_records(path).groupby(["dataset", "split"], sort=False))) if path.is_file() else {}
+
+
+def read_records(path: Path) -> pd.DataFrame:
+    """A run's stored records; also committed ones, which lack what follows from other columns."""
+    # a set or an image may be called NA or None
+    table = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    return table if "iou" in table else with_derived(table)
 
 
 class NotTrained(Exception):
