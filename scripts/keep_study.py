@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from tokencutseg.evaluation.per_image import without_derived
-from tokencutseg.experiments.runs import RECORDS, SCORED, read_records
+from tokencutseg.experiments.runs import RECORDS, read_records
 from tokencutseg.files import write_csv
 
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", "notebooks", "*.html", "*.pdf")
@@ -39,12 +39,15 @@ def keep(study: Path, kept: Path) -> list[str]:
             wanted += [one for one in built_on if (store / one / "metrics.json").is_file()]
     shutil.copytree(study, kept, ignore=LEFT_OUT, dirs_exist_ok=True)
     for run in runs:
-        scored, known = (folder / run / SCORED for folder in (store, kept / "runs"))
-        same = scored.is_file() and known.is_file() and scored.read_text() == known.read_text()
         shutil.copytree(store / run, kept / "runs" / run, ignore=NO_RECORDS, dirs_exist_ok=True)
-        if scored.is_file() and not same:  # records of the same images are left as they were kept
-            write_csv(without_derived(read_records(store / run / RECORDS)), kept / "runs" / run / RECORDS)
+        own, copy = store / run / RECORDS, kept / "runs" / run / RECORDS
+        if own.is_file() and not (copy.is_file() and _equal(read_records(own), read_records(copy))):
+            write_csv(without_derived(read_records(own)), copy)
     return runs
+
+
+def _equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    return {*one} == {*other} and one.equals(other[list(one)])
 
 
 if __name__ == "__main__":

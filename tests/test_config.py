@@ -96,6 +96,7 @@ def test_text_is_read_as_the_fields_type(name, text, value):
         ({"vqgan.restart_dead_codes": "maybe"}, ["true or false"]),
         ({"segmentation.affinity": "colour"}, ["position", "feature", "colour"]),
         ({"ablation.graph_radii": 3}, ["ablation.graph_radii", "list"]),
+        ({"vqgan.disc_start": 1.5}, ["vqgan.disc_start", "whole", "1.5"]),
         ({"data.image_size": 97}, ["image_size", "multiple", "97"]),
         ({"data.image_size": 8}, ["image_size", "multiple", "8"]),
         ({"masked_gpt.n_head": 3}, ["d_model", "multiple", "3"]),

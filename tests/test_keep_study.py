@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.evaluation.per_image import native_scores, score
-from tokencutseg.experiments.runs import RECORDS, SCORED, read_records
+from tokencutseg.evaluation.per_image import DECIMALS, native_scores, score
+from tokencutseg.experiments.runs import RECORDS, read_records
 from tokencutseg.files import CHECKOUT
 
 keep = runpy.run_path(str(CHECKOUT / "scripts/keep_study.py"))["keep"]
@@ -41,24 +41,23 @@ def test_a_kept_study_has_the_runs_of_its_tables_and_those_that_they_build_on(tm
     assert files == runs | {f"tables/{name}.csv" for name in ("main", "seeds", "published")}
 
 
-def test_kept_records_lack_what_follows_from_the_rest_and_are_left_while_the_images_are_the_same(tmp_path):
+def test_kept_records_lack_what_follows_from_the_rest_and_are_left_while_they_are_the_same(tmp_path):
     store, study, kept = tmp_path / "runs", tmp_path / "small", tmp_path / "reference" / "isic"
     run(store, "unet-1")
     (study / "tables").mkdir(parents=True)
     (study / "tables" / "main.csv").write_text("runs\nunet-1\n")
     margins, masks = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
     images = ImageSet("x", "test", ["1", "2", "3"], torch.zeros(3, 3, 8, 8), (masks > 0).byte(), None, [(8, 8)] * 3)
-    records = score(margins > 0, images.masks, images.ids).join(native_scores(margins, images))
+    records = score(margins > 0, images.masks, images.ids).join(native_scores(margins, images)).round(DECIMALS)
     own, copy = store / "unet-1", kept / "runs" / "unet-1"
     records.to_csv(own / RECORDS, index=False)
-    (own / SCORED).write_text("{}")
     keep(study, kept)
     assert "iou" not in pd.read_csv(copy / RECORDS)
     pd.testing.assert_frame_equal(read_records(copy / RECORDS)[list(records)], records, rtol=1e-12)
 
-    (copy / RECORDS).write_text("kept before")
+    records.to_csv(copy / RECORDS, index=False)  # as kept by another version: the same, with all columns
     keep(study, kept)
-    assert (copy / RECORDS).read_text() == "kept before"
-    (own / SCORED).write_text('{"x/test": "other images"}')
+    assert "iou" in pd.read_csv(copy / RECORDS)
+    records[1:].to_csv(own / RECORDS, index=False)
     keep(study, kept)
-    assert len(read_records(copy / RECORDS)) == 3
+    assert read_records(copy / RECORDS)["id"].tolist() == ["2", "3"]

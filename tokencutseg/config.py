@@ -73,7 +73,7 @@ class VQGANConfig:
     perceptual_weight: float = option(0.2, "Weight of the perceptual term; its kinds differ in scale.", least=0)
     clamped_adversary: bool = option(False, "Released: adversarial losses are clamped at ±1 and ramped from 1 %.")
     disc_start: float = option(
-        120, "When the discriminator joins: below 1 a share of the training, from 1 on a number of steps.", least=0
+        120, "When the discriminator joins: below 1 after a share of the training, else after so many steps.", least=0
     )
     disc_weight: float = option(0.05, "Weight of the adversarial term; without the clamp it needs less.", least=0)
     codebook_weight: float = option(1.0, "Weight of the commitment loss beside the reconstruction loss.", least=0)
@@ -255,6 +255,8 @@ class Config:
                     f"vqgan.hidden_channels ({self.vqgan.hidden_channels}) gives a layer of {channels} channels, which "
                     f"{self.vqgan.norm_groups} norm groups do not divide"
                 )
+        if self.vqgan.disc_start > 1 and self.vqgan.disc_start % 1:
+            raise ConfigError(f"vqgan.disc_start must be below 1 or a whole number, not {self.vqgan.disc_start}")
         if self.masked_gpt.d_model % self.masked_gpt.n_head:
             raise ConfigError(
                 f"masked_gpt.d_model ({self.masked_gpt.d_model}) must be a multiple of masked_gpt.n_head "

@@ -129,11 +129,12 @@ def test_what_is_left_out_of_records_comes_back(tmp_path, sizes):
     images = image_set(small, (1, 1), files)
     images.native_sizes = sizes
     records = score(margins > 0, small, images.ids).join(native_scores(margins, images))
+    records = records.assign(contrast=[math.nan, *range(5)], cluster=["a", None] * 3)
     without_derived(records).to_csv(tmp_path / "kept.csv", index=False)
     kept = pd.read_csv(tmp_path / "kept.csv", dtype={"id": str})
     assert not {"iou", "dice_native", "empty_mask"} & set(kept)
     assert kept["tp_native"].isna().tolist() == [size == (16, 16) for size in sizes]
-    pd.testing.assert_frame_equal(with_derived(kept)[list(records)], records, rtol=1e-12)
+    pd.testing.assert_frame_equal(with_derived(kept)[list(records)], records, rtol=1e-12, check_dtype=False)
 
 
 def test_contrast_is_the_distance_of_means_over_the_spread():

@@ -28,7 +28,7 @@ NATIVE = tuple(f"{name}_native" for name in (*COUNTS, "iou", "dice", "nsd", "hd9
 DERIVED = ("tn", "iou", "dice", "lesion_fraction", "empty_prediction", "empty_mask", *NATIVE[3:6])
 """What follows from the other columns of records (`with_derived`)."""
 DECIMALS = {"nsd": 4, "hd95": 2, "contrast": 4, "nsd_native": 4, "hd95_native": 2}
-"""To how many places records are stored; counts are whole, and what is derived from them is exact."""
+"""To how many places stored records are read; counts are whole, and what is derived from them is exact."""
 NSD_TOLERANCE = 0.02
 """Tolerance of the normalised surface Dice, as a share of the image's diagonal (2.7 px at 96 px, 6.3 px at 224 px).
 
@@ -95,19 +95,19 @@ def native_scores(lesion_scores: Tensor, images: ImageSet) -> pd.DataFrame:
 
 
 def without_derived(records: pd.DataFrame) -> pd.DataFrame:
-    """Records as they are committed, a third as large: without the columns `DERIVED`, and with empty native scores
-    where the mask's file has the network's size, so that they are the same. `with_derived` brings all of it back."""
+    """Records as they are committed, a third as large: without the columns `DERIVED`, and without the native scores of
+    images where these equal those at the network's size. `with_derived` brings all of it back."""
     kept = records.drop(columns=list(DERIVED))
     native = [name for name in NATIVE if name in kept]
-    return kept.assign(**kept[native].convert_dtypes().mask(_at_network_size(records)))
+    same = kept[native].eq(kept[[name.removesuffix("_native") for name in native]].set_axis(native, axis=1)).all(axis=1)
+    return kept.assign(**kept[native].convert_dtypes().mask(same))
 
 
 def with_derived(records: pd.DataFrame) -> pd.DataFrame:
     """The inverse of `without_derived`."""
-    same, size, found = _at_network_size(records), records["size"], records.copy()
-    for name in ("tp", "fp", "fn", "nsd", "hd95"):
-        native = found[f"{name}_native"].mask(same, found[name])
-        found[f"{name}_native"] = native.astype(found[name].dtype)
+    found, size = records.copy(), records["size"]
+    for name in (*COUNTS[:3], "nsd", "hd95"):
+        found[f"{name}_native"] = found[f"{name}_native"].fillna(found[name]).astype(found[name].dtype)
     for suffix, pixels in (("", size**2), ("_native", found["height"] * found["width"])):
         tp, fp, fn = (found[f"{name}{suffix}"] for name in COUNTS[:3])
         found[f"tn{suffix}"] = pixels - tp - fp - fn
@@ -115,10 +115,6 @@ def with_derived(records: pd.DataFrame) -> pd.DataFrame:
             found[f"{measure}{suffix}"] = overlap(tp, fp, fn, measure)
     predicted, lesion = found["tp"] + found["fp"], found["tp"] + found["fn"]
     return found.assign(lesion_fraction=lesion / size**2, empty_prediction=predicted == 0, empty_mask=lesion == 0)
-
-
-def _at_network_size(records: pd.DataFrame) -> pd.Series:
-    return (records["height"] == records["size"]) & (records["width"] == records["size"])
 
 
 def _in_shape(mask: np.ndarray, native: tuple[int, int]) -> np.ndarray:

@@ -19,7 +19,7 @@ from tokencutseg.config import RECIPES, Config
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation.inference import predict_lesion_scores
-from tokencutseg.evaluation.per_image import DECIMALS, contrast, native_scores, score
+from tokencutseg.evaluation.per_image import contrast, native_scores, score
 from tokencutseg.experiments.runs import Run, RunSpec, RunStore, Trained
 from tokencutseg.models.baselines import declaration, otsu, self_trains
 from tokencutseg.models.checkpoint import PRETRAINED_PARTS, build
@@ -241,6 +241,6 @@ class Pipeline:
             rows = score(margins > 0, images.masks, images.ids, method=name or OURS).assign(contrast=contrast(images))
             if images.units is not None:
                 rows["cluster"] = images.units
-            return rows.join(native_scores(margins, images)).round(DECIMALS)
+            return rows.join(native_scores(margins, images))
 
         return run.records(images, compute)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tokencutseg.config import Config
 from tokencutseg.data.image_set import ImageSet
-from tokencutseg.evaluation.per_image import COLUMNS_VERSION, with_derived
+from tokencutseg.evaluation.per_image import COLUMNS_VERSION, DECIMALS, with_derived
 from tokencutseg.files import available_cores, locked, write_csv, write_json
 from tokencutseg.models.checkpoint import CONFIG, load, save_weights
 
@@ -116,10 +116,10 @@ class Run:
 
 
 def read_records(path: Path) -> pd.DataFrame:
-    """A run's stored records; also committed ones, which lack what follows from other columns."""
+    """Records from a run's file, rounded to `DECIMALS`; also committed ones, which lack what follows from the rest."""
     # a set or an image may be called NA or None
     table = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""], float_precision="round_trip")
-    return table if "iou" in table else with_derived(table)
+    return (table if "iou" in table else with_derived(table)).round(DECIMALS)
 
 
 class NotTrained(Exception):
