@@ -1,5 +1,5 @@
 """Copy a study to results/reference/: its tables, figures (as PNG) and settings, and the runs behind them, without
-weights and without what follows from the rest of their records.
+weights and without what follows from the rest of their records; their environments are in one file.
 
     python scripts/keep_study.py results/small-isic results/reference/isic
 
@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 
 from tokencutseg.evaluation.per_image import without_derived
-from tokencutseg.experiments.runs import RECORDS, read_records
-from tokencutseg.files import write_csv
+from tokencutseg.experiments.runs import ENVIRONMENT, RECORDS, read_records
+from tokencutseg.files import write_csv, write_json
 
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", "notebooks", "*.html", "*.pdf")
-NO_RECORDS = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", RECORDS)
+ELSEWHERE = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", RECORDS, ENVIRONMENT)
 
 
 def keep(study: Path, kept: Path) -> list[str]:
@@ -39,10 +39,12 @@ def keep(study: Path, kept: Path) -> list[str]:
             wanted += [one for one in built_on if (store / one / "metrics.json").is_file()]
     shutil.copytree(study, kept, ignore=LEFT_OUT, dirs_exist_ok=True)
     for run in runs:
-        shutil.copytree(store / run, kept / "runs" / run, ignore=NO_RECORDS, dirs_exist_ok=True)
+        shutil.copytree(store / run, kept / "runs" / run, ignore=ELSEWHERE, dirs_exist_ok=True)
         own, copy = store / run / RECORDS, kept / "runs" / run / RECORDS
         if own.is_file() and not (copy.is_file() and _equal(read_records(own), read_records(copy))):
             write_csv(without_derived(read_records(own)), copy)
+    environments = {run: json.loads((store / run / ENVIRONMENT).read_text()) for run in sorted(runs)}
+    write_json(environments, kept / "runs" / ENVIRONMENT)
     return runs
 
 
