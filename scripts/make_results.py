@@ -42,6 +42,7 @@ TABLES = {
     "linear_probe": ("What a linear probe reads from frozen features (test images)", ""),
     "feature_quality": ("Frozen features under equal heads (few masks, validation images)", ""),
     "budgets": ("What each training cost", ""),
+    "efficiency": ("What one image costs (two CPU cores)", ""),
     "claims": ("Claims", 'not reason.str.startswith("this study has not written")'),
 }
 """The tables that the page shows: a title, and a query of the rows."""
