@@ -41,8 +41,9 @@ def keep(study: Path, kept: Path) -> list[str]:
     for run in runs:
         shutil.copytree(store / run, kept / "runs" / run, ignore=ELSEWHERE, dirs_exist_ok=True)
         own, copy = store / run / RECORDS, kept / "runs" / run / RECORDS
-        if own.is_file() and not (copy.is_file() and _equal(read_records(own), read_records(copy))):
-            write_csv(without_derived(read_records(own)), copy)
+        records = read_records(own) if own.is_file() else None
+        if records is not None and not (copy.is_file() and _equal(records, read_records(copy))):
+            write_csv(without_derived(records), copy)
     environments = {run: json.loads((store / run / ENVIRONMENT).read_text()) for run in sorted(runs)}
     write_json(environments, kept / "runs" / ENVIRONMENT)
     return runs
