@@ -63,7 +63,7 @@ def score(
         records[measure] = overlap(tp, fp, fn, measure)
     if boundary:
         records[["nsd", "hd95"]] = [boundary_scores(p, t) for p, t in zip(prediction, target, strict=True)]
-    return records.assign(lesion_fraction=(tp + fn) / size**2, empty_prediction=tp + fp == 0, empty_mask=tp + fn == 0)
+    return _with_extent(records)
 
 
 def native_scores(lesion_scores: Tensor, images: ImageSet) -> pd.DataFrame:
@@ -113,8 +113,13 @@ def with_derived(records: pd.DataFrame) -> pd.DataFrame:
         found[f"tn{suffix}"] = pixels - tp - fp - fn
         for measure in ("iou", "dice"):
             found[f"{measure}{suffix}"] = overlap(tp, fp, fn, measure)
-    predicted, lesion = found["tp"] + found["fp"], found["tp"] + found["fn"]
-    return found.assign(lesion_fraction=lesion / size**2, empty_prediction=predicted == 0, empty_mask=lesion == 0)
+    return _with_extent(found)
+
+
+def _with_extent(records: pd.DataFrame) -> pd.DataFrame:
+    predicted, lesion = records["tp"] + records["fp"], records["tp"] + records["fn"]
+    fraction = lesion / records["size"] ** 2
+    return records.assign(lesion_fraction=fraction, empty_prediction=predicted == 0, empty_mask=lesion == 0)
 
 
 def _in_shape(mask: np.ndarray, native: tuple[int, int]) -> np.ndarray:
