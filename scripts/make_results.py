@@ -23,9 +23,11 @@ TABLES_FOLDER = ROOT / "results/reference/isic/tables"
 DOCUMENTS = ("README.md", "docs/reproduction.md", "tokencutseg/pretrained/README.md")
 NUMBER = re.compile(r"<!--=([^:>]+?)(?::([^\s>]+?))?-->.*?<!--/-->")
 MEASURES = 'measure == "iou" or (reduction == "per_image" and measure in ("dice", "nsd", "hd95"))'
+PRIMARY = 'train == "isic2017"'
+SHORT = 'measure == "iou" and reduction in ("per_image", "micro_two_class")'
 TABLES = {
-    "main_results": ("Main results", f"n > 0 and ({MEASURES})"),
-    "pairwise": ("Every two methods on the same images", 'measure == "iou"'),
+    "main_results": ("Main results", f"n == 0 or {PRIMARY} and ({MEASURES}) or {SHORT}"),
+    "pairwise": ("Every two methods on the same images", f'{PRIMARY} and measure == "iou"'),
     "label_efficiency": ("Scores by share of the labels", ""),
     "baselines": (
         "Baselines under one budget",
@@ -35,7 +37,7 @@ TABLES = {
     "graph_radius": ("Does the mask need the graph's edges? (short trainings, validation images)", ""),
     "codebook_size": ("Sizes of the codebook (short trainings, validation images)", ""),
     "revised_steps": ("From described to revised, step by step (short trainings, validation images)", ""),
-    "score_by_group": ("Lesion IoU by group of images", ""),
+    "score_by_group": ("Lesion IoU by group of images", PRIMARY),
     "leakage": ("Scores without images shared between splits", "iou == iou"),
     "reconstruction": ("Reconstruction by the tokenizer", ""),
     "masked_prediction": ("Masked-token prediction", ""),

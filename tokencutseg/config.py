@@ -204,7 +204,10 @@ class EvaluationConfig:
     rivals: tuple[str, ...] = option(("otsu",), "Baselines and other recipes in the main results, by name.")
     train_sets: tuple[str, ...] = option((), "Training sets of the main results; none named: all that the data hold.")
     seeds: int = option(1, "Trainings of each method in the main results, from the same pretrained stages.", least=1)
-    trained_once: tuple[str, ...] = option(("released", "described"), "Rivals that have one there, whatever `seeds`.")
+    trained_once: tuple[str, ...] = option(
+        ("released", "described"), "Rivals with one training there, and training sets on which every method has one."
+    )
+    left_out: tuple[str, ...] = option((), "Rivals not trained on a training set, as `described/isic2016`.")
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,12 @@ def test_scores_and_differences_follow_from_the_records(name):
 
 def test_pairs_of_methods_follow_from_the_records():
     rows, scored = table("pairwise"), table("main_results")
-    of = dict(zip(scored["method"], scored["runs"], strict=True))
-    for (test, one, two), part in rows.groupby(["test", "method", "other"]):
-        assert set(part["runs"]) == {f"{of[one]} {of[two]}"}
+    of = scored.drop_duplicates(["train", "method"]).set_index(["train", "method"])["runs"]
+    for (train, test, *pair), part in rows.groupby(["train", "test", "method", "other"]):
+        one, two = (of[train, method] for method in pair)
+        assert set(part["runs"]) == {f"{one} {two}"}
         shown = list(zip(part["reduction"], part["measure"], strict=True))
-        again = paired_differences(records(of[one], test), records(of[two], test), shown)
+        again = paired_differences(records(one, test), records(two, test), shown)
         for (_, row), made in zip(part.iterrows(), again, strict=True):
             equal(row, made.columns(), list(made.columns().values()))
     for _, family in rows.groupby(["train", "test", "measure"]):
@@ -108,7 +109,7 @@ def test_scores_by_group_are_those_of_thirds_by_rank():
     columns = {"lesion size": ("lesion_fraction", "small", "large"), "contrast": ("contrast", "low", "high")}
     scores = table("score_by_group")
     assert len(scores)
-    for (test, runs), rows in scores.groupby(["test", "runs"]):
+    for (_, test, runs), rows in scores.groupby(["train", "test", "runs"]):
         own, rows = records(runs, test), rows.set_index(["grouping", "group"])
         for grouping, (column, low, high) in columns.items():
             rank = own[own["seed"] == 0].set_index("id")[column].rank(pct=True)

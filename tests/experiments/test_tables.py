@@ -165,6 +165,25 @@ def test_several_trainings_of_a_method_share_its_rows(study, monkeypatch):
     assert costs.groupby("method")["seed"].nunique().to_dict() == {"tokencutseg": 2, "unet": 2}
 
 
+def test_the_plan_can_leave_out_trainings_and_the_table_says_so(study, monkeypatch):
+    plan = {"evaluation.rivals": "otsu,unet", "evaluation.seeds": 2, "evaluation.trained_once": "site_b"}
+    monkeypatch.setattr(study, "config", study.config.override(plan | {"evaluation.left_out": "unet/site_b"}))
+    made = list(tables.main_trainings(study))
+    ours = [("site_a", "tokencutseg", 0), ("site_a", "tokencutseg", 1), ("site_b", "tokencutseg", 0)]
+    assert [key for key in made if key[1] == "tokencutseg"] == ours
+    assert [key for key in made if key[1] == "unet"] == [("site_a", "unet", 0), ("site_a", "unet", 1)]
+    monkeypatch.setattr(study.source, "rows", [("site_b", "site_b")])
+    rows = tables.main_results(study).set_index("method")
+    assert rows.loc["unet", ["note", "n"]].tolist() == ["not trained", 0] and np.isnan(rows.loc["unet", "mean"])
+    assert (rows.loc["otsu", "n"] > 0).all() and (rows.loc["otsu", "note"] == "").all()
+
+
+def test_the_primary_training_set_comes_first(study, monkeypatch):
+    monkeypatch.setattr(study.source, "primary", "site_b")
+    rows = tables.available_rows(study)
+    assert rows[0] == ("site_b", "site_b") and sorted(rows) == sorted(study.source.rows)
+
+
 def test_budgets_are_those_of_the_runs(study):
     table = tables.budgets(study)
     assert list(zip(table["train"], table["method"], table["stage"], strict=True)) == [
@@ -201,7 +220,7 @@ def test_main_results_of_one_training_set(study, monkeypatch):
         monkeypatch.setattr(study, "config", study.config.override({"evaluation.train_sets": names}))
         return study
 
-    assert tables.wanted_rows(about()) == study.source.rows
+    assert sorted(tables.wanted_rows(about())) == sorted(study.source.rows)
     rows = tables.available_rows(about("site_b"))
     assert rows == [(train, test) for train, test in study.source.rows if train == "site_b"] != []
     with pytest.raises(DataError, match=r"'site_c'.*site_a, site_b"):

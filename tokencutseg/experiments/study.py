@@ -130,7 +130,6 @@ def _check_methods(config: Config) -> None:
     every = [*known, *RECIPES]
     for setting, names in (
         ("evaluation.rivals", every),
-        ("evaluation.trained_once", every),
         ("ablation.label_methods", every),
         ("ablation.baselines", known),
     ):

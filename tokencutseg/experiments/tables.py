@@ -14,6 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from tokencutseg.config import RECIPES
 from tokencutseg.data.audit import between, both_ways, learnt_pairs, pool_pairs
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.data.images import DataError
@@ -27,6 +28,7 @@ from tokencutseg.experiments.engine import train_missing
 from tokencutseg.experiments.pipeline import OURS, Training
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
+from tokencutseg.models.baselines import BASELINES
 from tokencutseg.models.losses import masked_token_loss
 from tokencutseg.models.masked_transformer import sample_token_mask
 from tokencutseg.models.perceptual import load_lpips
@@ -119,13 +121,18 @@ def linear_probes(study: Study) -> pd.DataFrame:
 
 
 def wanted_rows(study: Study) -> list[tuple[str, str]]:
-    """The (train, test) pairs that the main results are about. Raises DataError for a training set that is in none."""
-    wanted, rows = study.config.evaluation.train_sets, study.source.rows
-    known = dict.fromkeys(train for train, _ in rows)
-    if unknown := [name for name in wanted if name not in known]:
-        there = f"the {study.source.name} data have {', '.join(known)}"
-        raise DataError(f"evaluation.train_sets names {unknown[0]!r}; {there}")
-    return [(train, test) for train, test in rows if not wanted or train in wanted]
+    """The (train, test) pairs that the main results are about, the primary training set's first. Raises DataError where
+    their plan names a training set that is in none of them, or a method that nobody knows."""
+    plan, source = study.config.evaluation, study.source
+    known = list(dict.fromkeys(train for train, _ in source.rows))
+    pairs = [f"{rival}/{train}" for rival, train in itertools.product(plan.rivals, known)]
+    methods = ["otsu", *BASELINES, *RECIPES, *known]
+    for setting, names in (("train_sets", known), ("trained_once", methods), ("left_out", pairs)):
+        if unknown := [name for name in getattr(plan, setting) if name not in names]:
+            there = f"with the {source.name} data it can name {', '.join(names) or 'nothing'}"
+            raise DataError(f"evaluation.{setting} names {unknown[0]!r}; {there}")
+    rows = [(train, test) for train, test in source.rows if not plan.train_sets or train in plan.train_sets]
+    return sorted(rows, key=lambda row: row[0] != source.primary)
 
 
 def available_rows(study: Study) -> list[tuple[str, str]]:
@@ -158,15 +165,17 @@ def segmentation_history(study: Study) -> pd.DataFrame:
 
 def main_trainings(study: Study) -> dict[tuple[str, str, int], Training]:
     """The trainings of the main results by (train, method, seed): `tokencutseg` under the study's own recipe, and
-    `evaluation.rivals`, where another recipe is a method of its name; `evaluation.seeds` of each method, one of Otsu's
-    threshold and of those in `evaluation.trained_once`. Seeds reach the supervised training and its choice of labels
-    alone: all start from the same stages before it.
+    `evaluation.rivals`, where another recipe is a method of its name, but those in `evaluation.left_out`;
+    `evaluation.seeds` of each method, one of Otsu's threshold and of what `evaluation.trained_once` names. Seeds reach
+    the supervised training and its choice of labels alone: all start from the same stages before it.
     """
     rows, settings, first, found = available_rows(study), study.config.evaluation, study.config.seed, {}
     methods = [OURS, *(name for name in settings.rivals if name != study.config.recipe)]
     for train, method in itertools.product(train_sets(study), methods):
+        if f"{method}/{train}" in settings.left_out:
+            continue
         tests = tuple((test, "test") for other, test in rows if other == train)
-        count = 1 if method in ("otsu", *settings.trained_once) else settings.seeds
+        count = 1 if {method, train} & {"otsu", *settings.trained_once} else settings.seeds
         for seed in range(first, first + count):
             found[train, method, seed] = study.method(method, train, seed=seed, score_on=tests)
     return found
@@ -233,7 +242,8 @@ def main_results(study: Study) -> pd.DataFrame:
     and note (which official images are missing), and how far `tokencutseg` is above each other method on the same
     images: the paired difference diff (`paired_differences`) with its interval diff_low, diff_high over images and, of
     several trainings, seeds, Wilcoxon's p, and p_holm over the methods of one pair, reduction and measure. A pair whose
-    images are missing has one row per published number with an empty mean and a note.
+    images are missing has one row per published number with an empty mean and a note, and so has a method that is
+    left out.
     """
     records, draws, seed = main_records(study), study.config.evaluation.bootstrap_draws, study.config.seed
     labels = ["train", "test", "method", "recipe", "initialisation", "runs"]
@@ -253,13 +263,20 @@ def main_results(study: Study) -> pd.DataFrame:
         parts.append(part)
     table = pd.concat(parts, ignore_index=True)
     table["p_holm"] = table.groupby(["train", "test", "reduction", "measure"])["p"].transform(holm)
-    none = {"method": OURS, "recipe": study.config.recipe, "reduction": "micro_two_class", "n": 0}
-    none |= {"seeds": 0, "complete": False, "note": "data not available"}
+    none = {"n": 0, "seeds": 0, "complete": False}
     missing = [
-        {"train": train, "test": test, **none, "measure": measure, "published": published}
+        {"train": train, "test": test, "method": OURS, "recipe": study.config.recipe, "reduction": "micro_two_class"}
+        | {**none, "measure": measure, "published": published, "note": "data not available"}
         for train, test in wanted_rows(study)
         if (train, test) not in available_rows(study)
         for measure, published in PUBLISHED.get((train, test), {}).items()
+    ]
+    missing += [
+        {"train": train, "test": test, "method": method, "recipe": method if method in RECIPES else "none"}
+        | {**none, "reduction": "per_image", "measure": "iou", "note": "not trained"}
+        for train, test in available_rows(study)
+        for method in study.config.evaluation.rivals
+        if f"{method}/{train}" in study.config.evaluation.left_out
     ]
     return pd.concat([table, pd.DataFrame(missing)], ignore_index=True) if missing else table
 
