@@ -239,14 +239,17 @@ def _bootstrap(
 ) -> list[tuple[float, float, float]]:
     """Estimate and 95 % percentile interval of each job, columns (N, C) and what their sums amount to, all from the
     same draws of units, which stand in the same order for the same labels."""
+    if not jobs:
+        return []
+    columns = np.hstack([x for x, _ in jobs])  # one product for all jobs is much faster than one for each
     if units is not None:
-        labels = np.asarray(units)
-        jobs = [(pd.DataFrame(x).groupby(labels, dropna=False).sum().to_numpy(), f) for x, f in jobs]
-    chunks = [[f(weights @ x) for x, f in jobs] for weights in _weights(len(jobs[0][0]) if jobs else 1, draws, seed)]
-    results = []
-    for (x, f), resampled in zip(jobs, zip(*chunks, strict=True), strict=True):
-        low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
-        results.append((float(f(x.sum(axis=0))), float(low), float(high)))
+        columns = pd.DataFrame(columns).groupby(np.asarray(units), dropna=False).sum().to_numpy()
+    sums = np.concatenate([columns.sum(axis=0)[None], *(w @ columns for w in _weights(len(columns), draws, seed))])
+    results, ends = [], np.cumsum([x.shape[1] for x, _ in jobs])[:-1]
+    for part, (_, f) in zip(np.split(sums, ends, axis=1), jobs, strict=True):
+        estimate, *resampled = f(part)
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        results.append((float(estimate), float(low), float(high)))
     return results
 
 
