@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokencutseg.config import RECIPES, Config, ConfigError, configure
+from tokencutseg.config import Config, ConfigError, configure
 from tokencutseg.data.source import DataSource, open_source
 from tokencutseg.experiments.pipeline import Pipeline
 from tokencutseg.experiments.runs import ENVIRONMENT, RunStore, environment
 from tokencutseg.files import atomic_write, resolve, results_folder, write_csv, write_json
-from tokencutseg.models.baselines import BASELINES
 from tokencutseg.models.checkpoint import CONFIG
 from tokencutseg.models.hardware import Hardware
 
@@ -60,7 +59,6 @@ class Study(Pipeline):
         Raises ConfigError and DataError, each in one sentence.
         """
         config = configure(preset, recipe, seed, overrides)
-        _check_methods(config)
         if data:
             data = str(resolve(data)) if isinstance(data, str | Path) else [str(resolve(one)) for one in data]
         study = cls(config, open_source(data, config), results_folder(results), hardware)
@@ -122,16 +120,3 @@ def study_name(config: Config, source_name: str) -> str:
     if changed := config.changes(plan=False):
         name += f"-set-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
     return name
-
-
-def _check_methods(config: Config) -> None:
-    """Raise ConfigError for a method that the tables are to hold and nobody knows."""
-    known = ["otsu", *BASELINES]
-    every = [*known, *RECIPES]
-    for setting, names in (
-        ("evaluation.rivals", every),
-        ("ablation.label_methods", every),
-        ("ablation.baselines", known),
-    ):
-        if unknown := [name for name in config.value(setting) if name not in names]:
-            raise ConfigError(f"{setting} names {unknown[0]!r}. Known: {', '.join(names)}")

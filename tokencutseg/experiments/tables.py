@@ -126,11 +126,14 @@ def wanted_rows(study: Study) -> list[tuple[str, str]]:
     plan, source = study.config.evaluation, study.source
     known = list(dict.fromkeys(train for train, _ in source.rows))
     pairs = [f"{rival}/{train}" for rival, train in itertools.product(plan.rivals, known)]
-    methods = ["otsu", *BASELINES, *RECIPES, *known]
-    for setting, names in (("train_sets", known), ("trained_once", methods), ("left_out", pairs)):
-        if unknown := [name for name in getattr(plan, setting) if name not in names]:
+    baselines = ["otsu", *BASELINES]
+    methods = [*baselines, *RECIPES]
+    plans = {"evaluation.rivals": methods, "ablation.label_methods": methods, "ablation.baselines": baselines}
+    plans |= {"evaluation.train_sets": known, "evaluation.trained_once": [*methods, *known]}
+    for setting, names in (plans | {"evaluation.left_out": pairs}).items():
+        if unknown := [name for name in study.config.value(setting) if name not in names]:
             there = f"with the {source.name} data it can name {', '.join(names) or 'nothing'}"
-            raise DataError(f"evaluation.{setting} names {unknown[0]!r}; {there}")
+            raise DataError(f"{setting} names {unknown[0]!r}; {there}")
     rows = [(train, test) for train, test in source.rows if not plan.train_sets or train in plan.train_sets]
     return sorted(rows, key=lambda row: row[0] != source.primary)
 
