@@ -19,6 +19,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 from PIL import Image
+from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_array
 
@@ -119,13 +120,8 @@ def _spline_weights(size: int, cells: int) -> csr_array:
 
     Sparse, because BLAS would sum in an order that depends on the machine and start threads for tiny products.
     """
-    position = (np.arange(size) + 0.5) / size * cells
-    first, t = position.astype(int), position % 1
-    weights = np.zeros((size, cells + 3), np.float32)
-    basis = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (t + t**2 - t**3) + 1, t**3)
-    for offset, column in enumerate(basis):
-        weights[np.arange(size), first + offset] = column / 6
-    return csr_array(weights)
+    position, knots = (np.arange(size) + 0.5) / size * cells, np.arange(-3, cells + 4)
+    return csr_array(BSpline.design_matrix(position, knots, 3), dtype=np.float32)
 
 
 def _noise(rng: Generator, size: int, cells: int, octaves: int = 1) -> np.ndarray:

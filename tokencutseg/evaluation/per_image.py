@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 from torch import Tensor
 
@@ -142,9 +143,7 @@ def contrast(images: ImageSet) -> np.ndarray:
     parts = []
     for pixels, masks in zip(images.images.split(64), images.masks.split(64), strict=True):
         x, lesion = pixels.float().flatten(2) / 255, masks.flatten(1)[:, None].bool()  # (n, 3, S²), (n, 1, S²)
-        inside, outside = (
-            (x * region).sum(-1, keepdim=True) / region.sum(-1, keepdim=True) for region in (lesion, ~lesion)
-        )
+        inside, outside = ((x * part).sum(-1, keepdim=True) / part.sum(-1, keepdim=True) for part in (lesion, ~lesion))
         spread = torch.where(lesion, x - inside, x - outside).square().mean(-1).sum(1).sqrt()
         parts.append((inside - outside)[..., 0].norm(dim=1) / spread)
     return torch.cat(parts).numpy()
@@ -164,19 +163,13 @@ def boundary_scores(prediction: np.ndarray, target: np.ndarray) -> tuple[float, 
     `compute_hausdorff_distance(percentile=95)` give (a test holds them together), in a seventh of the time. NSD:
     Nikolov et al. 2021, doi 10.2196/26151. HD95 is the larger of the two directed 95th percentiles.
     """
-    diagonal, edges = math.hypot(*target.shape), [np.argwhere(_boundary(mask)) for mask in (prediction, target)]
+    # boundary pixels have a 4-neighbour outside the mask or beyond the image
+    diagonal, edges = math.hypot(*target.shape), [np.argwhere(m & ~binary_erosion(m)) for m in (prediction, target)]
     if min(map(len, edges)) == 0:
         return (1.0, 0.0) if max(map(len, edges)) == 0 else (0.0, diagonal)
     forth, back = (KDTree(one).query(other)[0] for one, other in (edges, edges[::-1]))
     near = (forth <= NSD_TOLERANCE * diagonal).sum() + (back <= NSD_TOLERANCE * diagonal).sum()
     return near / (len(forth) + len(back)), float(max(np.percentile(forth, 95), np.percentile(back, 95)))
-
-
-def _boundary(mask: np.ndarray) -> np.ndarray:
-    """Mask pixels with a 4-neighbour outside the mask; what lies beyond the image counts as outside. (H, W) bool."""
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
 
 
 def _mask(values: Tensor | np.ndarray, name: str) -> np.ndarray:
