@@ -118,6 +118,11 @@ def test_what_cannot_be_used_is_named(overrides, words):
     assert len(str(error.value)) < 400, "one sentence, not a list of all settings"
 
 
+def test_every_bound_of_an_option_is_one_that_is_checked():
+    used = {key for one in options().values() for key in one.metadata}
+    assert used == {"reason", "least", "most", "above", "below"}
+
+
 @pytest.mark.parametrize("arguments", [{"preset": "huge"}, {"recipe": "stew"}])
 def test_unknown_preset_or_recipe_lists_the_known(arguments):
     with pytest.raises(ConfigError, match="Known: "):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokencutseg.config import ConfigError
-from tokencutseg.files import atomic_write
+from tokencutseg.files import atomic_write, note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,10 +63,10 @@ def segment(arguments: argparse.Namespace) -> int:
         share = f"lesion: {100 * mask.mean():.3g} % of the picture" if mask.any() else "no lesion found"
         print(f"{image} -> {mask_file} ({share})", flush=True)
         if (pictures := _opened(image, lambda file: getattr(file, "n_frames", 1)) or 1) > 1:
-            _note(f"{image} holds {pictures} pictures, of which the first was segmented; save the others as files")
+            note(f"{image} holds {pictures} pictures, of which the first was segmented; save the others as files")
         if max(mask.shape) > LONGEST_ASPECT * min(mask.shape):
             size = f"{mask.shape[1]}×{mask.shape[0]}"
-            _note(f"{image} is {size} pixels and the network sees it squeezed to a square; cut it to the lesion")
+            note(f"{image} is {size} pixels and the network sees it squeezed to a square; cut it to the lesion")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -90,7 +90,7 @@ def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
             else:
                 found.setdefault(Path(os.path.realpath(file)), file)
     if ours:
-        _note(f"skipped, as written by earlier calls: {', '.join(dict.fromkeys(ours))}")
+        note(f"skipped, as written by earlier calls: {', '.join(dict.fromkeys(ours))}")
     return list(found.values()), failures
 
 
@@ -106,7 +106,7 @@ def _files(argument: str) -> list[Path]:
         rare = {file for file in there if file.suffix.lower() not in IMAGE_SUFFIXES and _software(file) is not None}
         files = [file for file in there if is_image(file) or file in rare]
         if others := [file.name for file in there if file not in files]:
-            _note(f"skipped in {path}, as no images: {', '.join(others)}")
+            note(f"skipped in {path}, as no images: {', '.join(others)}")
         return files
     if path.exists() or not glob.has_magic(argument):
         return [path]  # reported when it is read, if it is missing
@@ -170,7 +170,3 @@ def _opened(file: Path, ask: Callable[[Any], T]) -> T | None:
             return ask(image)
     except UNREADABLE:
         return None
-
-
-def _note(message: str) -> None:
-    print(f"note: {message}", file=sys.stderr, flush=True)

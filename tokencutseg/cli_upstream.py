@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokencutseg.config import Config, ConfigError, configure, options
-from tokencutseg.files import resolve
+from tokencutseg.files import note, resolve
 from tokencutseg.options import LARGEST
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def hardware(arguments: argparse.Namespace) -> Hardware:
     device, gpus = "cpu" if arguments.gpus == 0 else arguments.device, arguments.gpus or 1
     there = torch.cuda.device_count() if choose_device(device).type == "cuda" else 0
     if arguments.gpus and not there:
-        _note(f"--gpus {gpus} is without effect: no GPU is used here")
+        note(f"--gpus {gpus} is without effect: no GPU is used here")
     elif there and not 0 < gpus <= there:
         raise ConfigError(f"--gpus {gpus}, but there are {there} here")
     gpus, precision = gpus if there else 1, PRECISIONS[arguments.precision]
@@ -127,10 +127,6 @@ def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:
     return read
 
 
-def _note(message: str) -> None:
-    print(f"note: {message}", file=sys.stderr, flush=True)
-
-
 def _add_folders(parser: argparse.ArgumentParser, *splits: str, masks: bool = True) -> None:
     for split in splits:
         parser.add_argument(f"--{split}-data-dir", type=Path, required=True, metavar="DIR", help="images")
@@ -142,7 +138,7 @@ def _add_settings(parser: argparse.ArgumentParser, section: str, prefix: str = "
     for name, default in defaults.items():
         flag, ours = f"--{prefix}{name.replace('_', '-')}", f"{section}.{_OURS.get(name, name)}"
         bounds = options()[ours].metadata
-        kind = whole(1 if bounds["above"] == 0 else bounds["least"] or 0) if isinstance(default, int) else float
+        kind = whole(1 if bounds.get("above") == 0 else bounds.get("least", 0)) if isinstance(default, int) else float
         about: dict[str, Any] = {"type": kind, "default": default, "help": "(default: %(default)s)"}
         parser.add_argument(flag, dest=ours, metavar="N", **about)
 
@@ -253,7 +249,7 @@ def _note_sizes(arguments: argparse.Namespace, config: Config, path: Path, *sect
     """Say where the sizes on the command line are not the checkpoint's, which count."""
     for name, given in _settings(arguments, *sections).items():
         if given != (held := config.value(name)):
-            _note(f"{name} is {given} on the command line, but {path} has {held}: going on with {held}")
+            note(f"{name} is {given} on the command line, but {path} has {held}: going on with {held}")
 
 
 # test-seg and export ------------------------------------------------------------------------------------------------
@@ -279,7 +275,7 @@ def _test_seg(arguments: argparse.Namespace) -> int:
     if hasattr(model, "masked_gpt"):
         _note_sizes(arguments, model.config, path, "vqgan", "masked_gpt")
     if size != (own := model.config.data.image_size):
-        _note(f"--image-size is {size}, but {path} was trained at {own}: scores will be lower than it can reach")
+        note(f"--image-size is {size}, but {path} was trained at {own}: scores will be lower than it can reach")
     images = load_split(pair_folders("folders", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
     model = model.to(choose_device(arguments.device))
     print(f"device: {Hardware(arguments.device, '32-true').describe()}", flush=True)

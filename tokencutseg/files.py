@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -84,13 +85,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             what = "was removed while files were written to it; start again, which does them anew"
             raise FileNotFoundError(errno.ENOENT, what, str(path.parent)) from error
         if re.search("No space left|Disk quota|unexpected pos|file write failed", str(error)):  # the last two: PyTorch
-            what = (
-                f"the disk is full: {path} could not be written; free some space and start again, which goes on there"
-            )
+            what = f"the disk is full: {path} was not written; free some space and start again, which goes on there"
             raise OSError(errno.ENOSPC, what) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def note(message: str) -> None:
+    """Tell the user something that is no error."""
+    print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 def write_json(value: Any, path: Path) -> None:

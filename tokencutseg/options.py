@@ -18,18 +18,9 @@ class ConfigError(ValueError):
     """A configuration that cannot be used. The message says what is wrong and lists what would be right."""
 
 
-def option(
-    default: Any,
-    reason: str = "",
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-) -> Any:
+def option(default: Any, reason: str = "", **bounds: float) -> Any:
     """A field with its reason and its bounds: `least` and `most` are allowed, `above` and `below` are not."""
-    return field(
-        default=default, metadata={"reason": reason, "least": least, "above": above, "most": most, "below": below}
-    )
+    return field(default=default, metadata={"reason": reason, **bounds})
 
 
 def check_bounds(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
@@ -42,7 +33,7 @@ def check_bounds(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
         ("most", value.__le__, "{} or less"),
         ("below", value.__lt__, "below {}"),
     ):
-        if bounds[bound] is not None and not holds(type(value)(bounds[bound])):
+        if bound in bounds and not holds(type(value)(bounds[bound])):
             raise ConfigError(f"{name} must be {words.format(bounds[bound])}, not {value}")
 
 
