@@ -24,7 +24,6 @@ if (_cores := available_cores()) < (os.cpu_count() or 1):  # OpenMP does not see
 
 def load(path: str | Path | None = None, segments: bool = False) -> Any:
     """Open a saved model, by default the one that comes with the package; see `tokencutseg.models.checkpoint.load`."""
-    from tokencutseg.models.checkpoint import PRETRAINED
-    from tokencutseg.models.checkpoint import load as load_saved
+    from tokencutseg.models import checkpoint
 
-    return load_saved(PRETRAINED if path is None else path, segments)
+    return checkpoint.load(checkpoint.PRETRAINED if path is None else path, segments)

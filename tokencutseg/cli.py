@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokencutseg import __version__, cli_explore, cli_segment, cli_upstream
 from tokencutseg.cli_upstream import whole
-from tokencutseg.config import PRESETS, RECIPES, ConfigError, configure, option_reasons
+from tokencutseg.config import PRESETS, RECIPES, ConfigError, configure, options
 from tokencutseg.files import atomic_write, available_cores, resolve, results_folder, write_csv
 
 if TYPE_CHECKING:
@@ -158,9 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "for the explorer: folder with datasets (default: synthetic lesions)"
     explore.add_argument("--data", type=resolve, metavar="DIR", help=text)
     cli_upstream.add_device(explore)
-    explore.add_argument(
-        "--port", type=whole(1, 65535), default=8888, metavar="N", help="or the next free (default: 8888)"
-    )
+    explore.add_argument("--port", type=whole(1, 65535), default=8888, metavar="N", help="or the next (default: 8888)")
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
     explore.add_argument("--notebooks", type=Path, metavar="DIR", help="a folder with your own copies of them")
 
@@ -278,12 +276,12 @@ def _describe(study: Study, parameters: dict[str, Any], planned: Sequence[tuple[
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
-    reasons, rows = option_reasons(), [("option", *RECIPES)]
+    rows = [("option", *RECIPES)]
     rows += [(name, *(str(recipe[name]) for recipe in RECIPES.values())) for name in RECIPES["released"]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
-        if reason := reasons.get(row[0]):
+        if row[0] in options() and (reason := options()[row[0]].metadata["reason"]):
             print(textwrap.fill(reason, 110, initial_indent="    ", subsequent_indent="    "))
     return 0
 

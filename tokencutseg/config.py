@@ -350,11 +350,6 @@ def _hint(name: str, known: Collection[str]) -> str:
     return f"Did you mean {close[0]!r}? {listed}" if close else listed
 
 
-def option_reasons() -> dict[str, str]:
-    """What each option means, by ``stage.key``; empty where the name says it all."""
-    return {name: one.metadata["reason"] for name, one in options().items()}
-
-
 def is_plan(name: str) -> bool:
     """Whether an option belongs to the plan of the experiments, and so decides no training."""
     return name.split(".")[0] in ("evaluation", "ablation") and name != "evaluation.score_reduction"

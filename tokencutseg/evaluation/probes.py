@@ -104,9 +104,7 @@ def train_linear_probe(features: Tensor, labels: Tensor, test_features: Tensor) 
     keep = torch.linspace(0, labels.numel() - 1, min(MOST_TOKENS, labels.numel())).long()
     if len(classes := labels.flatten()[keep].unique()) == 1:
         name, other = ("lesion", "skin") if classes else ("skin", "lesion")
-        warnings.warn(
-            f"no token of the training images is mostly {other}: probes learn to call all {name}", stacklevel=2
-        )
+        warnings.warn(f"no token of the training images is mostly {other}: probes call all {name}", stacklevel=2)
         return np.full(test_features.shape[:2], 1.0 if classes else -1.0)
     # few features and many tokens: Newton's method converges in a few steps, where L-BFGS may not
     regression = LogisticRegression(solver="newton-cholesky", class_weight="balanced")

@@ -41,13 +41,11 @@ def reconstruction_scores(images: Tensor, reconstructions: Tensor, lpips_model: 
         if not (values.min() >= 0 and values.max() <= 1):
             span = f"{values.min():.3f} to {values.max():.3f}"
             raise ValueError(f"{name} must lie in [0, 1], not {span}: undo the network's normalisation and clamp first")
-    pairs = list(zip(reconstructions.split(BATCH), images.split(BATCH), strict=True))
-    ssim = [structural_similarity_index_measure(*pair, data_range=1.0, reduction="none").reshape(-1) for pair in pairs]
     scores = {
         "l1": (images - reconstructions).abs().mean(dim=(1, 2, 3)),
         "psnr": peak_signal_noise_ratio(reconstructions, images, data_range=1.0, reduction="none", dim=(1, 2, 3)),
-        "ssim": torch.cat(ssim),
+        "ssim": structural_similarity_index_measure(reconstructions, images, data_range=1.0, reduction="none"),
     }
     if lpips_model is not None:
-        scores["lpips"] = torch.cat([lpips_model(b, a, normalize=True).flatten() for a, b in pairs])
+        scores["lpips"] = lpips_model(images, reconstructions, normalize=True)
     return pd.DataFrame({name: values.reshape(-1).cpu().numpy() for name, values in scores.items()})

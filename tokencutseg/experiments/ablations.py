@@ -16,9 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from tokencutseg.config import RECIPES, Config, ConfigError, option_reasons
+from tokencutseg.config import RECIPES, Config, ConfigError, options
 from tokencutseg.data.audit import seen_in_training
-from tokencutseg.data.source import DataSource
 from tokencutseg.evaluation import statistics
 from tokencutseg.evaluation.codebook import codebook_summary
 from tokencutseg.evaluation.cost import cost_row
@@ -275,7 +274,7 @@ def label_measures(study: Study, row: Row, runs: list[Run], records: pd.DataFram
     in how many samples (images_seen), the means of the worst and best seed (seed_low, seed_high), and the score without
     the test images that some training may have seen (n_without, mean_without, low_without, high_without)."""
     labels, means = runs[0].metrics["training_images"], records.groupby("seed")["iou"].mean()
-    kept = records[~records["id"].isin(_seen(study.source, records["dataset"].iloc[0]))]
+    kept = records[~records["id"].isin(_seen(study.source, study.source.primary, records["dataset"].iloc[0]))]
     without = statistics.UNSCORED
     if len(kept):
         draws = study.config.evaluation.bootstrap_draws
@@ -287,9 +286,7 @@ def label_measures(study: Study, row: Row, runs: list[Run], records: pd.DataFram
     return facts | {f"{name}_without": getattr(without, name) for name in ("mean", "low", "high")}
 
 
-@functools.lru_cache(maxsize=8)  # for all rows of a table
-def _seen(source: DataSource, test: str) -> set[str]:
-    return set(seen_in_training(source, source.primary, test))
+_seen = functools.lru_cache(maxsize=8)(seen_in_training)  # for all rows of a table
 
 
 def baseline_measures(study: Study, row: Row, runs: list[Run], _: pd.DataFrame) -> dict[str, Any]:
@@ -331,7 +328,5 @@ def efficiency(study: Study) -> pd.DataFrame:
 
 def recipe_table() -> pd.DataFrame:
     """Every option of a recipe with its value under each: columns option, released, described, revised, reason."""
-    reasons = option_reasons()
-    values = [{recipe: RECIPES[recipe][name] for recipe in RECIPES} for name in RECIPES["released"]]
-    rows = zip(RECIPES["released"], values, strict=True)
-    return pd.DataFrame({"option": name, **row, "reason": reasons[name]} for name, row in rows)
+    table = pd.DataFrame(RECIPES).rename_axis("option").reset_index()
+    return table.assign(reason=[options()[name].metadata["reason"] for name in table["option"]])

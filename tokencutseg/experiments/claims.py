@@ -179,9 +179,8 @@ def _judge_value(claim: Published, table: pd.DataFrame, preset: str) -> dict[str
 def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
     if claim.table == "feature_quality":  # scores pooled over tokens, under names of their own
         names = {"iou": "mean", "iou_low": "low", "iou_high": "high"}
-        table = (
-            table.drop(columns=["low", "high"]).rename(columns=names).assign(reduction="micro_lesion", measure="iou")
-        )
+        table = table.drop(columns=["low", "high"]).rename(columns=names)
+        table = table.assign(reduction="micro_lesion", measure="iou")
     rows = table.query(claim.rows)
     rows = rows[rows["measure"].isin(claim.measures)]
     if claim.primary:

@@ -56,9 +56,7 @@ def _frozen_features(study: Study, *sets: ImageSet) -> Iterator[tuple[str, int, 
     model = transformer.model()
     torch.manual_seed(study.config.seed)
     untrained = [TokenCutSeg(study.config).eval() for _ in range(UNTRAINED)]
-    blocks = [name for name in probes.layer_names(model) if name.startswith("block")][
-        :-1
-    ]  # the last: the output but its norm
+    blocks = probes.layer_names(model)[4:-2]  # not the last: it is the output but its norm
     layers = [layer_features(model, images, ["colour", "tokenizer", *blocks, "output"]) for images in sets]
     yield "colour", 0, None, [known.pop("colour") for known in layers]
     for draw, one in enumerate(untrained):

@@ -202,9 +202,10 @@ class Pipeline:
             model = build("baseline", config, training.baseline)
             module = modules.SegmenterModule(config, model, data.get("unlabelled"))
         else:
-            model, transformer = TokenCutSeg(config), before.get("transformer")
-            learned = None if transformer is None else transformer.masked_gpt.state_dict()
-            model.load_pretrained(before["tokenizer"].state_dict(), learned)
+            model = TokenCutSeg(config)
+            model.vqgan.load_state_dict(before["tokenizer"].state_dict())
+            if "transformer" in before:
+                model.masked_gpt.load_state_dict(before["transformer"].masked_gpt.state_dict())
             if stage == "masked_gpt":
                 module = modules.MaskedGPTModule(config, model)
             else:

@@ -160,9 +160,7 @@ def _codes(view: View) -> Panel:
         if view.table is not None:
             ranking.value = code if code in [value for _, value in ranking.options] else None
             text = f"{queries.ranking_sentence(view.table, region.value)}<br>"
-        text += (
-            f"<b>Code {code}</b>, that of the framed token, has {int(has.sum()):,} of the set's {has.numel():,} cells"
-        )
+        text += f"<b>Code {code}</b>, that of the framed token, has {has.sum():,} of the set's {has.numel():,} cells"
         if view.table is not None and found:
             shares = view.table.set_index("code").loc[code]
             text += ": " + ", ".join(f"{shares[name]:.0%} on {name}" for name in queries.REGIONS)
@@ -253,10 +251,8 @@ def _attention(view: View) -> Panel:
         text = f"The framed token attends to one token {paid.max():.1f} times as much as evenly, and one token to it "
         text += f"{received.max():.1f} times; no other more."
         if view.mask is not None:
-            lesion = downsample_mask(view.mask[None], view.grid)[0]
-            text += (
-                f" The lesion, {lesion.mean():.0%} of the image, gets {(paid * lesion).sum() / T:.0%} of its attention."
-            )
+            part = downsample_mask(view.mask[None], view.grid)[0]
+            text += f" The lesion, {part.mean():.0%} of the image, gets {(paid * part).sum() / T:.0%} of its attention."
         strongest = paid >= paid.flatten().topk(min(10, T)).values[-1]
         size, chosen = view.image.shape[-1], view.chosen()
         pictures = [picture("the ten tokens that it attends to most", outlined(view.image, strongest))]
@@ -319,7 +315,5 @@ def _row(*parts: w.Widget) -> w.Widget:
 
 def _group(caption: str, pictures: Sequence[str]) -> str:
     """Small pictures side by side under a caption."""
-    style = "display:flex;flex-wrap:wrap;gap:8px"
-    return (
-        f"<div style='font-size:12px;flex:1 1 {SIDE}px'>{caption}<div style='{style}'>{''.join(pictures)}</div></div>"
-    )
+    inner = f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{''.join(pictures)}</div>"
+    return f"<div style='font-size:12px;flex:1 1 {SIDE}px'>{caption}{inner}</div>"

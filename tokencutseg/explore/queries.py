@@ -93,9 +93,7 @@ def ranking_sentence(table: pd.DataFrame, region: str) -> str:
         return f"No cell of a common code lies on {region} in these images."
     best, most = ranked.iloc[0], int((ranked[region] > 0.5).sum())
     share = f"{best[region]:.0%} of its {best.cells:.0f} cells, {best.ratio:.1f} times the share of all cells"
-    more = (
-        f"{most or 'None'} of the {len(ranked)} codes with {fewest(table)} cells or more has over half of them there."
-    )
+    more = f"{most or 'None'} of the {len(ranked)} codes with {fewest(table)} cells or more has over half there."
     return f"Most on {region}: code {best.code:.0f}, with {share}. {more}"
 
 
@@ -188,9 +186,7 @@ def masked_accuracy(model: TokenCutSeg, images: ImageSet, most: int = 16) -> str
     chance = (truth == truth.mode().values).float().mean()
     text = f"Over {len(x)} images with a quarter masked it is {right:.0%}; always the commonest code: {chance:.0%}."
     if right <= chance:
-        text += (
-            " Fine-tuned on lesion masks, this model has lost it; --model with a run masked_gpt-… shows one that can."
-        )
+        text += " Fine-tuned on masks, this model has lost it; --model with a run masked_gpt-… shows one that can."
     return text
 
 
@@ -209,8 +205,6 @@ def check(model: str | Path = "", data: str = "") -> None:
     path = find_model(model)
     stage, config = stage_and_config(path)
     if stage == "baseline":
-        raise DataError(
-            f"{path} is a baseline, which has no tokens; name a run vqgan-…, masked_gpt-… or segmentation-…"
-        )
+        raise DataError(f"{path} is a baseline, without tokens; name a run vqgan-…, masked_gpt-… or segmentation-…")
     if data:
         open_source(data, config)

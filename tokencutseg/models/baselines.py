@@ -74,10 +74,8 @@ def declaration(name: str) -> dict[str, Any]:
     try:
         return {"source": _source(declared)}
     except (OSError, TypeError) as error:
-        where = "define it as a class or function in a file or a notebook cell"
-        raise ConfigError(
-            f"the source of baseline {name!r} cannot be read, but is in its runs' ids; {where}"
-        ) from error
+        what = f"the source of baseline {name!r} cannot be read, but is in its runs' ids"
+        raise ConfigError(f"{what}; define it as a class or function in a file or a notebook cell") from error
 
 
 def _source(declared: Callable[[], nn.Module]) -> str:

@@ -16,7 +16,6 @@ from tokencutseg.models.masked_transformer import MaskedTransformer
 from tokencutseg.models.predict import SegmentationModel
 from tokencutseg.models.vqgan import VQGAN
 
-State = dict[str, Tensor]
 Encoded = tuple[Tensor, Tensor]
 """Tokens (B, H, W) int64, and the latents (B, D, H, W) that they came from."""
 
@@ -78,13 +77,6 @@ class TokenCutSeg(SegmentationModel):
         self.vqgan.requires_grad_(False)
         self.masked_gpt.requires_grad_(not seg.frozen_transformer)
         self.train()  # a frozen tokenizer must never be in training mode, in which modules start
-
-    def load_pretrained(self, tokenizer: State, transformer: State | None = None) -> TokenCutSeg:
-        """Load the state dicts of a trained tokenizer, and of a transformer."""
-        self.vqgan.load_state_dict(tokenizer)
-        if transformer is not None:
-            self.masked_gpt.load_state_dict(transformer)
-        return self
 
     def train(self, mode: bool = True) -> TokenCutSeg:
         """Training mode; the tokenizer stays in evaluation mode where its codebook is to stay frozen."""

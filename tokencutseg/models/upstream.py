@@ -40,7 +40,6 @@ _NAMES = [
 ]
 """Prefixes of names, upstream's and ours; the first that fits counts. The tokenizer's names are the same."""
 _TRAINING_ONLY = re.compile(r"^(vqgan\.)?(loss|discriminator)\.|perceptual_loss\.")
-_DEFAULT_HEADS = 4
 _OPTIONS = [
     *(f"vqgan.{key}" for key in ("n_stages", "input_normalisation", "norm_groups")),
     *(f"masked_gpt.{key}" for key in ("inputs", "norm", "positions")),
@@ -50,12 +49,11 @@ _OPTIONS = [
 """What decides the numbers of a forward pass: to be written, a model must have the released value of each."""
 
 
-def load_segmenter(path: str | Path, image_size: int | None = None, n_head: int | None = None) -> TokenCutSeg:
+def load_segmenter(path: str | Path, n_head: int = 4) -> TokenCutSeg:
     """A released segmentation checkpoint as a `TokenCutSeg` in evaluation mode.
 
     Sizes come from the tensors. The number of attention heads, which no tensor shows, comes from the hyper-parameters;
-    where they are missing it is `n_head`, by default four as in the released defaults. `image_size`, the side in pixels
-    at which `predict` works, is by default the one that the position table was made for.
+    where they are missing it is `n_head`, by default four as in the released defaults.
 
     Raises DataError for a file that is no such checkpoint, and when a key is missing or unexpected (all are listed).
     """
@@ -66,10 +64,10 @@ def load_segmenter(path: str | Path, image_size: int | None = None, n_head: int 
         tokenizer = {key.removeprefix("vqgan."): value for key, value in state.items() if key.startswith("vqgan.")}
         n_positions, d_model = state["masked_gpt.position_embedding.weight"].shape
         sizes = _tokenizer_sizes(tokenizer) | {
-            "data.image_size": image_size or 4 * math.isqrt(n_positions),
+            "data.image_size": 4 * math.isqrt(n_positions),
             "masked_gpt.d_model": d_model,
             "masked_gpt.n_layer": len({key.split(".")[2] for key in state if key.startswith("masked_gpt.blocks.")}),
-            "masked_gpt.n_head": gpt.get("n_head", n_head or _DEFAULT_HEADS),
+            "masked_gpt.n_head": gpt.get("n_head", n_head),
         }
         n_classes = len(state["head.gnn.mlp.4.weight"])
     except KeyError as error:

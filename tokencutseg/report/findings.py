@@ -13,8 +13,8 @@ import pandas as pd
 
 from tokencutseg.experiments.claims import UNTESTABLE
 from tokencutseg.experiments.pipeline import OURS
-from tokencutseg.plots.style import METHODS, REDUCTIONS
-from tokencutseg.report.tables import interval
+from tokencutseg.plots.style import REDUCTIONS
+from tokencutseg.report.tables import LABELS, interval
 
 MAX_NAMED = 4
 """Rows that a sentence names one by one, those with the largest differences."""
@@ -27,7 +27,7 @@ def headline(main_results: pd.DataFrame) -> str:
     times = f" (mean of {own['seeds']:.0f} trainings)" if own["seeds"] > 1 else ""
     sentence = f"On {own['n']:.0f} test images of {own['test']}, TokenCutSeg{times}"
     sentence += f" has a lesion IoU of {_score(own)} per image"
-    return f"{sentence}: {_compared(others, others['method'].map(_method))}." if len(others) else f"{sentence}."
+    return f"{sentence}: {_compared(others, others['method'].replace(LABELS))}." if len(others) else f"{sentence}."
 
 
 def budget(budgets: pd.DataFrame) -> str:
@@ -115,7 +115,7 @@ def _feature_quality(table: pd.DataFrame) -> str:
 
 def _against_methods(table: pd.DataFrame) -> str:
     rows = table[(table["reduction"] == "per_image") & (table["measure"] == "iou") & table["diff"].notna()]
-    names = rows["method"].map(_method)
+    names = rows["method"].replace(LABELS)
     if "fraction" in rows:
         names += [f" with {share:.3g} % of the masks" for share in 100 * rows["fraction"]]
     if "test" in rows and rows["test"].nunique() > 1:
@@ -146,9 +146,9 @@ def _option(row: pd.Series) -> str:
 
 def _efficiency(table: pd.DataFrame) -> str:
     parts = [
-        f"{_method(row['method'])} {row['parameters'] / 1e6:.1f} million parameters, "
+        f"{row['method']} {row['parameters'] / 1e6:.1f} million parameters, "
         f"{row['flops'] / 1e9:.1f} billion operations and {1000 * row['latency_seconds']:.0f} ms"
-        for _, row in table.iterrows()
+        for _, row in table.replace({"method": LABELS}).iterrows()
     ]
     return f"A prediction takes {'; '.join(parts)} on this machine."
 
@@ -183,10 +183,6 @@ def _first_pair(table: pd.DataFrame) -> pd.DataFrame:
 
 def _score(row: pd.Series) -> str:
     return interval(row["mean"], row["low"], row["high"])
-
-
-def _method(name: str) -> str:
-    return METHODS[name].label if name in METHODS else name
 
 
 def _compared(

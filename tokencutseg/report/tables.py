@@ -61,10 +61,10 @@ HEADS = {
 _MEASURES = {"iou": "IoU", "dice": "Dice", "nsd": "surface Dice", "hd95": "Hausdorff 95 %", "l1": "L1", "psnr": "PSNR"}
 _MEASURES |= {"ssim": "SSIM", "lpips": "LPIPS"}
 _MEASURES |= {f"{name}_native": f"{_MEASURES[name]}, own size" for name in ("iou", "dice", "nsd", "hd95")}
-_LABELS = {name: look.label for name, look in METHODS.items()}
+LABELS = {name: look.label for name, look in METHODS.items()}
 VALUES: dict[str, dict[Any, str]] = {
-    "method": _LABELS,
-    "other": _LABELS,
+    "method": LABELS,
+    "other": LABELS,
     "reduction": {name: look.label for name, look in REDUCTIONS.items()},
     "measure": _MEASURES,
     "stage": {"vqgan": "tokenizer", "masked_gpt": "masked transformer"},

@@ -62,11 +62,10 @@ def _load_ahead(images: ImageSet, parts: list[Tensor] | tuple[Tensor, ...]) -> I
     """The batches of `parts`, each loaded while the one before it is computed on."""
     with ThreadPoolExecutor(1) as loader:
         coming = loader.submit(load_batch, images, parts[0])
-        for following in [*parts[1:], None]:
-            batch = coming.result()
-            if following is not None:
-                coming = loader.submit(load_batch, images, following)
+        for following in parts[1:]:
+            batch, coming = coming.result(), loader.submit(load_batch, images, following)
             yield batch
+        yield coming.result()
 
 
 def load_batch(images: ImageSet, indices: Tensor) -> dict[str, Tensor]:
