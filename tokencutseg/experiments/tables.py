@@ -136,7 +136,7 @@ def wanted_rows(study: Study) -> list[tuple[str, str]]:
             there = f"with the {source.name} data it can name {', '.join(names) or 'nothing'}"
             raise DataError(f"{setting} names {unknown[0]!r}; {there}")
     rows = [(train, test) for train, test in source.rows if not plan.train_sets or train in plan.train_sets]
-    return sorted(rows, key=lambda row: row[0] != source.primary)
+    return sorted(rows, key=lambda row: (row[0] != source.primary, known.index(row[0])))
 
 
 def available_rows(study: Study) -> list[tuple[str, str]]:

@@ -23,8 +23,9 @@ def pair_names(table: pd.DataFrame) -> pd.Series:
 
 
 def with_notes(title: str, table: pd.DataFrame) -> str:
-    """A title, and below it what the stars stand for."""
-    return "\n".join([title, *(f"* {note}" for note in table["note"].dropna().unique() if note)])
+    """A title, and below it what the stars stand for, once each: notes are facts with semicolons between them."""
+    facts = dict.fromkeys("; ".join(filter(None, table["note"].dropna().unique())).split("; "))
+    return "\n".join([title, *(f"* {fact}" for fact in facts if fact)])
 
 
 def per_image_scores(records: pd.DataFrame) -> Figure:

@@ -97,7 +97,7 @@ def make_figure(
     rows: int = 1, columns: int = 1, height: float = 2.6, width: float = WIDTH, title: str = "", **options: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure of `height` inches per row under a title, and its axes as an array (rows, columns)."""
-    title = textwrap.fill(title, int(11 * width))
+    title = "\n".join(textwrap.fill(line, int(11 * width)) for line in title.splitlines())
     figure = NotebookFigure(figsize=(width, height * rows + 0.2 * (title.count("\n") + 1)), layout="constrained")
     figure.suptitle(title)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
