@@ -90,7 +90,7 @@ def test_without_a_command_it_lists_them_by_group(capsys):
         (["run", "--set", "evaluation.rivals=otsu,net"], "evaluation.rivals names 'net'"),
         (["run", "--set", "evaluation.trained_once=relased"], "evaluation.trained_once names 'relased'"),
         (["run", "--set", "evaluation.left_out=otsu/elsewhere"], "evaluation.left_out names 'otsu/elsewhere'"),
-        (["run", "--set", "evaluation.left_out=tokencutseg/site_a"], "evaluation.left_out names 'token"),
+        (["run", "--set", "evaluation.left_out=revised/site_a"], "evaluation.left_out names 'revised/site_a'"),
         (["run", "--set", "evaluation.train_sets=elsewhere"], "evaluation.train_sets names 'elsewhere'"),
         (["run", "--only", "01,99"], "no notebook '99'. Known: 01_good, 02_bad"),
         (["run", "--only", "01", "--table", "budgets"], "not allowed with"),

@@ -172,15 +172,6 @@ def test_the_plan_can_leave_out_trainings_and_the_table_says_so(study, monkeypat
     ours = [("site_a", "tokencutseg", 0), ("site_a", "tokencutseg", 1), ("site_b", "tokencutseg", 0)]
     assert [key for key in made if key[1] == "tokencutseg"] == ours
     assert [key for key in made if key[1] == "unet"] == [("site_a", "unet", 0), ("site_a", "unet", 1)]
-    once = study.config.override({"evaluation.trained_once": "unet/site_a", "evaluation.left_out": []})
-    with monkeypatch.context() as patch:
-        patch.setattr(study, "config", once)
-        made = list(tables.main_trainings(study))
-    assert [key for key in made if key[1] == "unet"] == [
-        ("site_a", "unet", 0),
-        ("site_b", "unet", 0),
-        ("site_b", "unet", 1),
-    ]
     monkeypatch.setattr(study.source, "rows", [("site_b", "site_b")])
     rows = tables.main_results(study).set_index("method")
     assert rows.loc["unet", ["note", "n"]].tolist() == ["not trained", 0] and np.isnan(rows.loc["unet", "mean"])

@@ -125,13 +125,12 @@ def wanted_rows(study: Study) -> list[tuple[str, str]]:
     their plan names a training set that is in none of them, or a method that nobody knows."""
     plan, source = study.config.evaluation, study.source
     known = list(dict.fromkeys(train for train, _ in source.rows))
-    pairs = [f"{method}/{train}" for method, train in itertools.product((OURS, *plan.rivals), known)]
+    pairs = [f"{rival}/{train}" for rival, train in itertools.product(plan.rivals, known)]
     baselines = ["otsu", *BASELINES]
     methods = [*baselines, *RECIPES]
     plans = {"evaluation.rivals": methods, "ablation.label_methods": methods, "ablation.baselines": baselines}
-    plans |= {"evaluation.train_sets": known, "evaluation.trained_once": [OURS, *methods, *known, *pairs]}
-    plans |= {"evaluation.left_out": pairs[len(known) :]}  # all but our method, with which each is compared
-    for setting, names in plans.items():
+    plans |= {"evaluation.train_sets": known, "evaluation.trained_once": [*methods, *known]}
+    for setting, names in (plans | {"evaluation.left_out": pairs}).items():
         if unknown := [name for name in study.config.value(setting) if name not in names]:
             there = f"with the {source.name} data it can name {', '.join(names) or 'nothing'}"
             raise DataError(f"{setting} names {unknown[0]!r}; {there}")
@@ -176,10 +175,10 @@ def main_trainings(study: Study) -> dict[tuple[str, str, int], Training]:
     rows, settings, first, found = available_rows(study), study.config.evaluation, study.config.seed, {}
     methods = [OURS, *(name for name in settings.rivals if name != study.config.recipe)]
     for train, method in itertools.product(train_sets(study), methods):
-        if (pair := f"{method}/{train}") in settings.left_out:
+        if f"{method}/{train}" in settings.left_out:
             continue
         tests = tuple((test, "test") for other, test in rows if other == train)
-        count = 1 if {method, train, pair} & {"otsu", *settings.trained_once} else settings.seeds
+        count = 1 if {method, train} & {"otsu", *settings.trained_once} else settings.seeds
         for seed in range(first, first + count):
             found[train, method, seed] = study.method(method, train, seed=seed, score_on=tests)
     return found
