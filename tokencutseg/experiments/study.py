@@ -81,7 +81,8 @@ class Study(Pipeline):
             write_json(environment(), self.folder / ENVIRONMENT)
 
     def table(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
-        """Write tables/<name>.csv, with the study's config.json and environment.json above it, and return the table.
+        """Write tables/<name>.csv, its numbers with ten significant digits, and the study's config.json and
+        environment.json above it; return the table.
 
         Raises ValueError for an empty one, and ConfigError as `claim_folder` does.
         """
@@ -91,7 +92,8 @@ class Study(Pipeline):
         (self.folder / "tables").mkdir(exist_ok=True)
         write_json(self.config.to_dict(), self.folder / CONFIG)
         write_json(environment(), self.folder / ENVIRONMENT)
-        write_csv(table, self.folder / "tables" / f"{name}.csv")
+        short = table.select_dtypes("float").map(lambda value: float(f"{value:.10g}"))
+        write_csv(table.assign(**short), self.folder / "tables" / f"{name}.csv")
         return table
 
     def figure(self, name: str, figure: Figure) -> Figure:
