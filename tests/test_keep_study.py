@@ -18,7 +18,7 @@ keep = runpy.run_path(str(CHECKOUT / "scripts/keep_study.py"))["keep"]
 def run(store, name, **dependencies):
     (store / name).mkdir(parents=True)
     (store / name / "config.json").write_text(json.dumps({"dependencies": dependencies}))
-    for file in ("metrics.json", "environment.json", "model.safetensors", "last.ckpt", ".lock"):
+    for file in ("metrics.json", "environment.json", "scored.json", "model.safetensors", "last.ckpt", ".lock"):
         (store / name / file).write_text("{}")
 
 
@@ -39,8 +39,10 @@ def test_a_kept_study_has_the_runs_of_its_tables_and_those_that_they_build_on(tm
     files = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
     runs = {f"runs/{run}/{file}" for run in keep(study, kept) for file in ("config.json", "metrics.json")}
     tables = {f"tables/{name}.csv" for name in ("main", "seeds", "published")}
-    assert files == runs | tables | {"runs/environment.json"}
-    assert set(json.loads((kept / "runs/environment.json").read_text())) == {"segmentation-1", "unet-1", "vqgan-1"}
+    merged = {"runs/environment.json", "runs/scored.json"}
+    assert files == runs | tables | merged
+    for name in merged:
+        assert set(json.loads((kept / name).read_text())) == {"segmentation-1", "unet-1", "vqgan-1"}
 
 
 def test_kept_records_lack_what_follows_from_the_rest_and_are_left_while_they_are_the_same(tmp_path):
