@@ -81,7 +81,7 @@ class Study(Pipeline):
             write_json(environment(), self.folder / ENVIRONMENT)
 
     def table(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
-        """Write tables/<name>.csv, its numbers with ten significant digits, and the study's config.json and
+        """Write tables/<name>.csv, its numbers with twelve significant digits, and the study's config.json and
         environment.json above it; return the table.
 
         Raises ValueError for an empty one, and ConfigError as `claim_folder` does.
@@ -92,7 +92,7 @@ class Study(Pipeline):
         (self.folder / "tables").mkdir(exist_ok=True)
         write_json(self.config.to_dict(), self.folder / CONFIG)
         write_json(environment(), self.folder / ENVIRONMENT)
-        short = table.select_dtypes("float").map(lambda value: float(f"{value:.10g}"))
+        short = table.select_dtypes("float").map(lambda value: float(f"{value:.12g}"))
         write_csv(table.assign(**short), self.folder / "tables" / f"{name}.csv")
         return table
 
