@@ -159,10 +159,13 @@ def _judge_value(claim: Published, table: pd.DataFrame, preset: str) -> dict[str
     row = {"reduction": "micro_two_class", "measure": claim.measure, "published": claim.value}
     row["revised"] = rows.loc[rows["recipe"] == "revised", "mean"].max()
     row["unet"] = rows.loc[rows["method"] == "unet", "mean"].max()
+    broken = (
+        "" if _possible(PUBLISHED[claim.train, claim.test]) else "; the published mIoU and DSC break the bound 2J/(1+J)"
+    )
     found = rows[rows["recipe"].isin(REPRODUCTION_RECIPES)]
     if found.empty:
         neither = f"neither {' nor '.join(REPRODUCTION_RECIPES)}"
-        return row | {"reason": f"{neither} has a score {claim.train} → {claim.test}"}
+        return row | {"reason": f"{neither} has a score {claim.train} → {claim.test}{broken}"}
     if found["published"].isna().all():
         return row | {"reason": f"not scored on the published test: {found['note'].iloc[0]}"}
     best = found.loc[found["high"].idxmax()]
@@ -171,9 +174,7 @@ def _judge_value(claim: Published, table: pd.DataFrame, preset: str) -> dict[str
     reason = f"{'within or below' if reached else 'above'} the interval of {best['recipe']}"
     if not reached and preset != "full":
         reason += f", but preset {preset} trains less and at fewer pixels than the paper"
-    if not _possible(PUBLISHED[claim.train, claim.test]):
-        verdict, reason = UNTESTABLE, f"{reason}; the published mIoU and DSC break the bound 2J/(1+J)"
-    return row | _measured(best, reason) | {"verdict": verdict}
+    return row | _measured(best, reason + broken) | {"verdict": UNTESTABLE if broken else verdict}
 
 
 def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
@@ -195,6 +196,7 @@ def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
     named = "; ".join(
         f"{row['measure']} {row['diff']:+.3g} [{row['diff_low']:.3g}, {row['diff_high']:.3g}] to {row[claim.label]}"
         + (f" on {row['test']}" if several else "")
+        + (f" (Holm-adjusted p {row['p_holm']:.2g})" if _leads(row) and not failed.empty else "")
         for _, row in (others if failed.empty else failed).iterrows()
     )
     lacking = [name for name, query in claim.needs.items() if others.query(query).empty]
@@ -206,8 +208,11 @@ def _judge_better(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _significantly_better(row: pd.Series) -> bool:
-    worst = -row["diff_high"] if row["measure"] in LESS_IS_BETTER else row["diff_low"]
-    return worst > 0 and not row.get("p_holm", 0.0) >= 0.05
+    return _leads(row) and not row.get("p_holm", 0.0) >= 0.05
+
+
+def _leads(row: pd.Series) -> bool:
+    return bool((-row["diff_high"] if row["measure"] in LESS_IS_BETTER else row["diff_low"]) > 0)
 
 
 def _measured(score: pd.Series, reason: str) -> dict[str, Any]:

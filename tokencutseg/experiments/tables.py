@@ -276,12 +276,14 @@ def main_results(study: Study) -> pd.DataFrame:
     ]
     missing += [
         {"train": train, "test": test, "method": method, "recipe": method if method in RECIPES else "none"}
-        | {**none, "reduction": "per_image", "measure": "iou", "note": "not trained"}
+        | {**none, "reduction": "micro_two_class", "measure": "iou", "note": "not trained"}
         for train, test in available_rows(study)
         for method in study.config.evaluation.rivals
         if f"{method}/{train}" in study.config.evaluation.left_out
     ]
-    return pd.concat([table, pd.DataFrame(missing)], ignore_index=True) if missing else table
+    table = pd.concat([table, pd.DataFrame(missing)]) if missing else table
+    order = table[["train", "test"]].apply(tuple, axis=1).map(wanted_rows(study).index)
+    return table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
 
 
 def pairwise(study: Study, records: pd.DataFrame | None = None) -> pd.DataFrame:
