@@ -4,7 +4,7 @@
 
 Prose names a number by table, labels that leave one row of it (of any column, or of the one named as in
 ``test=isic2017``), and column, with a format behind a colon:
-``<!--=main_results/unet/test=isic2017/per_image/iou/mean:.3f-->0.755<!--/-->``. The format ``ci`` adds the 95 %
+``<!--=label_efficiency/fraction=1.0/unet/test=isic2017/mean:.3f-->0.755<!--/-->``. The format ``ci`` adds the 95 %
 interval, with signs where the number is a difference; ``ci*`` ends in a star where that is significant. Numbers only,
 no sentences.
 """
@@ -82,6 +82,8 @@ def inject(text: str) -> str:
 def printed(name: str, table: pd.DataFrame) -> str:
     """The table of that name in Markdown, in words; what is the same in all rows is said before."""
     read, same = in_words(table.drop(columns=LEFT_OUT, errors="ignore"), name)
+    if "note" in table and "mean" in read:
+        read.loc[table["n"] == 0, "mean"] = table["note"]  # why there is none
     rows = [list(read), ["---"] * len(read.columns), *read.to_numpy().tolist()]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{same}\n\n{lines}" if same else lines

@@ -8,7 +8,7 @@ import pytest
 from tokencutseg.files import CHECKOUT
 
 script = runpy.run_path(str(CHECKOUT / "scripts/make_results.py"))
-NAME = "main_results/unet/test=isic2017/per_image/iou/mean"
+NAME = "main_results/unet/train=isic2017/test=isic2017/per_image/iou/mean"
 
 
 def test_documents_are_up_to_date():
@@ -18,8 +18,8 @@ def test_documents_are_up_to_date():
 
 def test_a_number_is_injected_by_its_name():
     table = pd.read_csv(CHECKOUT / "results/reference/isic/tables/main_results.csv")
-    labels = "method == 'unet' and test == 'isic2017' and reduction == 'per_image' and measure == 'iou'"
-    (mean,) = table.query(labels)["mean"]
+    rows = table.query("train == 'isic2017' and test == 'isic2017' and method == 'unet' and measure == 'iou'")
+    (mean,) = rows.loc[rows["reduction"] == "per_image", "mean"]
     made = script["inject"](f"U-Net <!--={NAME}-->?<!--/-->, <!--={NAME}:.1%-->0 %<!--/-->.")
     assert made == f"U-Net <!--={NAME}-->{mean:.3f}<!--/-->, <!--={NAME}:.1%-->{mean:.1%}<!--/-->."
     assert script["inject"](made) == made
