@@ -99,7 +99,7 @@ def test_the_first_screen_is_that_of_the_main_results(real):
     sentence, expected = page.select_one("header .found").text, own[["mean", "low", "high"]].tolist()
     assert numbers(sentence.partition("IoU of")[2])[:3] == pytest.approx(expected, abs=6e-4)
     differences = numbers(" ".join(re.findall(r"\((\S+ \[.+?\])", sentence)))
-    first = table[table["test"] == own["test"]].dropna(subset="diff")
+    first = table[(table["train"] == own["train"]) & (table["test"] == own["test"])].dropna(subset="diff")
     expected = first[["diff", "diff_low", "diff_high"]].to_numpy().ravel()
     assert sorted(differences) == pytest.approx(sorted(expected), abs=6e-4)
     assert len(page.select("header tbody tr")) == len(table)
