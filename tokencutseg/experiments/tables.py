@@ -245,8 +245,8 @@ def main_results(study: Study) -> pd.DataFrame:
     and note (which official images are missing), and how far `tokencutseg` is above each other method on the same
     images: the paired difference diff (`paired_differences`) with its interval diff_low, diff_high over images and, of
     several trainings, seeds, Wilcoxon's p, and p_holm over the methods of one pair, reduction and measure. A pair whose
-    images are missing has one row per published number with an empty mean and a note, and so has a method that is
-    left out.
+    images are missing has one row per published number with an empty mean and a note, and a method that is left out
+    has one.
     """
     records, draws, seed = main_records(study), study.config.evaluation.bootstrap_draws, study.config.seed
     labels = ["train", "test", "method", "recipe", "initialisation", "runs"]
@@ -266,23 +266,24 @@ def main_results(study: Study) -> pd.DataFrame:
         parts.append(part)
     table = pd.concat(parts, ignore_index=True)
     table["p_holm"] = table.groupby(["train", "test", "reduction", "measure"])["p"].transform(holm)
-    none = {"n": 0, "seeds": 0, "complete": False}
+    wanted, available = wanted_rows(study), available_rows(study)
+    none = {"reduction": "micro_two_class", "n": 0, "seeds": 0, "complete": False}
     missing = [
-        {"train": train, "test": test, "method": OURS, "recipe": study.config.recipe, "reduction": "micro_two_class"}
+        {"train": train, "test": test, "method": OURS, "recipe": study.config.recipe}
         | {**none, "measure": measure, "published": published, "note": "data not available"}
-        for train, test in wanted_rows(study)
-        if (train, test) not in available_rows(study)
+        for train, test in wanted
+        if (train, test) not in available
         for measure, published in PUBLISHED.get((train, test), {}).items()
     ]
     missing += [
         {"train": train, "test": test, "method": method, "recipe": method if method in RECIPES else "none"}
-        | {**none, "reduction": "micro_two_class", "measure": "iou", "note": "not trained"}
-        for train, test in available_rows(study)
+        | {**none, "measure": "iou", "note": "not trained"}
+        for train, test in available
         for method in study.config.evaluation.rivals
         if f"{method}/{train}" in study.config.evaluation.left_out
     ]
     table = pd.concat([table, pd.DataFrame(missing)]) if missing else table
-    order = table[["train", "test"]].apply(tuple, axis=1).map(wanted_rows(study).index)
+    order = table[["train", "test"]].apply(tuple, axis=1).map(wanted.index)
     return table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
 
 
