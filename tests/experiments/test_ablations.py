@@ -238,6 +238,8 @@ def test_label_efficiency(study, monkeypatch):
     assert found == [(*share, method) for share in ((0.25, 4), (1.0, 16)) for method in methods]
     assert (table["labels_seen"] == table["labels"].clip(upper=12)).all(), "as many as the training draws"
     np.testing.assert_allclose(table["mean"], (table["seed_low"] + table["seed_high"]) / 2)
+    assert (table["seeds"] == np.where(table["method"] == "released", 1, 2)).all()
+    assert (table["runs"].str.split().str.len() == table["seeds"]).all()
     assert table["runs"].str.split().explode().is_unique
     for column in ("n", "mean", "low", "high"):  # no synthetic image is in two sets
         assert (table[f"{column}_without"] == table[column]).all()

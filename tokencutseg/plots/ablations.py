@@ -66,20 +66,22 @@ def feature_quality(table: pd.DataFrame) -> Figure:
 
 def label_efficiency(table: pd.DataFrame) -> Figure:
     """The score over the share of labels, a panel per test set, a line per method; bands are intervals, bars the range
-    of the seeds. Of one share, the differences to the other methods."""
-    shown, seeds, tests = st.looks(table["method"]), int(table["seeds"].min()), table["test"].unique()
+    of the draws. Of one share, the differences to the other methods."""
+    shown, tests = st.looks(table["method"]), table["test"].unique()
+    draws = table.groupby("method", sort=False)["seeds"].min()
+    most, once = draws.max(), ", ".join(shown[name].label for name in draws.index[draws == 1])
+    drawn = ("one draw" if most == 1 else f"{most} draws") + (f" ({once}: one)" if once and most > 1 else "")
     if table["fraction"].nunique() == 1:
         table = table.assign(rows=[shown[name].label for name in table["method"]]).dropna(subset="diff")
         panels = {f"{test}:\nTokenCutSeg − method": (table[table["test"] == test], DIFFERENCE) for test in tests}
-        drawn = f"{seeds} draws" if seeds > 1 else "one draw"
         return dot_figure(panels, "rows", f"Lesion IoU on test images with {table['labels'].iloc[0]} masks, {drawn}")
-    title = "Lesion IoU on test images by share of labels"
+    title = f"Lesion IoU on test images by share of the masks, {drawn}"
     figure, (axes,) = st.make_figure(1, len(tests), 3.1, st.NARROW if len(tests) == 1 else st.WIDTH, title)
     labels = table.drop_duplicates("fraction")
     for axis, test in zip(axes, tests, strict=True):
         part = table[table["test"] == test]
         line_band(axis, part, "fraction", SCORE, "method", shown)
-        if seeds > 1:
+        if most > 1:
             colours = part["method"].map(lambda name: shown[name].colour)
             axis.vlines(part["fraction"], part["seed_low"], part["seed_high"], color=colours, linewidth=3, alpha=0.6)
         axis.set_xscale("log")
@@ -88,8 +90,7 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
         axis.set_title(f"test {test}")
     for axis in axes if len(axes) < 3 else axes[1:2]:  # it is as wide as two panels of three
         axis.set_xlabel("share of the training masks (log scale)\nnumber of masks")
-    note = f"\nmean of {seeds} seeds, bar: their range" if seeds > 1 else "\none seed"
-    axes[0].set(ylabel=IOU + note)
+    axes[0].set(ylabel=IOU + ("\nmean of the draws, bar: their range" if most > 1 else ""))
     st.legend_of(figure, shown.values(), "-")
     return figure
 
