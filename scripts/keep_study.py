@@ -1,6 +1,7 @@
 """Copy a study to results/reference/: its tables, figures (as PNG) and settings, and the runs behind them, without
-weights and without what follows from the rest of their records. Their environments are in one file, and so are the
-digests of the images that they are scored on.
+weights and without what follows from the rest of their records, which have a line for each column, so that git stores
+once what runs on the same images share. Their environments are in one file, and so are the digests of the images
+that they are scored on.
 
     python scripts/keep_study.py results/small-isic results/reference/isic
 
@@ -17,7 +18,7 @@ import pandas as pd
 
 from tokencutseg.evaluation.per_image import without_derived
 from tokencutseg.experiments.runs import ENVIRONMENT, RECORDS, SCORED, read_records
-from tokencutseg.files import write_csv, write_json
+from tokencutseg.files import write_json
 
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", "notebooks", "*.html", "*.pdf")
 ELSEWHERE = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", RECORDS, ENVIRONMENT, SCORED)
@@ -44,7 +45,7 @@ def keep(study: Path, kept: Path) -> list[str]:
         own, copy = store / run / RECORDS, kept / "runs" / run / RECORDS
         records = read_records(own) if own.is_file() else None
         if records is not None and not (copy.is_file() and _equal(records, read_records(copy))):
-            write_csv(without_derived(records), copy)
+            without_derived(records).T.to_csv(copy, header=False)
     for name in (ENVIRONMENT, SCORED):  # of all runs in one file
         found = {run: path for run in sorted(runs) if (path := store / run / name).is_file()}
         write_json({run: json.loads(path.read_text()) for run, path in found.items()}, kept / "runs" / name)

@@ -52,11 +52,13 @@ def test_kept_records_lack_what_follows_from_the_rest_and_are_left_while_they_ar
     (study / "tables" / "main.csv").write_text("runs\nunet-1\n")
     margins, masks = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
     images = ImageSet("x", "test", ["1", "2", "3"], torch.zeros(3, 3, 8, 8), (masks > 0).byte(), None, [(8, 8)] * 3)
-    records = score(margins > 0, images.masks, images.ids).join(native_scores(margins, images)).round(DECIMALS)
+    records = score(margins > 0, images.masks, images.ids, dataset="x", split="test")
+    records = records.join(native_scores(margins, images)).round(DECIMALS)
     own, copy = store / "unet-1", kept / "runs" / "unet-1"
     records.to_csv(own / RECORDS, index=False)
     keep(study, kept)
-    assert "iou" not in pd.read_csv(copy / RECORDS)
+    lines = [line.split(",") for line in (copy / RECORDS).read_text().splitlines()]
+    assert ["id", "1", "2", "3"] in lines and not {"iou", "dice"} & {name for name, *_ in lines}
     pd.testing.assert_frame_equal(read_records(copy / RECORDS)[list(records)], records, rtol=1e-12)
 
     records.to_csv(copy / RECORDS, index=False)  # as kept by another version: the same, with all columns

@@ -205,7 +205,8 @@ class EvaluationConfig:
     train_sets: tuple[str, ...] = option((), "Training sets of the main results; none named: all that the data hold.")
     seeds: int = option(1, "Trainings of each method in the main results, from the same pretrained stages.", least=1)
     trained_once: tuple[str, ...] = option(
-        ("released", "described"), "Methods with one training where others have several, and training sets on which all have one."
+        ("released", "described"),
+        "Methods with one training where others have several, and training sets on which all have one.",
     )
     left_out: tuple[str, ...] = option((), "Rivals not trained on a training set, as `described/isic2016`.")
 

@@ -73,8 +73,8 @@ class Ablation:
     def trainings(self, study: Study, row: Row) -> list[Training]:
         """The trainings of a row, one for each seed; one of what `evaluation.trained_once` names."""
         first, score_on = study.config.seed, self.scored(study)
-        several = self.seeds and row.labels.get("method") not in study.config.evaluation.trained_once
-        seeds = range(first, first + (study.config.value(self.seeds) if several else 1))
+        once = row.labels.get("method") in study.config.evaluation.trained_once
+        seeds = range(first, first + (study.config.value(self.seeds) if self.seeds and not once else 1))
         configs = {seed: dataclasses.replace(row.config, seed=seed if self.whole_chain else first) for seed in seeds}
         options: dict[str, Any] = {"pretrained": row.pretrained, "score_on": score_on}
         return [study.method(row.method, config=own, seed=seed, **options) for seed, own in configs.items()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import platform
 import re
@@ -117,8 +118,13 @@ class Run:
 
 def read_records(path: Path) -> pd.DataFrame:
     """Records from a run's file, rounded to `DECIMALS`; also committed ones, which lack what follows from the rest."""
+    text = io.StringIO(path.read_text("utf-8"))
+    if not {"id", "dataset", "split"} <= {*text.readline().rstrip().split(",")}:  # committed: a line for each column
+        lines = pd.read_csv(path, header=None, index_col=0, dtype=str, keep_default_na=False)
+        text = io.StringIO(lines.T.to_csv(index=False))
+    text.seek(0)
     # a set or an image may be called NA or None
-    table = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    table = pd.read_csv(text, dtype=TEXTS, keep_default_na=False, na_values=[""], float_precision="round_trip")
     return (table if "iou" in table else with_derived(table)).round(DECIMALS)
 
 
