@@ -72,6 +72,9 @@ def test_no_folder(folder, tmp_path, capsys):
     (tmp_path / "a.png").touch()
     assert_refused(tmp_path / "a.png", tmp_path, "a.png is a file", capsys)
     assert_refused(tmp_path, tmp_path, "holds no saved model: config.json is missing", capsys)
+    (folder / WEIGHTS).unlink()
+    (folder / "metrics.json").touch()  # a finished run that was kept without weights
+    assert_refused(folder, tmp_path, "once the folder is removed", capsys)
     (tmp_path / "round").symlink_to(tmp_path / "round")
     assert_refused(tmp_path / "round", tmp_path, "round", capsys)
     assert_refused(tmp_path / ("x" * 300), tmp_path, "x" * 300, capsys)

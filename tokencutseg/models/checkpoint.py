@@ -133,6 +133,8 @@ def _about(path: str | Path) -> tuple[dict[str, Any], Path]:
             raise DataError(f"{folder} is a file and no folder with a saved model; {what}")
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
+                if (folder / "metrics.json").is_file():  # a finished run
+                    what = "a study trains it again once the folder is removed"
                 raise DataError(f"{folder} holds no saved model: {name} is missing there; {what}")
         about = _read_json(folder / CONFIG)
     except OSError as error:
