@@ -23,4 +23,5 @@ esac
 "$venv/bin/mypy"
 [ "${1:-}" != --lint ] || exit 0
 export OMP_NUM_THREADS=1
-exec "$venv/bin/python" -m pytest -n logical --maxprocesses 4 --dist loadfile ${selection[@]+"${selection[@]}"}
+exec "$venv/bin/python" -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+    ${selection[@]+"${selection[@]}"}

@@ -4,6 +4,7 @@ root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 venv="$root/.venv"
 stamp="$venv/set-up-from"  # line 1: the folder that it was made in; the rest, written last: what it was made from
 unset PYTHONPATH PYTHONHOME  # other packages than those of .venv
+unset PYTHONDONTWRITEBYTECODE  # every process would compile PyTorch and Lightning anew, for seven seconds
 
 _error() {
     echo "error: $*" >&2

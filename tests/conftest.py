@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -9,6 +10,18 @@ from tokencutseg.config import configure
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
 hypothesis.settings.load_profile("untimed")
+
+
+LONGEST = ("test_notebooks.py", "experiments/test_engine.py", "experiments/test_ablations.py", "test_cli.py")
+LONGEST += ("report/test_notebooks.py", "experiments/test_reference.py", "training/test_ddp.py", "training/test_fit.py")
+"""The files that take longest, in that order, below this folder."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """They come first: of several processes none then starts one when the others have nothing left to do."""
+    rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,6 +1,7 @@
 """The command line: what it prints, writes and returns."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -164,14 +165,15 @@ def test_a_current_folder_that_was_removed(tmp_path):
     assert done.returncode == 2 and re.fullmatch("error: .*folder.*\n", done.stderr)
 
 
-def test_names_that_cannot_be_printed(tmp_path):
+def test_names_that_cannot_be_printed(tmp_path, monkeypatch):
     """A file's name that is not UTF-8, and a terminal without umlauts, give an escape instead of a traceback."""
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfc.png")).write_bytes(b"no image")
     for encoding in ("utf-8", "ascii"):
-        command = [sys.executable, "-m", "tokencutseg", "segment", tmp_path, "--out", tmp_path / "für"]
-        environment = os.environ | {"PYTHONIOENCODING": encoding}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 1 and "\\udcff" in done.stderr and "Traceback" not in done.stderr
+        for name in ("stdout", "stderr"):  # strict, so that what cannot be encoded is an error
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding, write_through=True))
+        assert run("segment", tmp_path, "--out", tmp_path / "für") == 1
+        shown = sys.stderr.buffer.getvalue().decode(encoding)
+        assert "\\udcff" in shown and "Traceback" not in shown
 
 
 def test_errors_of_the_system(notebooks, tmp_path, monkeypatch, capsys):

@@ -19,13 +19,13 @@ from tokencutseg.config import ConfigError
 from tokencutseg.experiments import engine
 from tokencutseg.experiments.ablations import run_ablation
 from tokencutseg.experiments.engine import train_missing
-from tokencutseg.experiments.runs import Run
+from tokencutseg.experiments.runs import CHECKPOINT, Run
 from tokencutseg.experiments.study import Study
 
 TEST, OTHER = ("site_a", "test"), ("site_b", "test")
 SHORT = {"data.synthetic_train": 16, "data.synthetic_validation": 4, "data.synthetic_unlabelled": 8}
 SHORT |= {"vqgan.perceptual": "none", "vqgan.epochs": 2, "masked_gpt.epochs": 2}
-SHORT |= {"segmentation.epochs": 40}  # long enough to be killed in the middle
+SHORT |= {"segmentation.epochs": 12}  # long enough to be killed in the middle
 SHORT |= {"ablation.codebook_sizes": [4, 8], "ablation.images_per_epoch": 8}
 
 
@@ -157,7 +157,7 @@ def kill_in_the_middle(results):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for folder in Path(results, "runs").glob("segmentation-*"):
-            if (folder / "history.csv").is_file() and not Run(folder).done:
+            if (folder / CHECKPOINT).is_file() and not Run(folder).done:
                 for child in psutil.Process().children(recursive=True):
                     with suppress(psutil.Error):  # one that has just ended
                         if any(str(folder) in file.path for file in child.open_files()):  # the lock of the run

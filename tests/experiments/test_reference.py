@@ -6,12 +6,22 @@ import json
 import pandas as pd
 import pytest
 
+from tokencutseg.evaluation import statistics
 from tokencutseg.evaluation.statistics import holm, paired_difference, paired_differences, summarise, summary_table
 from tokencutseg.experiments.claims import CLAIMS, judge
 from tokencutseg.experiments.runs import read_records
 from tokencutseg.files import CHECKOUT
 
 STUDY = CHECKOUT / "results/reference/isic"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _draws_once():
+    """How often each image is drawn is the same for every row with as many of them, and made once."""
+    weights = statistics._weights
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "_weights", functools.cache(lambda *of: list(weights(*of))))
+        yield
 
 
 def table(name):
