@@ -18,7 +18,7 @@ import pandas as pd
 
 from tokencutseg.evaluation.per_image import without_derived
 from tokencutseg.experiments.runs import ENVIRONMENT, RECORDS, SCORED, read_records
-from tokencutseg.files import write_json
+from tokencutseg.files import atomic_write, write_json
 
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", "notebooks", "*.html", "*.pdf")
 ELSEWHERE = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", RECORDS, ENVIRONMENT, SCORED)
@@ -45,7 +45,8 @@ def keep(study: Path, kept: Path) -> list[str]:
         own, copy = store / run / RECORDS, kept / "runs" / run / RECORDS
         records = read_records(own) if own.is_file() else None
         if records is not None and not (copy.is_file() and _equal(records, read_records(copy))):
-            without_derived(records).T.to_csv(copy, header=False)
+            with atomic_write(copy) as file:
+                without_derived(records).T.to_csv(file, header=False)
     for name in (ENVIRONMENT, SCORED):  # of all runs in one file
         found = {run: path for run in sorted(runs) if (path := store / run / name).is_file()}
         write_json({run: json.loads(path.read_text()) for run, path in found.items()}, kept / "runs" / name)

@@ -119,10 +119,11 @@ class Run:
 def read_records(path: Path) -> pd.DataFrame:
     """Records from a run's file, rounded to `DECIMALS`; also committed ones, which lack what follows from the rest."""
     text = io.StringIO(path.read_text("utf-8"))
-    if not {"id", "dataset", "split"} <= {*text.readline().rstrip().split(",")}:  # committed: a line for each column
-        lines = pd.read_csv(path, header=None, index_col=0, dtype=str, keep_default_na=False)
-        text = io.StringIO(lines.T.to_csv(index=False))
+    first = text.readline().rstrip().split(",")
     text.seek(0)
+    if not {"id", "dataset", "split"} <= {*first}:  # committed: a line for each column
+        lines = pd.read_csv(text, header=None, index_col=0, dtype=str, keep_default_na=False)
+        text = io.StringIO(lines.T.to_csv(index=False))
     # a set or an image may be called NA or None
     table = pd.read_csv(text, dtype=TEXTS, keep_default_na=False, na_values=[""], float_precision="round_trip")
     return (table if "iou" in table else with_derived(table)).round(DECIMALS)
