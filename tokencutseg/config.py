@@ -206,7 +206,7 @@ class EvaluationConfig:
     seeds: int = option(1, "Trainings of each method in the main results, from the same pretrained stages.", least=1)
     trained_once: tuple[str, ...] = option(
         ("released", "described"),
-        "Methods with one training where others have several, and training sets on which all have one.",
+        "Methods with one training where others have several; training sets and shares of labels where all have one.",
     )
     left_out: tuple[str, ...] = option((), "Rivals not trained on a training set, as `described/isic2016`.")
 

@@ -256,6 +256,14 @@ def test_label_efficiency(study, monkeypatch):
     assert without["mean_without"] == pytest.approx(every[1][every[1]["id"].isin(kept)]["iou"].mean())
 
 
+def test_a_share_of_labels_can_be_drawn_once(study, monkeypatch):
+    monkeypatch.setattr(study, "config", study.config.override({"evaluation.trained_once": "released,0.25"}))
+    ablation = ABLATIONS["label_efficiency"]
+    for row in ablation.rows(study):
+        once = row.labels["method"] == "released" or row.labels["fraction"] == 0.25
+        assert len(ablation.trainings(study, row)) == (1 if once else study.config.ablation.seeds)
+
+
 @pytest.mark.slow
 def test_baselines(study):
     table = run_ablation(study, "baselines")

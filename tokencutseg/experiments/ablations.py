@@ -73,7 +73,7 @@ class Ablation:
     def trainings(self, study: Study, row: Row) -> list[Training]:
         """The trainings of a row, one for each seed; one of what `evaluation.trained_once` names."""
         first, score_on = study.config.seed, self.scored(study)
-        once = row.labels.get("method") in study.config.evaluation.trained_once
+        once = not {str(label) for label in row.labels.values()}.isdisjoint(study.config.evaluation.trained_once)
         seeds = range(first, first + (study.config.value(self.seeds) if self.seeds and not once else 1))
         configs = {seed: dataclasses.replace(row.config, seed=seed if self.whole_chain else first) for seed in seeds}
         options: dict[str, Any] = {"pretrained": row.pretrained, "score_on": score_on}

@@ -129,7 +129,8 @@ def wanted_rows(study: Study) -> list[tuple[str, str]]:
     baselines = ["otsu", *BASELINES]
     methods = [*baselines, *RECIPES]
     plans = {"evaluation.rivals": methods, "ablation.label_methods": methods, "ablation.baselines": baselines}
-    plans |= {"evaluation.train_sets": known, "evaluation.trained_once": [*methods, *known]}
+    once = [*methods, *known, *map(str, study.config.ablation.label_fractions)]
+    plans |= {"evaluation.train_sets": known, "evaluation.trained_once": once}
     for setting, names in (plans | {"evaluation.left_out": pairs}).items():
         if unknown := [name for name in study.config.value(setting) if name not in names]:
             there = f"with the {source.name} data it can name {', '.join(names) or 'nothing'}"

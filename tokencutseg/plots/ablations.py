@@ -68,9 +68,10 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
     """The score over the share of labels, a panel per test set, a line per method; bands are intervals, bars the range
     of the draws. Of one share, the differences to the other methods."""
     shown, tests = st.looks(table["method"]), table["test"].unique()
-    draws = table.groupby("method", sort=False)["seeds"].min()
-    most, once = draws.max(), ", ".join(shown[name].label for name in draws.index[draws == 1])
-    drawn = ("one draw" if most == 1 else f"{most} draws") + (f" ({once}: one)" if once and most > 1 else "")
+    draws, shares = (table.groupby(column, sort=False)["seeds"].max() for column in ("method", "fraction"))
+    once = [shown[name].label for name in draws.index[draws == 1]] + [f"{x:.0%}" for x in shares.index[shares == 1]]
+    most = table["seeds"].max()
+    drawn = ("one draw" if most == 1 else f"{most} draws") + (f" ({', '.join(once)}: one)" if once and most > 1 else "")
     if table["fraction"].nunique() == 1:
         table = table.assign(rows=[shown[name].label for name in table["method"]]).dropna(subset="diff")
         panels = {f"{test}:\nTokenCutSeg − method": (table[table["test"] == test], DIFFERENCE) for test in tests}
