@@ -50,8 +50,8 @@ TABLES = {
 """The tables that the page shows: a title, and a query of the rows."""
 LEFT_OUT = ["p", "runs", "note", "recipe", "table", "published", "complete", "same_id", "same_content"]
 INTRODUCTION = """Written by `scripts/make_results.py` from `results/reference/isic/`; the CSV files hold all measures
-and run ids. TokenCutSeg without a recipe behind it is `revised`. Brackets: 95 % intervals; those of differences are paired.
-What they rest on: [report](reproduction.md)."""
+and run ids. TokenCutSeg without a recipe behind it is `revised`. Brackets: 95 % intervals, of differences paired. What
+they rest on: [report](reproduction.md)."""
 
 
 def number(name: str, form: str | None = None) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[1]
 CHECKOUT = _ROOT if (_ROOT / "notebooks").is_dir() and (_ROOT / "pyproject.toml").is_file() else None
 """The root of the checkout, or None where the package is installed without it (from a wheel)."""
+_TEXTS = dict.fromkeys(("id", "dataset", "split", "method", "cluster", "train", "test", "set_1", "set_2", "group"), str)
 WAIT_SECONDS = 60
 """For a lock file, before saying so: no other machine can tell that its holder was killed."""
 
@@ -107,6 +109,13 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table atomically."""
     with atomic_write(path) as file:
         table.to_csv(file, index=False)
+
+
+def read_csv(source: Path | StringIO, **options: Any) -> pd.DataFrame:
+    """A table as `write_csv` writes it. Names of sets, images and groups stay texts: a set may be called 2019 or NA."""
+    import pandas as pd
+
+    return pd.read_csv(source, dtype=_TEXTS, keep_default_na=False, na_values=[""], **options)
 
 
 @contextmanager

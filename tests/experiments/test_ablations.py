@@ -256,6 +256,26 @@ def test_label_efficiency(study, monkeypatch):
     assert without["mean_without"] == pytest.approx(every[1][every[1]["id"].isin(kept)]["iou"].mean())
 
 
+@pytest.mark.parametrize(
+    "steps", ["vqgan.perceptual", "segmentation.affinity", "masked_gpt.mask_pattern,masked_gpt.mask_ratio"]
+)
+def test_a_step_that_changes_nothing_is_refused_before_any_training(steps):
+    with pytest.raises(ConfigError, match=steps.split(",")[-1]):
+        ablations.step_rows(SimpleNamespace(config=configure("tiny", overrides={"ablation.steps": steps})))
+
+
+def test_trained_once_is_of_methods_and_shares_alone(study, monkeypatch):
+    plan = {"evaluation.trained_once": "released", "ablation.deviation_seeds": 2}
+    monkeypatch.setattr(study, "config", study.config.override(plan))
+    ablation = ABLATIONS["deviations"]
+    assert {len(ablation.trainings(study, row)) for row in ablation.rows(study)} == {2}
+
+
+def test_external_tests_are_those_of_the_primary_training_set_whatever_the_main_results_have(study, monkeypatch):
+    monkeypatch.setattr(study, "config", study.config.override({"evaluation.train_sets": "site_b"}))
+    assert ABLATIONS["label_efficiency"].scored(study) == (("site_a", "test"), ("site_b", "test"))
+
+
 def test_a_share_of_labels_can_be_drawn_once(study, monkeypatch):
     monkeypatch.setattr(study, "config", study.config.override({"evaluation.trained_once": "released,0.25"}))
     ablation = ABLATIONS["label_efficiency"]

@@ -67,10 +67,6 @@ def test_waves(study, order):
 def test_done_parents(study, order):
     train_missing(study, [study.training("masked_gpt")])
     assert order == ["vqgan", "masked_gpt"]
-    study.store.training = False
-    train_missing(study, [study.training("segmentation")])
-    assert order == ["vqgan", "masked_gpt"], "a study that does not train"
-    study.store.training = True
     train_missing(study, [study.training("segmentation")])
     assert order[2:] == ["segmentation"]
 

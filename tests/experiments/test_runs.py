@@ -22,7 +22,7 @@ from tokencutseg import files
 from tokencutseg.config import configure
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.experiments import runs
-from tokencutseg.experiments.runs import RECORDS, NotTrained, Run, RunSpec, RunStore, commit
+from tokencutseg.experiments.runs import RECORDS, Run, RunSpec, RunStore, commit
 
 SPEC = RunSpec("vqgan", configure("tiny"), {"n": 1}, {"train": "abc"})
 FORK = multiprocessing.get_context("fork")
@@ -83,15 +83,6 @@ def test_commit(tmp_path):
     assert asked(tmp_path) == f"{first}+"
     (tmp_path / "inside").mkdir()
     assert asked(tmp_path / "inside") is None, "installed within another repository"
-
-
-def test_not_trained(tmp_path):
-    done, store = RunStore(tmp_path).get_or_train(SPEC, weights), RunStore(tmp_path, training=False)
-    assert store.get_or_train(SPEC, pytest.fail) == done
-    other = dataclasses.replace(SPEC, hashed_config={})
-    with pytest.raises(NotTrained, match=other.id):
-        store.get_or_train(other, pytest.fail)
-    assert not (tmp_path / other.id).exists()
 
 
 # ---- interruptions --------------------------------------------------------------------------------------------------
@@ -228,6 +219,22 @@ def test_records_of_other_images(run):
         assert rows["id"].tolist() == ids
     table = pd.read_csv(run.folder / RECORDS, dtype={"id": str})
     assert table.groupby("split")["id"].agg(list).to_dict() == {"test": ["0012", "0013"], "validation": ["0014"]}
+
+
+def test_a_kill_between_records_and_digest_costs_a_scoring_and_mixes_nothing(run, monkeypatch):
+    before, other = split("test", ["0012"]), split("test", ["0013"])
+    run.records(before, lambda: pd.DataFrame({"id": ["0012"], "iou": [0.1]}))
+    write = runs.write_csv
+
+    def killed(*arguments):
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runs, "write_csv", killed)
+        run.records(other, lambda: pd.DataFrame({"id": ["0013"], "iou": [0.2]}))
+    rows = run.records(before, lambda: pd.DataFrame({"id": ["0012"], "iou": [0.3]}))
+    assert rows["id"].tolist() == ["0012"] and rows["iou"].tolist() == [0.3]
 
 
 FACTS = {"masks": torch.ones(1, 8, 8, dtype=torch.uint8), "native_sizes": [(9, 7)], "clusters": ["P1"]}

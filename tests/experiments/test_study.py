@@ -95,11 +95,12 @@ def test_baseline_declaration_in_id(study, monkeypatch):
     assert ids(other)["unet"] != before and ids(other)["segmentation"] == ids(study)["segmentation"]
 
 
-def test_plan_trains_nothing_again(study):
+def test_plan_trains_nothing_again(study, monkeypatch):
     run = study.segmenter()
+    monkeypatch.setattr(Study, "_train", lambda *_: pytest.fail("it was trained"))
     records = study.records(run, "site_a", "test")
     plan = {"ablation.seeds": 2, "evaluation.rivals": "otsu,unet", "evaluation.train_sets": "site_a"}
-    other = Study.open("tiny", results=study.results, overrides=QUICK | plan, training=False)
+    other = Study.open("tiny", results=study.results, overrides=QUICK | plan)
     assert other.folder == study.folder
     assert (other.tokenizer(), other.transformer(), other.segmenter()) == (study.tokenizer(), study.transformer(), run)
     pd.testing.assert_frame_equal(other.records(run, "site_a", "test"), records)

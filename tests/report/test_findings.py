@@ -44,6 +44,18 @@ def test_the_largest_differences_are_named_and_the_others_counted():
     assert re.findall(r"m\d", sentence) == largest.tolist() and "and 5 more" in sentence
 
 
+def test_the_kept_epoch_is_told_with_its_reduction():
+    history = pd.DataFrame({"train": "a", "epoch": [0, 1], "chosen_by": "validation_micro_two_class_iou"})
+    history = history.assign(validation_micro_two_class_iou=[0.8, 0.9], validation_per_image_iou=[0.7, 0.6])
+    said = SENTENCES["segmentation_history"](history)
+    assert "micro, two classes" in said and "0.900 on a (epoch 1)" in said
+
+
+def test_nothing_is_said_of_rows_that_are_compared_with_nothing():
+    row = {"reduction": "per_image", "measure": "iou", "method": "tokencutseg", "codebook_size": 64, "diff": np.nan}
+    assert [SENTENCES[name](pd.DataFrame([row])) for name in ("baselines", "codebook_size")] == ["", ""]
+
+
 def test_claims():
     assert SENTENCES["claims"] is claims_tested
     none = pd.DataFrame([{"claim": "all", "verdict": "not testable here", "reason": "too short"}])

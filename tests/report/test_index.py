@@ -61,6 +61,23 @@ def test_sections(study, tmp_path):
     assert "preset tiny · recipe revised · seed 0" in page and "a<b>" not in page
 
 
+def test_sets_may_be_called_by_numbers_and_a_copy_that_was_kept_is_no_section(study):
+    row = {"train": "2019", "reduction": "per_image", "measure": "iou", "mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    differs = {"diff": 0.1, "diff_low": 0.0, "diff_high": 0.2, "p_holm": 1.0, "seeds": 1, "initialisation": "none"}
+    rows = [
+        row | differs | {"test": test, "method": method}
+        for test in ("2019", "NA")
+        for method in ("tokencutseg", "otsu")
+    ]
+    pd.DataFrame(rows).to_csv(study / "tables" / "main_results.csv", index=False)
+    pd.DataFrame(rows).assign(images_seen=12).to_csv(study / "tables" / "baselines.csv", index=False)
+    shutil.copy(
+        study / "notebooks" / "02_masked_gpt.ipynb", study / "notebooks" / "02_masked_gpt-20260102-030405.ipynb"
+    )
+    page = write_index(study).read_text()
+    assert "9 test images of 2019" in page and "on NA" in page and "20260102" not in page
+
+
 def numbers(text):
     return [float(found.replace("−", "-")) for found in re.findall(r"[+−]?\d+(?:\.\d+)?", text.replace(",", ""))]
 

@@ -27,7 +27,7 @@ from tokencutseg.experiments.engine import train_missing
 from tokencutseg.experiments.pipeline import OURS, Training
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Study
-from tokencutseg.experiments.tables import available_rows, initialisation
+from tokencutseg.experiments.tables import initialisation
 from tokencutseg.models.checkpoint import build
 from tokencutseg.models.deepcut import stencil_offsets
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -65,15 +65,15 @@ class Ablation:
 
     def scored(self, study: Study) -> tuple[tuple[str, str], ...]:
         """The (dataset, split) pairs to score on."""
-        primary = study.source.primary
+        primary, source = study.source.primary, study.source
         if not self.external:
             return ((primary, self.split),)
-        return tuple((test, self.split) for train, test in available_rows(study) if train == primary)
+        return tuple((test, "test") for train, test in source.rows if train == primary and source.has(test, "test"))
 
     def trainings(self, study: Study, row: Row) -> list[Training]:
         """The trainings of a row, one for each seed; one of what `evaluation.trained_once` names."""
         first, score_on = study.config.seed, self.scored(study)
-        once = not {str(label) for label in row.labels.values()}.isdisjoint(study.config.evaluation.trained_once)
+        once = {str(row.labels.get(name)) for name in ("method", "fraction")} & {*study.config.evaluation.trained_once}
         seeds = range(first, first + (study.config.value(self.seeds) if self.seeds and not once else 1))
         configs = {seed: dataclasses.replace(row.config, seed=seed if self.whole_chain else first) for seed in seeds}
         options: dict[str, Any] = {"pretrained": row.pretrained, "score_on": score_on}
@@ -205,7 +205,8 @@ def component_rows(study: Study) -> list[Row]:
         if config.value(option) != without:
             config = config.override({option: without})
     rows.insert(0, Row({"stages": "tokenizer"}, config, pretrained=False))
-    return rows[:4] + [row for above, row in itertools.pairwise(rows[3:]) if row.config != above.config]
+    changes = [(row.config, row.pretrained) for row in rows]
+    return rows[:1] + [row for row, above, own in zip(rows[1:], changes, changes[1:], strict=False) if own != above]
 
 
 def deviation_rows(study: Study) -> list[Row]:
@@ -220,13 +221,22 @@ def deviation_rows(study: Study) -> list[Row]:
 
 def step_rows(study: Study) -> list[Row | Callable[[Config], Row]]:
     """From `described` to `revised`: each of `ablation.steps` on top of those that were kept before it; last `revised`
-    as it stands. The tokenizer is that of `revised` all along."""
+    as it stands. The tokenizer is that of `revised` all along. Raises ConfigError for a step that changes nothing."""
+    steps = study.config.ablation.steps
+    along = [name for step in steps for name in (step, *COUPLED.get(step, ()))]
+    for step in steps:
+        if step.startswith("vqgan.") or RECIPES["described"][step] == RECIPES["revised"][step]:
+            raise ConfigError(f"ablation.steps names {step}, which is the same at both ends; leave it out")
+        if along.count(step) > 1:
+            raise ConfigError(
+                f"ablation.steps names {step} twice, or beside an option that takes it along; name it once"
+            )
     revised = reduced_budget(study.config.with_recipe("revised"), "masked_gpt")
     described = {name: value for name, value in RECIPES["described"].items() if not name.startswith("vqgan.")}
-    steps = [lambda best, one=one: changed(best, one, "revised", {"step": one}) for one in study.config.ablation.steps]
+    rows = [lambda best, one=one: changed(best, one, "revised", {"step": one}) for one in steps]
     no_change = {"setting": "", "instead": "", "also": ""}
     start, end = revised.override(described), Row({"step": "revised"} | no_change, revised)
-    return [Row({"step": "described"} | no_change, start), *steps, end]
+    return [Row({"step": "described"} | no_change, start), *rows, end]
 
 
 def label_rows(study: Study) -> list[Row]:

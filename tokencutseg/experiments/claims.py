@@ -11,6 +11,7 @@ import pandas as pd
 
 from tokencutseg.evaluation.statistics import LESS_IS_BETTER, largest_dice
 from tokencutseg.experiments.study import Study
+from tokencutseg.files import read_csv
 
 PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
     ("isic2016", "isic2016"): {"iou": 0.8618, "dice": 0.9330},
@@ -134,7 +135,7 @@ def claims(study: Study) -> pd.DataFrame:
         return pd.DataFrame([{"claim": "all", "verdict": UNTESTABLE, "reason": " and ".join(why)}], columns=COLUMNS)
     for name in {claim.table for claim in CLAIMS}:
         if (path := study.folder / "tables" / f"{name}.csv").is_file():
-            tables[name] = pd.read_csv(path)
+            tables[name] = read_csv(path)
             if name in SPLITS:
                 pairs = [(study.source.primary, split) for split in ("train", SPLITS[name])]
                 tables[name]["note"] = study.source.missing_images(*pairs)

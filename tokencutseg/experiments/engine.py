@@ -36,10 +36,9 @@ def train_missing(study: Study, trainings: Iterable[Training]) -> None:
     """Train and score what is missing of `trainings` and of what they build on, each once, wave after wave: on
     `study.jobs` local processes that share the cores, or on the cluster of the Dask scheduler at `study.dask`.
 
-    Does nothing where the study does not train. Raises ConfigError where the cluster cannot be used, or workers die
-    again and again.
+    Raises ConfigError where the cluster cannot be used, or workers die again and again.
     """
-    wanted = _missing(study, trainings) if study.store.training else {}
+    wanted = _missing(study, trainings)
     for stages in WAVES:
         if wave := {id: training for id, training in wanted.items() if training.stage in stages}:
             _train_wave(study, wave)

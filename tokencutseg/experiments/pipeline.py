@@ -59,9 +59,9 @@ class Training:
 class Pipeline:
     """Trains and scores what is asked for, with a configuration, a data source and a run store.
 
-    `tokenizer`, `transformer`, `segmenter` and `baseline` return finished runs, training what is missing (or raising
-    NotTrained where the store does not train), by default with the pipeline's configuration and on the primary dataset;
-    `seed=` and `pretrained=` are those of `Training`. `records` scores one of them on a split.
+    `tokenizer`, `transformer`, `segmenter` and `baseline` return finished runs, training what is missing, by default
+    with the pipeline's configuration and on the primary dataset; `seed=` and `pretrained=` are those of `Training`.
+    `records` scores one of them on a split.
     """
 
     def __init__(self, config: Config, source: DataSource, store: RunStore, hardware: Hardware | None = None) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tokencutseg.config import Config
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation.per_image import COLUMNS_VERSION, DECIMALS, with_derived
-from tokencutseg.files import available_cores, locked, write_csv, write_json
+from tokencutseg.files import available_cores, locked, read_csv, write_csv, write_json
 from tokencutseg.models.checkpoint import CONFIG, load, save_weights
 
 FORMAT = 4
@@ -36,7 +36,6 @@ FORMAT = 4
 ENVIRONMENT, HISTORY, METRICS, CHECKPOINT = "environment.json", "history.csv", "metrics.json", "last.ckpt"
 RECORDS, SCORED = f"per_image-{COLUMNS_VERSION}.csv", "scored.json"
 """Per-image records, and which images those of each split are of: ``dataset/split`` → `ImageSet.digest`."""
-TEXTS = dict.fromkeys(("id", "dataset", "split", "method", "cluster"), str)
 Trained = tuple[dict[str, Tensor] | None, dict[str, Any]]
 """The weights to keep, which only a process that leads has, and the metrics."""
 
@@ -104,8 +103,10 @@ class Run:
             if not self.scored(images):
                 fresh = score().assign(dataset=images.dataset, split=images.split)
                 others = [part for key, part in self._records().items() if key != split]
+                digests = {key: digest for key, digest in self._digests().items() if key != "/".join(split)}
+                write_json(digests, self.folder / SCORED)  # first, lest a kill leave new records with an old digest
                 write_csv(pd.concat([*others, fresh], ignore_index=True), self.folder / RECORDS)
-                write_json(self._digests() | {"/".join(split): images.digest}, self.folder / SCORED)
+                write_json(digests | {"/".join(split): images.digest}, self.folder / SCORED)
             return self._records()[split].reset_index(drop=True)
 
     def _digests(self) -> dict[str, str]:
@@ -124,13 +125,8 @@ def read_records(path: Path) -> pd.DataFrame:
     if not {"id", "dataset", "split"} <= {*first}:  # committed: a line for each column
         lines = pd.read_csv(text, header=None, index_col=0, dtype=str, keep_default_na=False)
         text = io.StringIO(lines.T.to_csv(index=False))
-    # a set or an image may be called NA or None
-    table = pd.read_csv(text, dtype=TEXTS, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    table = read_csv(text, float_precision="round_trip")
     return (table if "iou" in table else with_derived(table)).round(DECIMALS)
-
-
-class NotTrained(Exception):
-    """A training is missing in a store that does not train."""
 
 
 @dataclass
@@ -138,20 +134,17 @@ class RunStore:
     """All runs of a results folder."""
 
     folder: Path
-    training: bool = True  # whether missing runs are trained
     leading: bool = True  # whether this process writes, where several train each run and all call `get_or_train`
 
     def get_or_train(self, spec: RunSpec, train: Callable[[Path], Trained]) -> Run:
         """A done run at once; else resume a broken one or start a missing one.
 
-        Two processes that want the same run wait for each other. Raises NotTrained where the store does not train, and
-        OSError where the disk is full or the folder is removed in the middle.
+        Two processes that want the same run wait for each other. Raises OSError where the disk is full or the folder is
+        removed in the middle.
         """
         run = Run(self.folder / spec.id)
         if run.done:
             return run
-        if not self.training:
-            raise NotTrained(f"the training {run.id} (recipe {spec.config.recipe}) is not done in {self.folder}")
         run.folder.mkdir(parents=True, exist_ok=True)
         if self.leading:
             with locked(run.folder / ".lock"):

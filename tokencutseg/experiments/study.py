@@ -52,7 +52,6 @@ class Study(Pipeline):
         results: str | Path = "",
         overrides: dict[str, Any] | None = None,
         hardware: Hardware | None = None,
-        training: bool = True,
     ) -> Study:
         """Open a study as the notebooks do; for their paths see `resolve` and `results_folder`.
 
@@ -62,7 +61,7 @@ class Study(Pipeline):
         if data:
             data = str(resolve(data)) if isinstance(data, str | Path) else [str(resolve(one)) for one in data]
         study = cls(config, open_source(data, config), results_folder(results), hardware)
-        study.data, study.store.training = data, training
+        study.data = data
         return study
 
     def check_folder(self) -> None:

@@ -135,6 +135,9 @@ def wanted_rows(study: Study) -> list[tuple[str, str]]:
         if unknown := [name for name in study.config.value(setting) if name not in names]:
             there = f"with the {source.name} data it can name {', '.join(names) or 'nothing'}"
             raise DataError(f"{setting} names {unknown[0]!r}; {there}")
+    for setting in ("evaluation.rivals", "ablation.label_methods"):
+        if {*study.config.value(setting)} <= {study.config.recipe}:
+            raise DataError(f"{setting} names no other method than the study's own recipe; add one, as unet")
     rows = [(train, test) for train, test in source.rows if not plan.train_sets or train in plan.train_sets]
     return sorted(rows, key=lambda row: (row[0] != source.primary, known.index(row[0])))
 

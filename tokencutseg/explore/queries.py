@@ -17,6 +17,7 @@ from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
 from tokencutseg.evaluation.inference import downsample_mask
 from tokencutseg.evaluation.inspection import sample_token_masks
+from tokencutseg.files import read_csv
 from tokencutseg.models.checkpoint import PRETRAINED, read_metrics, stage_and_config
 from tokencutseg.models.deepcut import DeepCut
 from tokencutseg.models.tokencutseg import TokenCutSeg
@@ -151,7 +152,7 @@ def find_model(path: str | Path = "") -> Path:
     if not (folder / "tables").is_dir():
         return folder
     try:
-        results = pd.read_csv(folder / "tables" / "main_results.csv")
+        results = read_csv(folder / "tables" / "main_results.csv")
     except (FileNotFoundError, ValueError):
         raise DataError(f"{folder} has no main results yet: run notebook 04, or name the folder of a run") from None
     try:
@@ -186,7 +187,7 @@ def masked_accuracy(model: TokenCutSeg, images: ImageSet, most: int = 16) -> str
     chance = (truth == truth.mode().values).float().mean()
     text = f"Over {len(x)} images with a quarter masked it is {right:.0%}; always the commonest code: {chance:.0%}."
     if right <= chance:
-        text += " Fine-tuned on masks, this model has lost it; --model with a run masked_gpt-… shows one that can."
+        text += " This model cannot do it (fine-tuned on masks?); --model with a run masked_gpt-… shows one that can."
     return text
 
 

@@ -69,7 +69,9 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
     of the draws. Of one share, the differences to the other methods."""
     shown, tests = st.looks(table["method"]), table["test"].unique()
     draws, shares = (table.groupby(column, sort=False)["seeds"].max() for column in ("method", "fraction"))
-    once = [shown[name].label for name in draws.index[draws == 1]] + [f"{x:.0%}" for x in shares.index[shares == 1]]
+    once = [shown[name].label for name in draws.index[draws == 1]] + [
+        f"{100 * x:g}%" for x in shares.index[shares == 1]
+    ]
     most = table["seeds"].max()
     drawn = ("one draw" if most == 1 else f"{most} draws") + (f" ({', '.join(once)}: one)" if once and most > 1 else "")
     if table["fraction"].nunique() == 1:

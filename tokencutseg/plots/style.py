@@ -26,7 +26,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E0
 GREY = "#6E6E6E"
 """References that are no measurement: chance, a uniform codebook."""
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#F0E442", GREY)
-TERMS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#AA4499", "#88CCEE")
+TERMS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#AA4499", "#88CCEE", "#999933")
 """Terms of a loss, in their order (after Tol's muted scheme); no method has these colours."""
 SEQUENTIAL = "cividis"
 LESION = mpl.colormaps["PuOr"].reversed()

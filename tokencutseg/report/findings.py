@@ -14,7 +14,7 @@ import pandas as pd
 from tokencutseg.experiments.claims import UNTESTABLE
 from tokencutseg.experiments.pipeline import OURS
 from tokencutseg.plots.style import REDUCTIONS
-from tokencutseg.report.tables import LABELS, interval
+from tokencutseg.report.tables import LABELS, VALUES, interval
 
 MAX_NAMED = 4
 """Rows that a sentence names one by one, those with the largest differences."""
@@ -80,7 +80,8 @@ def _linear_probe(table: pd.DataFrame) -> str:
 def _segmentation_history(table: pd.DataFrame) -> str:
     kept = table.loc[[part[part["chosen_by"].iloc[0]].idxmax() for _, part in table.groupby("train", sort=False)]]
     parts = [f"{row[row['chosen_by']]:.3f} on {row['train']} (epoch {row['epoch']:.0f})" for _, row in kept.iterrows()]
-    return f"The epoch that was kept has, on validation images, a lesion IoU of {', '.join(parts)}."
+    reduction = VALUES["chosen_by"][kept["chosen_by"].iloc[0]]
+    return f"The epoch that was kept has, on validation images, an {reduction} of {', '.join(parts)}."
 
 
 def _main_results(table: pd.DataFrame) -> str:
@@ -122,7 +123,7 @@ def _against_methods(table: pd.DataFrame) -> str:
         names += " on " + rows["test"]
     samples = f"after {rows['images_seen'].max():,.0f} labelled samples each, " if "images_seen" in rows else ""
     sentence = f"{samples}TokenCutSeg's lesion IoU is {_compared(rows, names)}."
-    return sentence[0].upper() + sentence[1:]
+    return sentence[0].upper() + sentence[1:] if len(rows) else ""
 
 
 def _changes(reference: str, name: Callable[[pd.Series], str]) -> Callable[[pd.DataFrame], str]:
@@ -132,7 +133,7 @@ def _changes(reference: str, name: Callable[[pd.Series], str]) -> Callable[[pd.D
         rows = table[table["diff"].notna()]
         words = ("significantly better with", "significantly worse with", "not significantly different with")
         found = _compared(rows, [name(row) for _, row in rows.iterrows()], words)
-        return f"Compared with {reference}, after the same short training, lesion IoU is {found}."
+        return f"Compared with {reference}, after the same short training, lesion IoU is {found}." if found else ""
 
     return sentence
 

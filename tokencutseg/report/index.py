@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from tokencutseg.experiments.claims import UNTESTABLE
-from tokencutseg.files import atomic_write
+from tokencutseg.files import atomic_write, read_csv
 from tokencutseg.report.findings import SENTENCES, budget, claims_tested, headline
 from tokencutseg.report.notebooks import facts, named_outputs, read_facts
 from tokencutseg.report.tables import in_words
@@ -24,6 +24,8 @@ SHOW_IMAGES = frozenset({
 """Figures that show images of the data, or patches decoded from them: not to be passed on where the images are not."""
 KEY_FIGURES = ("reconstructions", "token_inpainting", "predictions", "cross_dataset", "stages")
 """The figure of each notebook that is seen at once; the others are folded."""
+KEPT = r"-\d{8}-\d{6}$"
+"""How the name of a notebook ends that was kept because its user had changed it: it is not part of the page."""
 MAX_ROWS = 60
 """Rows of a table that the page shows; the CSV file has them all."""
 _STYLE = """
@@ -63,8 +65,9 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
     `notebooks`, their sources) with a sentence on each table, one figure, and folded the other figures and the tables.
     The page needs no network, and its links are relative.
     """
-    executed = {path.stem: path for path in (study / "notebooks").glob("[!.]*.ipynb") if "cells" in read_facts(path)}
-    there = [path.relative_to(study).as_posix() for path in [*study.glob("tables/*.csv"), *study.glob("figures/*.png")]]
+    there = [path for path in (study / "notebooks").glob("[!.]*.ipynb") if "cells" in read_facts(path)]
+    executed = {path.stem: path for path in there if not re.search(KEPT, path.stem)}
+    made = [path.relative_to(study).as_posix() for path in [*study.glob("tables/*.csv"), *study.glob("figures/*.png")]]
     links, sections, shown = "", "", set[str]()
     for name, path in sorted(({path.stem: path for path in notebooks} | executed).items()):
         outputs, title = [one for one in named_outputs(path) if one not in shown], escape(_title(path))
@@ -72,7 +75,7 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
         sections += f'<h2 id="{escape(name)}">{title}</h2>\n' + _status(name, executed.get(name))
         sections += _section(study, outputs)
         shown |= set(outputs)
-    if left := sorted(set(there) - shown):
+    if left := sorted(set(made) - shown):
         sections += f"<h2>Further tables and figures</h2>\n{_section(study, left)}"
     title = escape(study.absolute().name)
     page = (
@@ -170,7 +173,7 @@ def _sentence(name: str, table: Path, say: Callable[[pd.DataFrame], str]) -> str
 def _made(name: str, table: Path, make: Callable[[pd.DataFrame], str]) -> str:
     """What is made of a table, or that it cannot be: one of another version, or of a notebook of the user's own."""
     try:
-        return make(pd.read_csv(table))
+        return make(read_csv(table))
     except (LookupError, NameError) as error:
         return f"The table {name} lacks what would be shown of it here: {error}."
 
@@ -185,7 +188,7 @@ def _figure(output: str, caption: str = "") -> str:
 
 def _table(study: Path, name: str) -> str:
     """A table, folded; of the claims those that the study decides, if any."""
-    table = pd.read_csv(study / f"tables/{name}.csv")
+    table = read_csv(study / f"tables/{name}.csv")
     whole, table = len(table), table[table["verdict"] != UNTESTABLE] if name == "claims" else table.head(MAX_ROWS)
     if table.empty:
         return ""

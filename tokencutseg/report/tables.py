@@ -16,6 +16,8 @@ COLUMNS = {
     "diff": "paired difference",
     "dice": "Dice",
     "flops": "operations",
+    "fn": "missed",
+    "fp": "false pos.",
     "fraction": "share of masks",
     "in_domain": "on own test set",
     "iou": "IoU",
@@ -35,10 +37,10 @@ COLUMNS = {
     "set_2": "second set",
     "ssim": "SSIM",
     "test": "tested on",
+    "tn": "true neg.",
+    "tp": "true pos.",
     "train": "trained on",
     "unet": "U-Net",
-    **{name: f"{long} (pixels)" for name, long in (("tp", "true pos."), ("fp", "false pos."), ("fn", "missed"))},
-    "tn": "true neg. (pixels)",
 }
 """Columns whose words are not their name; in others an underscore is a space."""
 _AGAINST_METHODS = {"diff": "TokenCutSeg − method"}
