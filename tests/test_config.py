@@ -107,6 +107,7 @@ def test_text_is_read_as_the_fields_type(name, text, value):
         ({"ablation.seeds": "0"}, ["ablation.seeds", "1 or more"]),
         ({"masked_gpt.n_layer": "-1"}, ["masked_gpt.n_layer", "0 or more"]),
         ({"vqgan.hidden_channels": 24, "vqgan.norm_groups": 32}, ["vqgan.hidden_channels", "48 channels"]),
+        ({"masked_gpt.pretraining": "joint"}, ["masked_gpt.pretraining", "segmentation.frozen_transformer"]),
         ({"ablation.steps": "segmentation.gone"}, ["ablation.steps", "segmentation.gone", "tokencutseg recipes"]),
     ],
 )

@@ -266,6 +266,11 @@ class Config:
                 f"masked_gpt.d_model ({self.masked_gpt.d_model}) must be a multiple of masked_gpt.n_head "
                 f"({self.masked_gpt.n_head})"
             )
+        if self.masked_gpt.pretraining == "joint" and self.segmentation.frozen_transformer:
+            raise ConfigError(
+                "masked_gpt.pretraining = joint trains the transformer along with the masks; set "
+                "segmentation.frozen_transformer = false with it"
+            )
 
     @property
     def grid_size(self) -> int:

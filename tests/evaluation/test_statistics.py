@@ -221,6 +221,8 @@ def test_paired_wilcoxon():
     few = b.assign(iou=a["iou"] - [-0.01, -0.02, -0.03, -0.04, 0.3])  # four of five against the mean
     opposed = paired_difference(a, few, "per_image", "iou", draws=9)
     assert opposed.difference > 0 and opposed.p == 1
+    twice = [pd.concat([part, part.assign(id=part["id"] + "2")]).assign(cluster=[*"abcde"] * 2) for part in (a, b)]
+    assert paired_difference(*twice, "per_image", "iou", draws=9).p == pytest.approx(2 / 2**5), "of five lesions"
     same = paired_difference(a, a, "per_image", "iou", draws=9)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
 

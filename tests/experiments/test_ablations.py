@@ -166,7 +166,10 @@ def test_encoder_learns(option):
 
 def test_coupled_options_change_together():
     row = changed(configure().with_recipe("released"), "masked_gpt.pretraining", "revised", {})
-    assert row.labels["also"] == "segmentation.mlm_weight = 0.0, segmentation.transformer_lr_scale = 0.1"
+    also = ("mlm_weight = 0.0", "transformer_lr_scale = 0.1", "frozen_transformer = True")
+    assert row.labels["also"] == ", ".join(f"segmentation.{one}" for one in also)
+    joint = changed(configure(), "masked_gpt.pretraining", "released", {}).config
+    assert not joint.segmentation.frozen_transformer, "what is trained along"
     with pytest.raises(ConfigError, match=r"vqgan.n_stages is 2 in both"):
         changed(configure(recipe="released"), "vqgan.n_stages", "described", {})
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 
 from tokencutseg.cli import main
@@ -43,6 +44,9 @@ def test_a_model_that_has_not_learned_to_segment(folder, tiny, tmp_path, capsys,
     for command in (segment, ["test-seg", "--checkpoint-path", model, *data]):
         assert main(command) == 2
         assert f"{folder} is a {stage} run, which segments nothing" in capsys.readouterr().err
+    if stage == "masked_gpt":
+        with pytest.raises(DataError, match="masked tokens only"):
+            load(folder).predict(np.zeros((9, 9, 3), np.uint8))
 
 
 @pytest.mark.parametrize(

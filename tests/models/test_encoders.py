@@ -64,6 +64,11 @@ def test_lenient_batch_norm_differs_only_on_a_single_cell():
     torch.testing.assert_close(ours.state_dict(), reference.state_dict())
 
 
+def test_a_single_image_of_a_single_cell_can_be_learned_from():
+    for network in (TokenCutSeg(configure("tiny"), pretrained=False), Baseline("unet", configure("tiny"))):
+        assert torch.isfinite(network.train().probabilities(torch.rand(1, 3, 32, 32))).all()
+
+
 def test_tokens_correct_a_unet():
     """The model starts as smp's U-Net from ImageNet with the same weights."""
     config = configure("tiny")

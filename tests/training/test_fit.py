@@ -150,9 +150,17 @@ def test_stage_2_trains_the_transformer_alone(one_epoch):
 
 
 def test_stage_2_trains_a_transformer_that_stage_3_freezes():
-    module = made("masked_gpt", **{"segmentation.frozen_transformer": True}).train()
+    module = made("masked_gpt", **{"segmentation.frozen_transformer": True})
     assert module.model.masked_gpt.training and not module.model.vqgan.training
     assert {name.split(".")[1] for name, p in module.named_parameters() if p.requires_grad} == {"masked_gpt"}
+
+
+def test_each_process_and_batch_has_random_numbers_of_its_own(monkeypatch):
+    module, seeds = made("vqgan"), set()
+    for rank in range(4):
+        monkeypatch.setattr(type(module), "global_rank", rank)
+        seeds |= {module.own_seed(epoch, batch) for epoch in range(20) for batch in range(50)}
+    assert len(seeds) == 4 * 20 * 50
 
 
 def test_best_epoch_is_chosen_on_validation(tmp_path):

@@ -47,7 +47,7 @@ def peak_memory(fn: Callable[[], Any]) -> int:
 
 @torch.no_grad()
 def cost_row(name: str, module: nn.Module, image_size: int) -> dict[str, str | int | float]:
-    """Cost of predicting one image of side `image_size` (pixels), in evaluation mode, on the device of `module`:
+    """Cost of one forward pass on an image of side `image_size` (pixels), without flips, on the device of `module`:
     `method` (the name), `parameters`, `flops`, `latency_seconds`, `peak_memory_bytes`."""
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)

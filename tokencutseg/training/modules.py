@@ -45,13 +45,16 @@ class StageModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         # of dropout and code restarts: a function of the epoch, so that resuming changes nothing
-        torch.manual_seed(combine_seeds(self.seed, self.current_epoch) + self.global_rank)
+        torch.manual_seed(self.own_seed(self.current_epoch))
         self.trainer.train_dataloader.epoch = self.current_epoch
 
     def generator(self, batch_index: int) -> torch.Generator:
         """A CPU generator for this batch of this epoch."""
-        seed = combine_seeds(self.seed, 1 + self.current_epoch, batch_index)
-        return torch.Generator().manual_seed(seed + self.global_rank)
+        return torch.Generator().manual_seed(self.own_seed(1 + self.current_epoch, batch_index))
+
+    def own_seed(self, *numbers: int) -> int:
+        """The training's seed with these numbers, another one in each of several processes."""
+        return combine_seeds(*([self.global_rank] if self.global_rank else []), self.seed, *numbers)
 
     def log_metrics(self, metrics: dict[str, Tensor | float], images: int = 1) -> None:
         """Log scalars as means over the epoch, weighted by the batch's `images` in validation."""
@@ -162,6 +165,7 @@ class MaskedGPTModule(StageModule):
         self.config, self.model = config.masked_gpt, model
         model.requires_grad_(False)
         model.masked_gpt.requires_grad_(True)
+        self.train()  # Lightning leaves the modes as they are
 
     def train(self, mode: bool = True) -> MaskedGPTModule:
         super().train(mode)
@@ -328,7 +332,7 @@ class TokenCutSegModule(SegmenterModule):
             terms |= {f"assignment_{name}": c.assignment_weight * value for name, value in own.items()}
         if c.use_deepcut:
             terms["deepcut"] = c.deepcut_loss_weight * out.deepcut_loss
-        if c.mlm_weight > 0:
+        if c.mlm_weight > 0 and hidden is None:  # other tokens are hidden than masked
             if c.training_features == "full":
                 _, logits = model.predict_masked(images, token_mask)
             else:
