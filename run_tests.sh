@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv and checks the repository:
-#   ./run_tests.sh           format, lint, import rules, types, and every test, in a process for each core
+#   ./run_tests.sh           format, lint, import rules, types, and every test, in a process for each core, at most four
 #   ./run_tests.sh --fast    the same without the tests marked slow
 #   ./run_tests.sh --lint    the checks without tests
 #   ./run_tests.sh ARG...    only pytest with these arguments, such as tests/models or --cov=tokencutseg

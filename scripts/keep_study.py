@@ -21,7 +21,7 @@ from tokencutseg.experiments.runs import ENVIRONMENT, RECORDS, SCORED, read_reco
 from tokencutseg.files import atomic_write, write_json
 
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", "notebooks", "*.html", "*.pdf")
-ELSEWHERE = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", RECORDS, ENVIRONMENT, SCORED)
+ELSEWHERE = shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*", "per_image-*.csv", ENVIRONMENT, SCORED)
 
 
 def keep(study: Path, kept: Path) -> list[str]:
@@ -40,6 +40,12 @@ def keep(study: Path, kept: Path) -> list[str]:
             built_on = json.loads((store / run / "config.json").read_text())["dependencies"].values()
             wanted += [one for one in built_on if (store / one / "metrics.json").is_file()]
     shutil.copytree(study, kept, ignore=LEFT_OUT, dirs_exist_ok=True)
+    for path in [*kept.glob("tables/*"), *kept.glob("figures/*")]:
+        if not (study / path.relative_to(kept)).exists():
+            path.unlink()
+    for path in kept.glob("runs/*/"):
+        if path.name not in runs:
+            shutil.rmtree(path)
     for run in runs:
         shutil.copytree(store / run, kept / "runs" / run, ignore=ELSEWHERE, dirs_exist_ok=True)
         own, copy = store / run / RECORDS, kept / "runs" / run / RECORDS

@@ -10,6 +10,7 @@ from PIL import Image
 from tokencutseg import cli_explore
 from tokencutseg.cli import main
 from tokencutseg.config import configure
+from tokencutseg.files import CHECKOUT
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def test_what_the_explorer_could_not_show_is_said_at_once(folder, capsys, option
     assert str(folder / name) in shown.err and "Traceback" not in shown.err and "http" not in shown.out
 
 
-@pytest.mark.parametrize("notebook", ["explorer", "03"])
+@pytest.mark.parametrize("notebook", ["explorer", "03", str(CHECKOUT / "notebooks/03_deepcut_seg.ipynb")])
 def test_the_device_is_said_or_refused(monkeypatch, capsys, notebook):
     for variable in ("cpu", "tpu"):
         monkeypatch.setenv("TOKENCUTSEG_DEVICE", variable)

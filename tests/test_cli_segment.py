@@ -102,11 +102,13 @@ def test_segment_takes_folders_and_patterns_each_image_once(model, tmp_path, mon
     for name in ("one/x.png", "two/x.png", "two/X.bmp", "two/z.tif", "z.bmp", "two/rare.ppm", "two/y_superpixels.png"):
         image_with_lesion(Path(name))
     Path("two/notes.txt").write_text("no image")
+    Path("two/more").mkdir()
     expected = {"one_x.png", "two_x.png", "X.bmp", "z.tif", "z.bmp", "rare"}
     for images in (("one/x.png", "two", "*/x.png", "z.bmp"), ("z.bmp", "two", "*/x.png")):
         assert run("segment", *images, "--model", model, "--out", "out") == 0
         assert {path.name.removesuffix("_mask.png") for path in Path("out").glob("*_mask.png")} == expected
-        assert "skipped in two, as no images: notes.txt, y_superpixels.png" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "skipped in two, as no images: notes.txt, y_superpixels.png" in said and "as folders: more" in said
     before = sorted(Path("out").iterdir())
     assert run("segment", "out/*", "z.bmp", "--model", model, "--out", "out") == 0
     assert "written by earlier calls: X.bmp_mask.png" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassF1Score, MulticlassJaccardIndex
 
 import tokencutseg
+from tokencutseg import cli_upstream
 from tokencutseg.cli import main
 from tokencutseg.cli_upstream import hardware
 from tokencutseg.config import RECIPES, ConfigError
@@ -202,9 +203,16 @@ def test_what_train_seg_refuses(folders, trained, tmp_path, capsys):
     assert f"is for going on with a training; give the run's folder {last.parent}" in capsys.readouterr().err
     for name in ("two/runs/vqgan-a", "two/runs/vqgan-b"):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "metrics.json").touch()
+        (tmp_path / name / "metrics.json").write_text("{}")
     assert train_seg(folders, tmp_path, tmp_path / "two") == 2
     assert "holds 2 finished vqgan runs; give one run's folder" in capsys.readouterr().err
+
+
+def test_an_adopted_tokenizer_is_no_second_one_of_its_experiment(tmp_path):
+    for name, metrics in (("vqgan-a", {}), ("vqgan-b", {"adopted_from": "exp/runs/vqgan-a"})):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "metrics.json").write_text(json.dumps(metrics))
+    assert cli_upstream._run_folder(tmp_path, "vqgan").name == "vqgan-a"
 
 
 def machine(monkeypatch, gpus, capability=(9, 0)):
@@ -268,6 +276,7 @@ def test_choice_of_a_device(monkeypatch):
 
 INTERRUPTED = """
 import os, signal, sys
+from tokencutseg import cli_upstream
 from tokencutseg.cli import main
 from tokencutseg.training import fit
 

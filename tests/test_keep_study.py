@@ -41,6 +41,13 @@ def test_a_kept_study_has_the_runs_of_its_tables_and_those_that_they_build_on(tm
     tables = {f"tables/{name}.csv" for name in ("main", "seeds", "published")}
     merged = {"runs/environment.json", "runs/scored.json"}
     assert files == runs | tables | merged
+    (study / "tables" / "seeds.csv").unlink()
+    keep(study, kept)
+    assert not (kept / "tables" / "seeds.csv").exists() and not (kept / "runs" / "unet-1").exists(), (
+        "brought up to date"
+    )
+    (study / "tables" / "seeds.csv").write_text("method,runs\nunet,unet-1 segmentation-1\n")
+    keep(study, kept)
     for name in merged:
         assert set(json.loads((kept / name).read_text())) == {"segmentation-1", "unet-1", "vqgan-1"}
 

@@ -94,7 +94,7 @@ def _of_the_user(error: Exception, arguments: argparse.Namespace) -> str:
     values = [one for value in vars(arguments).values() for one in (value if isinstance(value, list) else [value])]
     given = {value.absolute() for value in values if isinstance(value, Path)}
     file = Path(str(error.filename or "")).absolute()
-    if error.errno not in OF_THE_DISK and not given & {file, *file.parents}:
+    if error.errno not in OF_THE_DISK and not (error.filename and given & {file, *file.parents}):
         return ""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
 
@@ -182,14 +182,15 @@ def _run(arguments: argparse.Namespace) -> int:
     overrides = cli_upstream.read_overrides(arguments.overrides)
     config = configure(arguments.preset, arguments.recipe, arguments.seed, overrides)  # checked before slow imports
     executes = not (arguments.table or arguments.train_only)
-    trains = not executes or arguments.dask or arguments.gpus is not None or arguments.precision != "auto"
+    several = arguments.dask or arguments.gpus is not None or arguments.num_nodes > 1
+    trains = not executes or several or arguments.precision != "auto"
     if arguments.only and trains:
-        raise ConfigError("--only takes no --dask, --gpus or --precision; train with --train-only first")
+        raise ConfigError("--only takes no --dask, --gpus, --num-nodes or --precision; train with --train-only first")
     if executes:
         cli_explore.need("papermill", "nbconvert")
 
     from tokencutseg.data.images import DataError, summed_up
-    from tokencutseg.experiments.registry import TABLES
+    from tokencutseg.experiments.registry import TABLES, trainings
     from tokencutseg.experiments.study import Study
     from tokencutseg.experiments.tables import available_rows
     from tokencutseg.report import notebooks as runner
@@ -202,6 +203,7 @@ def _run(arguments: argparse.Namespace) -> int:
         os.environ["TOKENCUTSEG_DEVICE"] = hardware.device  # for the notebooks
     study = Study.open(config.preset, config.recipe, config.seed, data, results, overrides, hardware)
     available_rows(study)
+    trainings(study)  # their plan is checked, too
     study.check_folder()
     parameters = {"preset": config.preset, "recipe": config.recipe, "seed": config.seed}
     parameters |= {"data": data, "results": str(results), "overrides": config.changes()}
@@ -319,16 +321,17 @@ def _audit(arguments: argparse.Namespace) -> int:
     print("\n".join(source.describe()))
     if problems:
         raise DataError(summed_up(problems))
-    shared, left_out = source.overlaps, source.unlabelled_exclusions
+    shared = source.overlaps
     print(shared.to_string(index=False) if len(shared) else "no image is shared")
-    print(f"\nself-supervised stages use {len(source.unlabelled())} images; left out are {len(left_out)}")
-    for reason, count in Counter(exclusion["reason"] for exclusion in left_out).most_common():
-        print(f"{count:7d} {reason}")
     if arguments.out:
         pairs = [(dataset, split) for dataset, splits in source.datasets.items() for split in splits]
         write_csv(shared, arguments.out / "overlaps.csv")
         sheet = contact_sheet(shared, {pair: source.load(*pair) for pair in pairs})
         with atomic_write(arguments.out / "contact_sheet.png") as file:
             sheet.savefig(file, format="png", dpi=150, bbox_inches="tight")
-        print(f"\nthe pairs: {arguments.out / 'overlaps.csv'}, {arguments.out / 'contact_sheet.png'}")
+        print(f"\nthe pairs: {arguments.out / 'overlaps.csv'}, {arguments.out / 'contact_sheet.png'}", flush=True)
+    left_out = source.unlabelled_exclusions
+    print(f"\nself-supervised stages use {len(source.unlabelled())} images; left out are {len(left_out)}")
+    for reason, count in Counter(exclusion["reason"] for exclusion in left_out).most_common():
+        print(f"{count:7d} {reason}")
     return 0

@@ -32,8 +32,9 @@ def explore(arguments: argparse.Namespace) -> int:
     if arguments.notebooks is None and CHECKOUT is None:
         raise ConfigError("the notebooks do not come with the installed package; clone the repository")
     notebooks = Path(arguments.notebooks or f"{CHECKOUT}/notebooks").absolute()
-    if not (found := sorted(notebooks.glob(f"{arguments.notebook}*.ipynb"))):
-        raise ConfigError(f"{notebooks} holds no {arguments.notebook}*.ipynb; name a folder that does with --notebooks")
+    start = Path(arguments.notebook).name  # a number, a name, or a path
+    if not (found := sorted(path for path in notebooks.glob("*.ipynb") if path.name.startswith(start))):
+        raise ConfigError(f"{notebooks} holds no {start}*.ipynb; name a folder that does with --notebooks")
     environment = dict(os.environ)
     for name, path in (("model", arguments.model), ("data", arguments.data)):
         if path and not path.exists():

@@ -107,6 +107,8 @@ def _files(argument: str) -> list[Path]:
         files = [file for file in there if is_image(file) or file in rare]
         if others := [file.name for file in there if file not in files]:
             note(f"skipped in {path}, as no images: {', '.join(others)}")
+        if folders := [file.name for file in sorted(path.iterdir()) if file.is_dir() and is_visible(file.name)]:
+            note(f"skipped in {path}, as folders: {', '.join(folders)}; name them, or '{path}/**/*.png'")
         return files
     if path.exists() or not glob.has_magic(argument):
         return [path]  # reported when it is read, if it is missing

@@ -165,8 +165,9 @@ def _add_training(parser: argparse.ArgumentParser, precision: str, output: str, 
 
 
 def _train_vq(arguments: argparse.Namespace) -> int:
-    run = _study(arguments, masks=False).tokenizer()
-    size, folder = getattr(arguments, "data.image_size"), shlex.quote(str(run.folder))
+    study = _study(arguments, masks=False)
+    run, size = study.tokenizer(), study.config.data.image_size
+    folder = shlex.quote(str(run.folder))
     print(f"tokenizer: {run.folder}\nnext: tokencutseg train-seg --image-size {size} --vqgan-checkpoint {folder} …")
     return 0
 
@@ -178,7 +179,7 @@ def _train_seg(arguments: argparse.Namespace) -> int:
     _note_sizes(arguments, study.config, arguments.vqgan_checkpoint, "vqgan")
     run = study.segmenter()
     metrics, reduction = run.metrics, study.config.evaluation.score_reduction
-    size, folder = getattr(arguments, "data.image_size"), shlex.quote(str(run.folder))
+    size, folder = study.config.data.image_size, shlex.quote(str(run.folder))
     print(f"segmenter: {run.folder}\nbest epoch {metrics['best_epoch']} of {metrics['epochs']}, ", end="")
     print(f"validation {reduction} IoU {metrics['best_score']:.4f}")
     print(f"next: tokencutseg test-seg --image-size {size} --checkpoint-path {folder} …")
@@ -236,9 +237,14 @@ def _open_model(path: Path, stage: str, **options: Any) -> Any:
 
 def _run_folder(path: Path, stage: str) -> Path:
     """A run's folder, or the only finished run of `stage` in an experiment's folder."""
+    from tokencutseg.models.checkpoint import read_metrics
+
     if not (path / "runs").is_dir():
         return path
-    done = sorted(metrics.parent for metrics in path.glob(f"runs/{stage}-*/metrics.json"))
+    there = sorted(metrics.parent for metrics in path.glob(f"runs/{stage}-*/metrics.json"))
+    done = [
+        folder for folder in there if "adopted_from" not in read_metrics(folder)
+    ]  # a copy is no training of its own
     if len(done) != 1:
         listed = "".join(f"\n  {folder}" for folder in done)
         raise ConfigError(f"{path} holds {len(done)} finished {stage} runs; give one run's folder{listed}")
@@ -277,6 +283,8 @@ def _test_seg(arguments: argparse.Namespace) -> int:
     if size != (own := model.config.data.image_size):
         note(f"--image-size is {size}, but {path} was trained at {own}: scores will be lower than it can reach")
     images = load_split(pair_folders("folders", "test", arguments.test_data_dir, arguments.test_mask_dir), size)
+    for text in images.notes:
+        note(text)
     model = model.to(choose_device(arguments.device))
     print(f"device: {Hardware(arguments.device, '32-true').describe()}", flush=True)
     records = score(predict_masks(model, images, arguments.batch_size), images.masks, images.ids, method="test-seg")

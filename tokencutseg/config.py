@@ -31,9 +31,9 @@ class DataConfig:
     """Which pixels the study looks at."""
 
     image_size: int = option(96, "Side of the square network input, in pixels.", least=1)
-    synthetic_train: int = option(320, "Synthetic lesions in each site's training split.")
-    synthetic_validation: int = option(50)
-    synthetic_test: int = option(128)
+    synthetic_train: int = option(320, "Synthetic lesions in each site's training split.", least=1)
+    synthetic_validation: int = option(50, least=1)
+    synthetic_test: int = option(128, least=1)
     synthetic_unlabelled: int = option(320, "Synthetic images without masks, from both sites: the part of HAM10000.")
     label_fraction: float = option(
         1.0,

@@ -49,9 +49,9 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
             return None
         return coerce(name, value, next(a for a in args if a is not type(None)))
     if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
+        items = [item.strip() for item in value.split(",") if value] if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
-            raise ConfigError(f"{name} must be a list (on the command line: a,b,c), not {value!r}")
+            raise ConfigError(f"{name} must be a list (on the command line: a,b,c, or nothing), not {value!r}")
         return tuple(coerce(name, item, args[0]) for item in items)
     if kind is bool and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"

@@ -224,7 +224,7 @@ def test_missing_file_is_not_asked_for_twice(host, tmp_path):
     assert len(host.requests) == 1
 
 
-@pytest.mark.parametrize(("url", "said"), [("http://127.0.0.1:9", "ConnectionError"), ("nowhere", "another base_url")])
+@pytest.mark.parametrize(("url", "said"), [("http://127.0.0.1:9", "ConnectionError"), ("nowhere", "unpack it by hand")])
 def test_no_server_at_all(tmp_path, url, said):
     with pytest.raises(DataError, match=said):
         fetch("isic2016", tmp_path, url, progress=False)

@@ -5,6 +5,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,11 +92,11 @@ def test_a_changed_file_or_size_is_decoded_again(tmp_path):
     assert load_split(split, 24).images.shape[-1] == 24
 
 
-def test_a_damaged_cache_entry_is_built_again(tmp_path):
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:200]), Path.unlink])
+def test_a_damaged_cache_entry_is_built_again(tmp_path, damage):
     split = make_split(tmp_path / "files")
     fingerprint = load_split(split, 16).fingerprint
-    array = next((tmp_path / "cache").glob("*/images.npy"))
-    array.write_bytes(array.read_bytes()[:200])
+    damage(next((tmp_path / "cache").glob("*/images.npy")))
     with pytest.warns(UserWarning, match="damaged"):
         assert load_split(split, 16).fingerprint == fingerprint
     assert load_split(split, 16).fingerprint == fingerprint  # and without a warning now

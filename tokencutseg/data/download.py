@@ -22,7 +22,9 @@ import requests
 from tqdm import tqdm
 
 from tokencutseg.data.datasets import DATASETS, Archive
+from tokencutseg.data.folders import official_folders
 from tokencutseg.data.images import DataError
+from tokencutseg.data.pairing import Found
 from tokencutseg.files import locked, write_json
 
 HOST = "https://isic-challenge-data.s3.amazonaws.com"
@@ -50,8 +52,8 @@ def fetch(name: str, root: str | Path, base_url: str | None = None, progress: bo
         downloads.mkdir(parents=True, exist_ok=True)
         with locked(downloads / "lock"):
             for archive in wanted:
-                places = [place / folder for place in (Path(root), home) for folder in archive.counts_as_present]
-                there = next((place for place in places if place.is_dir()), None)
+                present = official_folders(Path(root), Found())
+                there = next((present[name] for name in archive.counts_as_present if name in present), None)
                 if not there:
                     _fetch_one(archive, home, f"{(base_url or HOST).rstrip('/')}/{archive.path}", progress)
                 if progress:
@@ -110,7 +112,7 @@ def _download(url: str, partial: Path, progress: bool) -> None:
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
             problem = type(error).__name__
         except requests.RequestException as error:  # a code that no second attempt changes, or no URL at all
-            hint = "look for it on the set's website and unpack it by hand, or give another base_url"
+            hint = "look for it on the set's website and unpack it by hand"
             raise DataError(f"{url} cannot be had ({error}); {hint}") from error
         failures = failures + 1 if partial.stat().st_size <= furthest else 0
         furthest = max(furthest, partial.stat().st_size)

@@ -35,6 +35,7 @@ from tokencutseg.data.datasets import DATASETS, Split
 from tokencutseg.data.images import DataError, some, summed_up
 from tokencutseg.data.manifest import describe_table, fields_of, read_table
 from tokencutseg.data.pairing import TABLES, Found, is_image, is_visible, match_ids, paired, without_habit
+from tokencutseg.files import note
 
 VALIDATION_SHARE = 0.10
 """Of a training split that has no validation split beside it."""
@@ -76,6 +77,8 @@ def pair_folders(dataset: str, name: str, images: str | Path, masks: str | Path 
     samples = paired([Path(images)], None if masks is None else Path(masks), found)
     if found.problems:
         raise DataError(summed_up(found.problems))
+    for text in found.notes:
+        note(text)
     return Split(dataset, name, samples, None)
 
 
@@ -94,7 +97,7 @@ def _sets_under(root: Path, found: Found) -> dict[str, dict[str, Split]]:
         raise DataError(f"{root} is a file; unpack it, and give the folder")
     if not root.is_dir():
         raise DataError(f"data folder {root} does not exist; {_WHAT_TO_GIVE}")
-    official = _official_folders(root, found)
+    official = official_folders(root, found)
     sets = {name: splits for name in DATASETS if (splits := _official_splits(name, official, found))}
     inside = {home for path in official.values() for home in (path, *path.parents)}
     whole = root in official.values()  # an official folder that holds all of its set
@@ -206,7 +209,7 @@ def _described(root: Path, sets: dict[str, dict[str, Split]], found: Found) -> N
 # official folders ---------------------------------------------------------------------------------------------------
 
 
-def _official_folders(root: Path, found: Found) -> dict[str, Path]:
+def official_folders(root: Path, found: Found) -> dict[str, Path]:
     """Official folder name → where it is."""
     known = {name for dataset in DATASETS.values() for name in dataset.folders}
     folders: dict[str, Path] = {}

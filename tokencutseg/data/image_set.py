@@ -162,7 +162,7 @@ def cached_arrays(key: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[
     if entry.is_dir():
         try:
             return _mapped(entry)
-        except (OSError, ValueError) as error:  # cut short by a full disk or a power failure
+        except (OSError, ValueError) as error:  # cut short by a full disk, or parts of it removed
             warnings.warn(f"cache entry {entry} is damaged ({error}); building it again", stacklevel=2)
             shutil.rmtree(entry, ignore_errors=True)
     arrays = build()
@@ -173,6 +173,7 @@ def cached_arrays(key: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[
             whole.mkdir()
             for name, array in arrays.items():
                 np.save(whole / f"{name}.npy", array)
+            (whole / "names.txt").write_text(" ".join(arrays))
             try:
                 whole.rename(entry)
             except OSError:
@@ -187,7 +188,11 @@ def cached_arrays(key: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[
 
 def _mapped(entry: Path) -> dict[str, np.ndarray]:
     # mode "c", copy on write: PyTorch warns about read-only arrays, and nothing may change the cache
-    return {path.stem: np.load(path, mmap_mode="c") for path in sorted(entry.glob("*.npy"))}
+    arrays = {path.stem: np.load(path, mmap_mode="c") for path in sorted(entry.glob("*.npy"))}
+    names = entry / "names.txt"
+    if names.is_file() and {*names.read_text().split()} != {*arrays}:  # some clusters remove files that nobody reads
+        raise ValueError("parts of it are gone")
+    return arrays
 
 
 def _decode(split: Split, size: int) -> dict[str, np.ndarray]:

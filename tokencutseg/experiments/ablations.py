@@ -80,6 +80,14 @@ class Ablation:
         return [study.method(row.method, config=own, seed=seed, **options) for seed, own in configs.items()]
 
 
+def declared_rows(study: Study, name: str) -> Sequence[Row | Callable[[Config], Row]]:
+    """The rows of an ablation. Raises ConfigError where the plan names none."""
+    rows = ABLATIONS[name].rows(study)
+    if all(isinstance(row, Row) and not row.shown for row in rows):
+        raise ConfigError(f"the table {name} would have no row; give its option under `ablation` a value at least")
+    return rows
+
+
 def run_ablation(study: Study, name: str) -> pd.DataFrame:
     """The table of an ablation, after the trainings that it misses.
 
@@ -89,7 +97,7 @@ def run_ablation(study: Study, name: str) -> pd.DataFrame:
     rows are compared with the best so far, `kept` says which are better.
     """
     ablation = ABLATIONS[name]
-    rows, tests = ablation.rows(study), ablation.scored(study)
+    rows, tests = declared_rows(study, name), ablation.scored(study)
     train_missing(study, [one for row in rows if isinstance(row, Row) for one in ablation.trainings(study, row)])
     done, best, parts = list[tuple[Row, list[pd.DataFrame]]](), list[tuple[Row, list[pd.DataFrame]]](), []
     for row in rows:

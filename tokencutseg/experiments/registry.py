@@ -9,7 +9,7 @@ from functools import partial
 import pandas as pd
 
 from tokencutseg.experiments import tables
-from tokencutseg.experiments.ablations import ABLATIONS, Row, efficiency, run_ablation
+from tokencutseg.experiments.ablations import ABLATIONS, Row, declared_rows, efficiency, run_ablation
 from tokencutseg.experiments.claims import claims
 from tokencutseg.experiments.features import feature_quality, feature_quality_tokens
 from tokencutseg.experiments.pipeline import OURS, Training
@@ -42,7 +42,7 @@ def trainings(study: Study) -> list[Training]:
     Those of `revised_steps` are not among them, apart from its first and last: each depends on the scores before it.
     """
     found = [study.method(OURS), *tables.main_trainings(study).values()]
-    for ablation in ABLATIONS.values():
-        rows = [row for row in ablation.rows(study) if isinstance(row, Row)]
+    for name, ablation in ABLATIONS.items():
+        rows = [row for row in declared_rows(study, name) if isinstance(row, Row)]
         found += itertools.chain.from_iterable(ablation.trainings(study, row) for row in rows)
     return found

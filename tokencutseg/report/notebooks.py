@@ -66,7 +66,7 @@ def check_writable(path: Path, option: str, file: bool = False) -> None:
     if file and path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; give the name of a file")
     if file and path.exists():
-        raise ConfigError(f"{path} is there already and would be lost; give the name of a new file with {option}")
+        raise ConfigError(f"{path} is there already and would be lost; choose another name with {option}")
     folder = path.absolute().parent if file else path
     try:
         folder.mkdir(parents=True, exist_ok=True)
