@@ -141,8 +141,8 @@ def sample_token_mask(
 ) -> Tensor:
     """Which tokens to mask: (B, H·W) bool, True is masked. Drawn on the CPU.
 
-    iid: every position alone with probability `mask_ratio` (released: 15 %). block: connected squares that cover the
-    ratio exactly (after BEiT). variable: the same with the ratio drawn anew for each image from mask_ratio ± 0.3
+    iid: every position alone with probability `mask_ratio` (released: 15 %). block: ragged clumps that cover the
+    ratio exactly (in place of BEiT's blocks). variable: the same with the ratio drawn anew for each image from mask_ratio ± 0.3
     (after MaskGIT). At least one token is masked and one is left. `ratio` replaces the configured one.
     """
     B, H, W = shape
@@ -152,7 +152,7 @@ def sample_token_mask(
         return _keep_one_of_each(torch.rand(B, T, generator=generator) < ratios[:, None], generator)
     if config.mask_pattern == "variable" and ratio is None:
         ratios = (ratios + 0.6 * (torch.rand(B, generator=generator) - 0.5)).clamp(0.05, 0.95)
-    # a smooth random field, thresholded at the wanted share, masks connected blobs without a loop over squares
+    # a smooth random field, thresholded at the wanted share, masks clumps without a loop over squares
     cells = max(2, min(H, W) // 4)
     coarse = torch.rand(B, 1, max(2, H // cells + 1), max(2, W // cells + 1), generator=generator)
     field = F.interpolate(coarse, (H, W), mode="nearest") + 0.5 * torch.rand(B, 1, H, W, generator=generator)
