@@ -1,6 +1,6 @@
 """Time and memory of each part of the method against its plain formulation.
 
-    .venv/bin/python benchmarks/bench.py                       # two CPU cores: about ten minutes
+    .venv/bin/python benchmarks/bench.py                       # two CPU cores: three to ten minutes
     .venv/bin/python benchmarks/bench.py --device cuda --out bench-gpu.csv
 
 Sizes are the paper's: preset `full`, recipe `released`, 224 px, 3136 tokens, width 256, 12 layers, 1024 codes, batch 1.

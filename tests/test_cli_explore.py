@@ -44,6 +44,11 @@ def test_what_the_explorer_could_not_show_is_said_at_once(folder, capsys, option
     assert str(folder / name) in shown.err and "Traceback" not in shown.err and "http" not in shown.out
 
 
+def test_a_notebook_takes_no_model_or_data(folder, capsys):
+    assert main(["explore", "03", "--data", str(folder / "photos")]) == 2
+    assert "are for the explorer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("notebook", ["explorer", "03", str(CHECKOUT / "notebooks/03_deepcut_seg.ipynb")])
 def test_the_device_is_said_or_refused(monkeypatch, capsys, notebook):
     for variable in ("cpu", "tpu"):

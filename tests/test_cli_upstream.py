@@ -201,6 +201,18 @@ def test_what_train_seg_refuses(folders, trained, tmp_path, capsys):
     last.touch()
     assert train_seg(folders, tmp_path, last) == 2
     assert f"is for going on with a training; give the run's folder {last.parent}" in capsys.readouterr().err
+    same = [
+        part.replace("val-data", "train-data").replace("val-mask", "train-mask") if part[:1] == "/" else part
+        for part in map(str, data(folders, "val"))
+    ]
+    assert run("train-vq", *data(folders, "train"), *same, "--output-dir", tmp_path / "out") == 2
+    assert "6 images are of both splits" in capsys.readouterr().err
+    (tmp_path / "whole").mkdir()
+    for kind in ("images", "masks"):
+        (tmp_path / "whole" / kind).symlink_to(folders / "train-data")
+    whole = ["--train-data-dir", tmp_path / "whole", "--train-mask-dir", folders / "train-mask", *data(folders, "val")]
+    assert run("train-vq", *whole, "--output-dir", tmp_path / "out") == 2
+    assert "give the one that holds the images" in capsys.readouterr().err
     for name in ("two/runs/vqgan-a", "two/runs/vqgan-b"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "metrics.json").write_text("{}")

@@ -71,6 +71,16 @@ def test_files_exist(path):
         assert (ROOT / name).exists() or (ROOT / "tokencutseg" / name).exists(), name
 
 
+def test_diffs_fit_the_code():
+    """What the diffs of extending.md leave or take away stands in the package, in this order within one file."""
+    sources = [path.read_text() for path in (ROOT / "tokencutseg").rglob("*.py")]
+    diffs = re.findall(r"```diff\n(.+?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
+    for diff in diffs:
+        old = [line[1:] for line in diff.splitlines() if line[:1] in (" ", "-") and line.strip()]
+        assert old and any(re.search(".*?".join(map(re.escape, old)), source, re.DOTALL) for source in sources), old
+    assert len(diffs) >= 5
+
+
 def test_sizes():
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150 and len(readme.split()) <= 1200

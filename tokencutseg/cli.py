@@ -140,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--timeout", type=whole(1), default=7 * 24 * 3600, metavar="SECONDS", help=text)
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="other notebooks than the checkout's own")
     run.add_argument("--again", action="store_true", help="execute notebooks that are done and unchanged, too")
-    run.add_argument("--dry-run", action="store_true", help="check everything, show what would be run, start nothing")
+    run.add_argument(
+        "--dry-run", action="store_true", help="check settings and data, show what would be run, start nothing"
+    )
 
     command("recipes", _recipes)
 

@@ -33,6 +33,8 @@ def explore(arguments: argparse.Namespace) -> int:
         raise ConfigError("the notebooks do not come with the installed package; clone the repository")
     notebooks = Path(arguments.notebooks or f"{CHECKOUT}/notebooks").absolute()
     start = Path(arguments.notebook).name  # a number, a name, or a path
+    if (arguments.model or arguments.data) and not start.startswith("explorer"):
+        raise ConfigError("--model and --data are for the explorer; a notebook has a cell with its parameters")
     if not (found := sorted(path for path in notebooks.glob("*.ipynb") if path.name.startswith(start))):
         raise ConfigError(f"{notebooks} holds no {start}*.ipynb; name a folder that does with --notebooks")
     environment = dict(os.environ)

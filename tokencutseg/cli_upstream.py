@@ -204,6 +204,8 @@ def _study(arguments: argparse.Namespace, masks: bool = True) -> Study:
 
     train = pair_folders("folders", "train", arguments.train_data_dir, arguments.train_mask_dir if masks else None)
     val = pair_folders("folders", "validation", arguments.val_data_dir, arguments.val_mask_dir if masks else None)
+    if shared := {s.image.resolve() for s in train.samples} & {s.image.resolve() for s in val.samples}:
+        raise ConfigError(f"{len(shared)} images are of both splits, such as {min(shared)}; validate on others")
     folder = arguments.output_dir / arguments.experiment_name
     check_writable(folder / "runs", "--output-dir")
     machine, size = hardware(arguments), config.data.image_size

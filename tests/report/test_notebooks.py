@@ -114,7 +114,7 @@ def test_unchanged_notebooks_are_left_alone(write_notebook, tmp_path, monkeypatc
             executed.append(json.loads(command[-1]))
             Path(executed[-1]["output_path"]).write_text(notebook.read_text())
             (folder / "tables").mkdir(exist_ok=True)
-            (folder / "tables" / "t.csv").touch()
+            (folder / "tables" / "t.csv").write_text("")
             super().__init__(["true"], **options)
 
     monkeypatch.setattr(subprocess, "Popen", FakeProcess)
@@ -130,6 +130,8 @@ def test_unchanged_notebooks_are_left_alone(write_notebook, tmp_path, monkeypatc
     assert list(runner.states([notebook], {}, folder).values()) == ["done"]
     assert list(runner.states([notebook], {"preset": "tiny"}, folder).values()) == ["changed"]
     (folder / "tables" / "t.csv").unlink()
+    assert (count(), count()) == (1, 0)
+    (folder / "tables" / "t.csv").write_text("of another plan")
     assert (count(), count()) == (1, 0)
     assert (count({"preset": "tiny"}), count({"preset": "tiny"})) == (1, 0)
     write_notebook(tmp_path, "01_a", code + "  # changed")

@@ -73,6 +73,8 @@ def pair_folders(dataset: str, name: str, images: str | Path, masks: str | Path 
     for folder, what in ((images, "images"), (masks, "masks")):
         if folder is not None and not Path(folder).is_dir():
             raise DataError(f"folder {folder} does not exist; give the one that holds the {what} of the {name} split")
+        if folder is not None and any(all(pair) for pair in _parts(Path(folder)).values()):
+            raise DataError(f"folder {folder} holds folders of images and of masks; give the one that holds the {what}")
     found = Found()
     samples = paired([Path(images)], None if masks is None else Path(masks), found)
     if found.problems:

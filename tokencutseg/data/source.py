@@ -214,7 +214,7 @@ def open_source(data: str | Path | Sequence[str | Path] | None, config: Config, 
     trained = [name for name, splits in sets.items() if "train" in splits]
     rows = _rows(sets, trained)
     scored = any("train" in sets.get(train, {}) and "test" in sets.get(test, {}) for train, test in rows)
-    if not scored and not found.problems:
+    if strict and not scored and not found.problems:
         there = ", ".join(f"{name}/{split}" for name, splits in sets.items() for split in splits) or "nothing"
         said = f"{', '.join(map(str, roots))} cannot be trained and scored on: there is {there}"
         found.problems.append(f"{said}; add images with masks, for example with `tokencutseg fetch isic2017`")

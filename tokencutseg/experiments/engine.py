@@ -22,7 +22,6 @@ from tokencutseg.data.source import open_source
 from tokencutseg.experiments.pipeline import Training
 from tokencutseg.experiments.runs import Run
 from tokencutseg.experiments.study import Data, Study
-from tokencutseg.files import available_cores
 from tokencutseg.models.hardware import Hardware
 
 WAVES = (("vqgan",), ("masked_gpt",), ("segmentation", "baseline"))
@@ -69,7 +68,7 @@ def _train_wave(study: Study, wave: dict[str, Training]) -> None:
             what = "data source" if study.data is None else "tokenizer"
             raise ConfigError(f"the {what} of this study is known to this process only: it trains with one job")
         data = str(study.data) if isinstance(study.data, str | Path) else tuple(map(str, study.data))
-        threads = None if study.dask else max(1, available_cores() // jobs)
+        threads = None if study.dask else max(1, torch.get_num_threads() // jobs)
         held = study.source.study_name
         opened = functools.partial(_open, study.config, data, held, study.results.resolve(), study.hardware, threads)
     backend: dict[str, Any] = {"backend": "dask"} if study.dask else {}

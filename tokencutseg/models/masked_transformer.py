@@ -142,8 +142,8 @@ def sample_token_mask(
     """Which tokens to mask: (B, H·W) bool, True is masked. Drawn on the CPU.
 
     iid: every position alone with probability `mask_ratio` (released: 15 %). block: ragged clumps that cover the
-    ratio exactly (in place of BEiT's blocks). variable: the same with the ratio drawn anew for each image from mask_ratio ± 0.3
-    (after MaskGIT). At least one token is masked and one is left. `ratio` replaces the configured one.
+    ratio exactly (in place of BEiT's blocks). variable: the same with the ratio drawn anew for each image from
+    mask_ratio ± 0.3 (after MaskGIT). At least one token is masked and one is left. `ratio` replaces the configured one.
     """
     B, H, W = shape
     T = H * W

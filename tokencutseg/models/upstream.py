@@ -130,7 +130,7 @@ def save_tokenizer(vqgan: VQGAN, config: Config, path: str | Path) -> str:
 def _read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"checkpoint {path} does not exist; the README says where the authors' files are")
+        raise DataError(f"checkpoint {path} does not exist; train one, or see docs/upstream.md for the authors' files")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's readers raise all kinds for files that are something else

@@ -89,9 +89,9 @@ def run_notebooks(
 
     Writes ``notebooks/<name>.ipynb`` and ``.html`` (also of a failed notebook, as far as it came), ``.log``, and
     ``.done.json`` (of those that succeeded). Such a notebook is left alone unless `again` is set, as long as its text,
-    the package, `parameters` and the study's name (in which the data are hashed) are the same, and its outputs are
-    there. An executed notebook that is not as it was written here (``.sha256``) is kept under another name. `timeout`
-    is in seconds per cell; progress goes to standard error.
+    the package, `parameters` and the study's name (in which the data are hashed) are the same, and its tables are
+    as it has written them. An executed notebook that is not as it was written here (``.sha256``) is kept under another
+    name. `timeout` is in seconds per cell; progress goes to standard error.
 
     Returns, by notebook, None or one line that names the cell and the error. Raises ConfigError where another process
     is executing notebooks in this folder.
@@ -151,7 +151,7 @@ def run_notebooks(
             say(f"FAILED, {failure}. As far as it came: {target if target.is_file() else log}")
             return failure
         seconds = round(time.monotonic() - started)
-        outputs = [output for output in named_outputs(notebook) if (study / output).is_file()]
+        outputs = _written(study, notebook)
         write_json({"key": keys[notebook], "seconds": seconds, "outputs": outputs}, done)
         say(f"done in {seconds} s")
         return None
@@ -182,10 +182,16 @@ def states(notebooks: Sequence[Path], parameters: dict[str, Any], study: Path) -
     for notebook in notebooks:
         target = study / "notebooks" / notebook.name
         done = facts(target)
-        left = [target, target.with_suffix(".html"), *(study / output for output in done.get("outputs", ()))]
-        same = done.get("key") == keys[notebook] and all(path.is_file() for path in left)
+        there = target.is_file() and target.with_suffix(".html").is_file()
+        same = there and done.get("key") == keys[notebook] and done.get("outputs") == _written(study, notebook)
         found[notebook] = "done" if same else "changed" if done else "to be executed"
     return found
+
+
+def _written(study: Path, notebook: Path) -> dict[str, str | None]:
+    """The files that a notebook's code has written, by name, and what is in its tables, which `--table` writes, too."""
+    there = [output for output in named_outputs(notebook) if (study / output).is_file()]
+    return {name: _sha256(study / name) if name.endswith(".csv") else None for name in there}
 
 
 def _sha256(file: Path) -> str:
