@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import binary_fill_holes
 
 pytestmark = pytest.mark.slow
 TITLES = ("Codes", "Decoding", "Masked tokens", "Attention", "Cut and mask")
@@ -72,42 +71,6 @@ def test_it_opens_at_once_without_code_or_errors(page):
     shown = page.locator("#rendered_cells").inner_text()
     assert "comes with the package" in shown
     assert re.search(r"\d,\d{3} masks", shown) and re.search(r"IoU .*0\.\d{3}", shown)
-
-
-def test_which_codes_lie_on_borders(page):
-    """The sentence agrees with the list, and a click leads to images with the code."""
-    open_panel(page, "Codes")
-    ranking = panel(page).locator(".widget-select select")
-    first, second = (option.get_attribute("value") for option in ranking.locator("option").all()[:2])
-    code, share, cells = re.fullmatch(r"code (\d+): (\d+)% of (\d+) cells", first).groups()
-    assert f"Most on border: code {code}, with {share}% of its {cells} cells" in text(page)
-    code, share, cells = re.fullmatch(r"code (\d+): (\d+)% of (\d+) cells", second).groups()
-    assert changes(page, partial(ranking.select_option, index=1))
-    page.get_by_text(f"has {cells} of the set").wait_for()
-    assert f"Code {code}," in text(page) and f"{share}% on border" in text(page)
-    assert re.search(r"has [1-9]\d* cells here", text(page)), "the image has the code"
-    y, x = chosen(page)
-    outlined = binary_fill_holes((pixels(sources(page)[0]) == (255, 221, 0)).all(2))
-    assert outlined[8 * y : 8 * y + 8, 8 * x : 8 * x + 8].all(), "and the framed token is one of its cells"
-    assert changes(page, page.get_by_role("button", name="next image with the code").click)
-    assert f"Code {code}," in text(page) and re.search(r"has [1-9]\d* cells here", text(page))
-
-
-def test_the_framed_code_is_the_replaced_one(page):
-    open_panel(page, "Decoding")
-    page.locator(".token-board button").nth(16 * 4 + 5).click()
-    page.wait_for_timeout(2000)
-    assert chosen(page) == (4, 5)
-    before, after = sources(page)[:2]
-    for shown in (before, after):
-        assert np.argwhere(frame(shown)).tolist() == [[4, 5]]
-    code, other = re.match(r"Code (\d+) replaced by code (\d+) in 1 of 256 cells", text(page)).groups()
-    assert f"code {code} decoded alone" in panel(page).inner_text()
-    assert f"decoded with code {other} there" in panel(page).inner_text()
-    different = (pixels(before) != pixels(after)).any(2)
-    assert different[33:39, 41:47].mean() > different[80:].mean(), "it changes there"
-    panel(page).locator("select").select_option(index=1)
-    page.get_by_text(re.compile(rf"Code {code} replaced by code {other} in \d+ of")).wait_for()
 
 
 @pytest.mark.parametrize("title", TITLES)
