@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from tokencutseg.models.deepcut import (
     GridGraph,
-    node_positions,
     normalised_cut,
     orthogonality,
     position_graph,
@@ -94,25 +93,3 @@ def test_offsets_and_degrees_equal_the_dense_graph(H, W, radius, unit):
     graph = GridGraph(H, W, radius, unit)
     assert torch.equal(graph.degree.flatten().double(), A.sum(1))
     assert {(-dy, -dx) for dy, dx in graph.offsets} == set(graph.offsets)
-
-
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
-def test_nodes_and_grid_are_inverse(H, W, C):
-    x = torch.randn(2, H * W, C)
-    assert torch.equal(to_nodes(to_grid(x, (H, W))), x)
-
-
-def test_positions_run_row_by_row():
-    positions = node_positions((2, 3))
-    assert positions.tolist() == [[0, 0], [0.5, 0], [1, 0], [0, 1], [0.5, 1], [1, 1]]
-
-
-def test_bounds_of_the_cut():
-    graph = GridGraph(6, 6, 1.5, "cells")
-    one = torch.zeros(1, 2, 6, 6)
-    one[:, 0] = 1
-    assert normalised_cut(one, graph).item() == pytest.approx(-1, abs=1e-5)
-    halves = torch.zeros(1, 36, 2)
-    halves[:, :18, 0] = halves[:, 18:, 1] = 1
-    assert orthogonality(halves).item() == pytest.approx(0, abs=1e-5)

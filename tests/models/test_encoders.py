@@ -79,5 +79,5 @@ def test_tokens_correct_a_unet():
     with torch.no_grad():
         images = torch.rand(2, 3, 64, 64)
         torch.testing.assert_close(model(images).logits, unet(2 * images - 1), rtol=1e-3, atol=1e-4)
-        model.upsampler.tokens.bias.fill_(1)
+        model.upsampler.tokens.weight.normal_()
         assert (model(images).logits - unet(2 * images - 1)).abs().mean() > 1e-3

@@ -65,29 +65,6 @@ def test_mask_reaches_the_encoder_from_imagenet_and_no_frozen_part():
     assert all(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
 
 
-def test_model_starts_as_a_unet():
-    """The tokens join through a projection that starts at zero, so that what they hold changes nothing yet."""
-    model, images = model_of(), torch.rand(2, 3, 32, 32)
-    before = model(images).logits
-    with torch.no_grad():
-        for p in model.masked_gpt.parameters():
-            p += torch.randn_like(p)
-    torch.testing.assert_close(model(images).logits, before)
-    with torch.no_grad():
-        model.upsampler.tokens.weight.normal_()
-    assert not torch.allclose(model(images).logits, before)
-
-
-def test_pixels_of_blank_tokens_do_not_reach_the_pyramid():
-    model, images = model_of(), torch.rand(2, 3, 32, 32)
-    hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
-    hidden[0, 1:3, 2], hidden[1, 0] = True, True
-    pixels = hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
-    expected = model.pyramid(torch.where(pixels, torch.rand_like(images), images), hidden.flatten(1))
-    torch.testing.assert_close(model.pyramid(images, hidden.flatten(1)), expected)
-    assert not torch.allclose(model.pyramid(images)[0], expected[0])
-
-
 def test_masked_prediction_knows_all_tokens_and_sees_the_others():
     model, images = model_of(), torch.rand(2, 3, 32, 32)
     hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
@@ -142,13 +119,6 @@ def test_image_array_and_resize():
     for wrong in (np.zeros((4, 5, 3)), np.zeros((4, 5, 4), np.uint8)):
         with pytest.raises(ValueError, match="uint8 of shape"):
             image_array(wrong)
-
-
-def test_packaged_model_opens():
-    model = tokencutseg.load()
-    assert model.config.recipe == "revised" and not model.training
-    assert next(model.parameters()).dtype == torch.float32
-    assert model.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
 
 
 @pytest.mark.parametrize(("stage", "name"), [("segmentation", None), ("vqgan", None), ("baseline", "unet")])

@@ -36,12 +36,6 @@ def test_shapes(recipe, batch, cells):
     assert vqgan.detokenize(quantized.tokens).shape == images.shape
 
 
-def test_nearest_code():
-    quantizer = quantizer_of(20, 6).eval()
-    flat = torch.randn(100, 6)
-    assert torch.equal(quantizer.nearest(flat), torch.cdist(flat, quantizer.embedding.weight).argmin(1))
-
-
 def test_ema_equals_vector_quantize_pytorch():
     """Same codes after several updates, from the same codes and counts."""
     torch.manual_seed(0)
@@ -94,9 +88,5 @@ def test_kmeans_and_restarts_keep_codes_alive():
     assert used(init="uniform") >= 12
 
 
-def test_released_sizes():
-    vqgan = VQGAN(configure("full", "released").vqgan)
-    encoder = sum(p.numel() for p in vqgan.encoder.parameters())
-    decoder = sum(p.numel() for p in vqgan.decoder.parameters())
-    assert (encoder / 1e6, decoder / 1e6) == pytest.approx((9.19, 8.04), abs=0.02)
+def test_the_discriminator_judges_patches():
     assert Discriminator(64)(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 6, 6)
