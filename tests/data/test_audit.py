@@ -74,13 +74,6 @@ def test_the_symmetric_frame():
     assert between(pairs, ("a", "train"), ("a", "train"))[ids].to_numpy().tolist() == [["a_train_1", "a_train_5"]]
 
 
-def test_duplicates_within_one_set():
-    a = textures(5)
-    a[4] = a[1]
-    found = overlaps(keyed(image_set("a", "train", a)))
-    assert found[["id_1", "id_2", "kind"]].values.tolist() == [["a_train_1", "a_train_4", "same content"]]
-
-
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), k=st.integers(0, 7), S=st.sampled_from([32, 48, 64, 96]))
 def test_turned_copies_are_found(seed, k, S):

@@ -233,16 +233,6 @@ def test_no_server_at_all(tmp_path, url, said):
 # archives that are not to be trusted
 
 
-def test_tampered_archive_differs_from_its_pin(host, tmp_path):
-    home = get(host, tmp_path)
-    folder = home / "ISBI2016_ISIC_Part1_Training_Data"
-    folder.rename(tmp_path / "away")
-    host.files[FIRST] = zipped({"ISIC_0000000.jpg": picture(99, False)})
-    with pytest.raises(DataError, match="does not have the SHA-256"):
-        get(host, tmp_path)
-    assert not folder.exists()
-
-
 ZEROS = json.dumps({FIRST.split("/")[-1]: "0" * 64})
 
 
