@@ -337,15 +337,3 @@ def test_feature_quality(study, monkeypatch):
     monkeypatch.setattr(features, "UNTRAINED", 1)
     differs = (features.feature_quality(study)["iou"] != table["iou"]).tolist()
     assert differs == (table["features"] == "untrained CNN").tolist()
-
-
-def test_efficiency(study):
-    table = ablations.efficiency(study)
-    assert list(table["method"]) == [OURS, "unet"] and (table.drop(columns="method") > 0).all(axis=None)
-
-
-def test_recipe_table_is_the_recipes():
-    table = ablations.recipe_table().set_index("option")
-    assert list(table) == ["released", "described", "revised", "reason"]
-    assert all(table[recipe].to_dict() == values for recipe, values in RECIPES.items())
-    assert table["reason"]["vqgan.clamped_reconstruction"].startswith("Released: |x − x̂|")

@@ -64,13 +64,6 @@ def test_waves(study, order):
     assert len(order) == 9, "they are done"
 
 
-def test_done_parents(study, order):
-    train_missing(study, [study.training("masked_gpt")])
-    assert order == ["vqgan", "masked_gpt"]
-    train_missing(study, [study.training("segmentation")])
-    assert order[2:] == ["segmentation"]
-
-
 def test_scored_on_all_pairs(study, monkeypatch):
     scored = []
     monkeypatch.setattr(study, "records", lambda run, *pair: scored.append(pair))

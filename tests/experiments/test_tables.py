@@ -334,5 +334,10 @@ def test_a_small_training_set_takes_as_many_steps_as_the_largest(study, tmp_path
     loaders = {name: {"train": (lambda part=part: part), **scored} for name, part in sets.items()}
     source = DataSource("skins", "large", [("large", "large"), ("small", "small")], loaders)
     both = Study(study.config.override({"segmentation.images_per_epoch": None}), source, tmp_path)
-    settings = {name: both.spec(both.training("segmentation", train_set=name)).config.segmentation for name in sets}
-    assert (settings["large"].images_per_epoch, settings["small"].images_per_epoch) == (None, 8)
+
+    def drawn(name, **changes):
+        config = both.config.override(changes)
+        return both.spec(both.training("segmentation", config, train_set=name)).config.segmentation.images_per_epoch
+
+    assert (drawn("large"), drawn("small"), drawn("large", **{"data.label_fraction": 0.5})) == (None, 8, 8)
+    assert drawn("small", **{"segmentation.images_per_epoch": 5}) == 5
