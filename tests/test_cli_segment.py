@@ -9,15 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 from PIL import Image
 
 import tokencutseg
 from tokencutseg import cli_segment
-from tokencutseg.cli import main
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 class RedIsLesion:
