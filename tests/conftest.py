@@ -27,11 +27,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """Decoded images go to a folder of this test run, not to the user's cache."""
-    before = os.environ.get("TOKENCUTSEG_CACHE")
-    os.environ["TOKENCUTSEG_CACHE"] = before or str(tmp_path_factory.mktemp("cache"))
-    yield
-    if before is None:
-        del os.environ["TOKENCUTSEG_CACHE"]
+    with pytest.MonkeyPatch.context() as patch:
+        if not os.environ.get("TOKENCUTSEG_CACHE"):
+            patch.setenv("TOKENCUTSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

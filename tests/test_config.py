@@ -1,6 +1,3 @@
-import dataclasses
-import typing
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,11 +135,3 @@ def test_any_text_is_taken_or_refused_in_words(name, text):
         assert str(error)
     else:
         assert Config.from_dict(config.to_dict()) == config
-
-
-def test_options_are_of_types_that_json_knows_and_have_no_default_factory():
-    for cls in STAGES.values():
-        hints = typing.get_type_hints(cls)
-        for f in dataclasses.fields(cls):
-            assert hints[f.name] in (int, float, bool) or typing.get_origin(hints[f.name]) is not None
-            assert f.default is not dataclasses.MISSING

@@ -81,12 +81,6 @@ def test_diffs_fit_the_code():
     assert len(diffs) >= 5
 
 
-def test_sizes():
-    readme = (ROOT / "README.md").read_text()
-    assert len(readme.splitlines()) <= 150 and len(readme.split()) <= 1200
-    assert len((ROOT / "docs/reproduction.md").read_text().splitlines()) <= 300
-
-
 @pytest.mark.slow
 def test_picture_of_the_method(tmp_path, monkeypatch):
     """The committed picture has the labels that the code beside it draws with the packaged model."""

@@ -28,18 +28,3 @@ def test_a_number_is_injected_by_its_name():
 def test_a_name_must_leave_one_row():
     with pytest.raises(ValueError, match="names 2 rows"):
         script["number"](NAME.replace("/iou", "").replace("per_image", "micro_lesion"))
-
-
-def test_an_interval_follows_its_value_and_a_constant_is_said_once():
-    table = pd.DataFrame(
-        {"method": ["a", "b"], "n": [5, 5], "mean": [0.5, -1], "low": [0.25, -20], "high": [0.75, 1.5], "runs": "c"}
-    )
-    table = table.assign(diff=[None, 0.1], diff_low=[None, -0.25], diff_high=[None, 0.5])
-    assert script["printed"]("pairwise", table).splitlines() == [
-        "images 5",
-        "",
-        "| method | mean | method − other |",
-        "| --- | --- | --- |",
-        "| a | 0.500 [0.250, 0.750] | – |",
-        "| b | −1.000 [−20.000, 1.500] | +0.100 [−0.250, +0.500] |",
-    ]

@@ -59,7 +59,7 @@ def test_nothing_is_said_of_rows_that_are_compared_with_nothing():
 def test_claims():
     assert SENTENCES["claims"] is claims_tested
     none = pd.DataFrame([{"claim": "all", "verdict": "not testable here", "reason": "too short"}])
-    assert claims_tested(none) == "No claim of the paper is tested here: too short."
+    assert "No claim" in claims_tested(none) and "too short" in claims_tested(none)
     verdicts = ["supported", "not testable here", "not supported", "supported"]
     sentence = claims_tested(pd.DataFrame({"claim": list("wxyz"), "verdict": verdicts, "reason": ""}))
     assert "4 claims" in sentence and "can test 3" in sentence and "; supported: w, z; not supported: y" in sentence

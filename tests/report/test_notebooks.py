@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -31,11 +31,9 @@ def wait_for(condition, seconds=120):
 
 def has_ended(pid):
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # which it remains where nobody waits for it
+    except psutil.NoSuchProcess:
         return True
-    state = Path(f"/proc/{pid}/stat")  # where nobody waits for it, it remains as a zombie
-    return state.is_file() and state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 @pytest.fixture(scope="module")
