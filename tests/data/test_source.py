@@ -15,6 +15,7 @@ from tokencutseg.data.datasets import POOL_SPLITS
 from tokencutseg.data.images import DataError
 from tokencutseg.data.source import open_source
 
+REAL = os.environ.get("TOKENCUTSEG_DATA")
 CONFIG = configure("tiny")
 SIZE = CONFIG.data.image_size
 
@@ -292,3 +293,15 @@ def test_label_subsets_keep_image_and_mask_together_and_differ_by_seed(synthetic
 def test_a_fraction_out_of_range(synthetic, fraction):
     with pytest.raises(DataError, match=r"must lie in \(0, 1\]"):
         synthetic.train("site_a", fraction)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="TOKENCUTSEG_DATA does not point to real data")
+def test_the_real_pool_shares_nothing_with_any_scored_split():
+    source = open_source(REAL, CONFIG)
+    pool = source.unlabelled()
+    for part in scored(source):
+        assert not set(pool.ids) & set(part.ids) and not pixels(pool) & pixels(part)
+    assert len(set(pool.ids)) == len(pixels(pool)) == len(pool)
+    members = sum(len(source.load(d, s)) for d, splits in source.datasets.items() for s in splits if s in POOL_SPLITS)
+    assert len(pool) + len(source.unlabelled_exclusions) == members
