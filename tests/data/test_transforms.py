@@ -177,6 +177,15 @@ def test_warps_do_not_fold(make):
     assert (grid.diff(dim=2)[..., 0] > 0).all() and (grid.diff(dim=1)[..., 1] > 0).all()
 
 
+def test_optical_distortion_is_radial_within_its_limit():
+    centres = transforms._pixel_centres(16)
+    stretch = transforms._optical_distortion(100, 16, seeded()) / centres - 1
+    radius = centres.norm(dim=-1, keepdim=True) / 2
+    k = stretch / (radius**2 + radius**4)
+    torch.testing.assert_close(k, k[:, :1, :1, :1].expand_as(k), atol=1e-3, rtol=0)
+    assert 0.045 < k.abs().max() < 0.051
+
+
 def test_grid_distortion_keeps_the_border_and_its_limits():
     S = 100
     grid = transforms._grid_distortion(50, S, seeded())
@@ -205,10 +214,10 @@ def test_brightness_contrast_is_affine_and_gamma_a_power():
     contrast = (y[:, 1] - y[:, 0]) / (x[:, 1] - x[:, 0])
     brightness = y[:, 0] - contrast * x[:, 0]
     assert torch.allclose(contrast[:, None] * x + brightness[:, None], y, atol=1e-3)
-    assert contrast.sub(1).abs().max() < 0.201 and brightness.abs().max() < 0.201
+    assert 0.18 < contrast.sub(1).abs().max() < 0.201 and 0.18 < brightness.abs().max() < 0.201
     exponent = transforms._gamma(images, seeded()).flatten(1).log() / x.log()
     assert torch.allclose(exponent, exponent[:, :1].expand_as(exponent), atol=1e-2)
-    assert exponent.sub(1).abs().max() < 0.21
+    assert 0.18 < exponent.sub(1).abs().max() < 0.21
 
 
 # bad input
@@ -224,14 +233,22 @@ def test_bad_input():
 
 
 def test_recolouring_scales_contrast_brightness_and_channels():
-    images = 0.3 + 0.2 * torch.rand(3, 3, 16, 16, generator=seeded(1))
+    images = 0.3 + 0.2 * torch.rand(60, 3, 8, 8, generator=seeded(1))
     torch.testing.assert_close(recolour(images, seeded(0), strength=0.0), images)
     recoloured = recolour(images, seeded(0), strength=0.2)
     assert recoloured.min() >= 0 and recoloured.max() <= 1 and not torch.equal(recoloured, images)
+    fits = []
     for before, after in zip(images.flatten(0, 1), recoloured.flatten(0, 1), strict=True):  # each channel: affine
         slope, offset = np.polyfit(before.flatten().numpy(), after.flatten().numpy(), 1)
         np.testing.assert_allclose(slope * before + offset, after, atol=1e-5)
-        assert 0.8 * 0.8 * 0.9 <= slope <= 1.2 * 1.2 * 1.1
+        fits.append((slope, offset))
+    slope, offset = np.reshape(fits, (-1, 3, 2)).transpose(2, 0, 1)  # y = g·b·(c·(x − m) + m), by channel
+    mean = images.mean((1, 2, 3), keepdim=True)[..., 0, 0].numpy()
+    contrast = mean / (mean + offset / slope)
+    np.testing.assert_allclose(contrast, contrast[:, :1].repeat(3, 1), atol=1e-3)
+    level = slope / contrast
+    assert 0.17 < np.abs(contrast - 1).max() < 0.201 and 0.17 < np.abs(level.mean(1) - 1).max() < 1.2 * 1.1 - 1
+    assert 1.15 < (level.max(1) / level.min(1)).max() < 1.1 / 0.9 + 1e-3
 
 
 def test_mix_pastes_a_rectangle_with_its_mask():
