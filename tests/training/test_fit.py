@@ -1,6 +1,7 @@
 """Trainings of a few steps: they resume exactly, keep frozen parts frozen, and choose on validation."""
 
 import functools
+import math
 from types import SimpleNamespace
 
 import pandas as pd
@@ -17,7 +18,15 @@ from tokencutseg.models.losses import dice_loss
 from tokencutseg.models.tokencutseg import TokenCutSeg
 from tokencutseg.training.batches import EvalLoader, TrainLoader
 from tokencutseg.training.fit import AtomicCheckpointIO, Hardware, fit
-from tokencutseg.training.modules import MaskedGPTModule, SegmenterModule, TokenCutSegModule, VQGANModule
+from tokencutseg.training.modules import (
+    MaskedGPTModule,
+    SegmenterModule,
+    TokenCutSegModule,
+    VQGANModule,
+    cosine_with_warmup,
+    ema_with_warmup,
+    token_mask_for,
+)
 
 CPU = Hardware("cpu")
 RECIPES = pytest.mark.parametrize("recipe", ["released", "revised"])
@@ -159,10 +168,23 @@ def test_each_process_and_batch_has_random_numbers_of_its_own(monkeypatch):
 
 
 def test_best_epoch_is_chosen_on_validation(tmp_path):
-    history, state, facts = train(made("baseline"), tmp_path)
+    module = made("baseline")
+
+    def spoil_last_epoch():
+        for p in module.ema_model.parameters() if module.current_epoch == 2 else ():
+            p.zero_()
+
+    module.on_validation_epoch_start = spoil_last_epoch
+    history, state, facts = train(module, tmp_path)
     best = history["validation_per_image_iou"]
-    assert facts["best_score"] == pytest.approx(best.max()) and facts["best_epoch"] == best.idxmax() + 1
-    assert set(state) == set(build("baseline", configure("tiny"), "unet").state_dict())
+    assert facts["best_score"] == pytest.approx(best.max()) and facts["best_epoch"] == best.idxmax() + 1 < 3
+    images = open_source("", configure("tiny")).load("site_a", "validation")
+    kept, masks = build("baseline", configure("tiny"), "unet").eval(), images.masks.bool()
+    kept.load_state_dict(state)
+    with torch.no_grad():
+        found = kept(images.images / 255).argmax(1).bool()
+    iou = (found & masks).sum((1, 2)) / (found | masks).sum((1, 2))
+    assert facts["best_score"] == pytest.approx(iou.mean().item(), abs=0.003)
 
 
 @pytest.mark.parametrize(("start", "joins"), [(0.5, 2), (3, 3), (0, 0), (100, None)])
@@ -179,6 +201,34 @@ def test_discriminator_joins_at_its_share_or_step(tmp_path, start, joins):
     assert int(module.step) == 4
     assert steps == ([] if joins is None else list(range(joins, 4)))
     assert bool(changed(module.discriminator, made("vqgan").discriminator)) == bool(steps)
+
+
+def test_rare_perceptual_term_weighs_as_much_as_one_in_each_step(tmp_path):
+    module, found = made("vqgan", **{"vqgan.perceptual_every": 2, "vqgan.disc_start": 100}), []
+    module.perceptual, learn = (lambda x, reconstruction: reconstruction.mean() * 0 + 1e4), module.backward_and_step
+    module.backward_and_step = lambda *given: found.append(given[1].item()) or learn(*given)
+    train(module, tmp_path, epochs=2)
+    assert [loss > 100 for loss in found] == [True, False] * 2
+    assert sum(found) / 4 == pytest.approx(1e4 * module.config.perceptual_weight, rel=1e-3)
+
+
+def test_released_graph_learns_from_masked_tokens():
+    module = made("segmentation", "released").eval()  # without dropout
+    images, masks = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.int64)
+    terms = module.losses(images, masks, torch.Generator().manual_seed(3))
+    hidden = token_mask_for(module.model, images, torch.Generator().manual_seed(3))
+    out, config = module.model(images, hidden), module.config
+    torch.testing.assert_close(terms["deepcut"], config.deepcut_loss_weight * out.deepcut_loss)
+    torch.testing.assert_close(terms["dice"], dice_loss(out.probabilities, masks, True))
+    chosen = module.model.masked_gpt.lm_head(out.features).log_softmax(-1).gather(-1, out.tokens[..., None])[..., 0]
+    torch.testing.assert_close(terms["masked_tokens"], -config.mlm_weight * chosen[hidden].mean())
+
+
+def test_warm_up_is_a_line_and_what_follows_a_cosine():
+    schedule = cosine_with_warmup(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), 100)
+    found = [schedule.lr_lambdas[0](step) for step in range(101)]
+    assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert found[10:] == pytest.approx([0.525 + 0.475 * math.cos(math.pi * step / 90) for step in range(91)])
 
 
 @RECIPES
@@ -201,6 +251,9 @@ def test_learning_rate_schedules(tmp_path, recipe):
     for name, p in learning.items():
         scale = 0.1 if name.startswith("masked_gpt.") else 1.0
         assert started[id(p)] == pytest.approx(scale * module.config.learning_rate), name
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for p in learning.values():
+        assert decays[id(p)] == module.config.weight_decay * (recipe == "released" or p.ndim > 1)
 
 
 def test_weight_average_follows_its_recursion():
@@ -219,6 +272,9 @@ def test_weight_average_follows_its_recursion():
         assert average.weight.mean().item() == pytest.approx(expected)
         assert average.running_mean.mean().item() == pytest.approx(2 * expected)
         assert average.num_batches_tracked.item() == step
+    late = [torch.ones(1)]
+    ema_with_warmup(late, [torch.zeros(1)], 10_000)
+    assert late[0].item() == pytest.approx(0.995)
 
 
 def test_self_training_reaches_the_weights(tmp_path):
