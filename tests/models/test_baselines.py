@@ -4,6 +4,7 @@ import linecache
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -66,6 +67,17 @@ def test_own_network_with_padding_and_normalisation(monkeypatch, tiny):
     assert model.initialisation == "elsewhere" and model.network.seen.shape == (1, 3, 64, 96)
     mean, std = torch.tensor([0.485, 0.456]).view(2, 1, 1), torch.tensor([0.229, 0.224]).view(2, 1, 1)
     torch.testing.assert_close(logits[0], (images[0, :2] - mean) / std)
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_encoder_sees_what_its_weights_were_trained_on(monkeypatch, tiny, name):
+    network, images = Identity(), torch.rand(2, 3, 64, 64)
+    monkeypatch.setattr(SMP, "build", lambda *_: (network, "imagenet"))
+    Baseline(name, tiny)(images)
+    lite0 = "lite0" in BASELINES[name].encoder
+    known = timm.get_pretrained_cfg("tf_efficientnet_lite0" if lite0 else "resnet18")  # MiT has that of ResNet
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (known.mean, known.std))
+    torch.testing.assert_close(network.seen, (images - mean) / std)
 
 
 CELL = """

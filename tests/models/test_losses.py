@@ -76,6 +76,8 @@ def test_released_discriminator_loss_starts_without_a_gradient():
     loss = discriminator_loss(real, fake, clamped=False)
     assert loss.item() == pytest.approx(1.0)
     assert all(g.any() for g in torch.autograd.grad(loss, [real, fake]))
+    for steps, share in ((999, 0.01), (1000, 0.02), (50_500, 0.51)):
+        assert discriminator_loss(real, fake, True, steps).item() == pytest.approx(share)
     late = discriminator_loss(real + 9, fake - 9, clamped=True, steps_since_start=500_000)
     assert late.item() == pytest.approx(2 * math.log1p(math.exp(-9)), rel=1e-4)
 
@@ -99,5 +101,9 @@ def test_perceptual_distance(kind):
     noisy = (x + 0.3 * torch.randn_like(x)).requires_grad_()
     assert loss(x, x).item() == pytest.approx(0, abs=1e-6)
     value = loss(x, noisy)
+    a, b = (F.interpolate(v.clamp(-1, 1), (32, 32), mode="bilinear") for v in (x, noisy))
+    slices = [(p - q).abs().mean() for p, q in zip(loss.lpips.features(a), loss.lpips.features(b), strict=True)]
+    expected = loss.lpips(a, b).mean() if kind == "lpips" else sum(slices).clamp(max=10)
+    torch.testing.assert_close(value, expected)
     value.backward()
     assert value.item() > 0 and noisy.grad.abs().sum() > 0
