@@ -83,6 +83,21 @@ def test_seeds_data_and_parents_in_id(study):
     assert own.dependencies["tokenizer"] == ids(study)["vqgan"]
 
 
+def test_images_in_id(study):
+    source = study.source
+    pool = source.unlabelled().fingerprint
+    train, validation = (source.load("site_b", split).fingerprint for split in ("train", "validation"))
+    spec = {stage: study.spec(study.training(stage, train_set="site_b")) for stage in STAGES[:3]}
+    primary = {"train": pool, "validation": source.load("site_a", "validation").fingerprint}
+    for stage in ("vqgan", "masked_gpt"):
+        assert primary.items() <= spec[stage].dependencies.items()
+    own = {"train": train, "validation": validation}
+    assert (own | {"unlabelled": pool}).items() <= spec["segmentation"].dependencies.items()
+    assert study.spec(study.method("unet", "site_b")).dependencies == own
+    alone = study.spec(study.method("unet_self_training", "site_b"))
+    assert alone.dependencies == own | {"unlabelled": pool}
+
+
 def test_baseline_declaration_in_id(study, monkeypatch):
     before = ids(study)["unet"]
     monkeypatch.setitem(BASELINES, "unet", dataclasses.replace(BASELINES["unet"], encoder="resnet34"))

@@ -7,6 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from tokencutseg.data.audit import seen_in_training
 from tokencutseg.data.image_set import ImageSet
@@ -41,10 +45,27 @@ def test_tables_of_the_pretraining_name_their_run(study):
     assert set(quality["runs"]) == {study.tokenizer().id} and set(quality["measure"]) == {"l1", "psnr", "ssim", "lpips"}
     assert quality["dataset"].unique().tolist() == ["site_a", "site_b"]
     assert (quality["low"] <= quality["mean"]).all() and (quality["mean"] <= quality["high"]).all()
+    vqgan, x = study.tokenizer().model(), study.source.load("site_b", "test").images / 255
+    error = (vqgan.detokenize(vqgan.tokenize(x)) - x).abs().mean()
+    assert quality.set_index(["dataset", "measure"]).loc[("site_b", "l1"), "mean"] == pytest.approx(error.item())
     usage = tables.codebook_usage(study)
     assert usage["share"].sum() == pytest.approx(1) and set(usage["runs"]) == {study.tokenizer().id}
     for table in (tables.masked_prediction(study), tables.linear_probes(study)):
         assert set(table["runs"]) == {study.transformer().id}
+
+
+def test_linear_probes_learn_from_training_images_and_are_scored_on_others(study):
+    train, test = (study.source.load("site_a", split) for split in ("train", "test"))
+    x, other = ((one.images / 255).unflatten(2, (4, 8)).unflatten(4, (4, 8)).mean((3, 5)) for one in (train, test))
+    x, other = (colour.movedim(1, -1).flatten(0, 2) for colour in (x, other))
+    y, truth = (
+        (one.masks.double().unflatten(1, (4, 8)).unflatten(3, (4, 8)).mean((2, 4)) > 0.5).flatten()
+        for one in (train, test)
+    )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")).fit(x, y)
+    row = tables.linear_probes(study).set_index("features").loc["colour"]
+    assert row["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, probe.predict(other)), abs=0.01)
+    assert row["auc"] == pytest.approx(roc_auc_score(truth, probe.decision_function(other)), abs=1e-3)
 
 
 def test_masked_prediction_counts_masked_tokens(study):
