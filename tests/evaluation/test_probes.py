@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import binary_jaccard_index, multicl
 from tokencutseg.config import configure
 from tokencutseg.data.image_set import ImageSet
 from tokencutseg.evaluation import probes
+from tokencutseg.models.baselines import BASELINES, Baseline
 from tokencutseg.models.encoders import LITE0_CHANNELS, build_lite0
 from tokencutseg.models.tokencutseg import TokenCutSeg
 
@@ -80,6 +81,20 @@ def test_layer_features_are_those_of_one_pass():
     torch.testing.assert_close(found["tokenizer"].float(), latents.flatten(2).mT, atol=1e-2, rtol=1e-3)
     colour = x.unfold(2, 8, 8).unfold(3, 8, 8).mean((4, 5)).flatten(2).mT
     torch.testing.assert_close(found["colour"].float(), colour, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_decoder_features_are_those_of_each_tokens_pixels(monkeypatch, stride):
+    network = torch.nn.Module()
+    network.segmentation_head = torch.nn.Upsample(scale_factor=stride)
+    network.forward = lambda x: network.segmentation_head(torch.nn.functional.avg_pool2d(x, stride))
+    monkeypatch.setitem(BASELINES, "mine", lambda: network)
+    baseline = Baseline("mine", configure("tiny"))
+    pixels = torch.randint(256, (3, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageSet("x", "test", list("abc"), pixels, None, None, [(48, 48)] * 3)
+    found = probes.decoder_features(baseline, images, (6, 6), batch_size=2)
+    colour = (pixels / 255).unfold(2, 8, 8).unfold(3, 8, 8).mean((4, 5))
+    torch.testing.assert_close(found, ((colour - baseline.mean) / baseline.std).flatten(2).mT)
 
 
 def test_token_labels_go_by_majority():
