@@ -56,6 +56,63 @@ def test_nothing_is_said_of_rows_that_are_compared_with_nothing():
     assert [SENTENCES[name](pd.DataFrame([row])) for name in ("baselines", "codebook_size")] == ["", ""]
 
 
+def numbers(name, columns, *rows):
+    """Those in the sentence of a table."""
+    said = SENTENCES[name](pd.DataFrame(rows, columns=columns.split()))
+    return [float(number.replace("−", "-")) for number in re.findall(r"(?<![\w.])[+−-]?\d+(?:\.\d+)?", said)]
+
+
+def test_codes_and_masked_tokens_in_numbers():
+    codes = [(4, 1 / 2, 0.9), (2, 1 / 4, 0.5), (1, 1 / 8, 0.6), (1, 1 / 8, 0), *[(0, 0, np.nan)] * 2]  # 1.75 bits
+    assert numbers("codebook_usage", "count share lesion_share", *codes) == [4, 6, round(2**1.75, 1), 2]
+    tokens = [
+        (pattern, ratio, first + ratio, first + ratio - 0.01, first + ratio + 0.02, ratio / 2)
+        for pattern, first in (("iid", 0.1), ("block", 0.05))
+        for ratio in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ]
+    found = numbers("masked_prediction", "pattern mask_ratio accuracy low high chance", *tokens)
+    assert found == [0.55, 0.54, 0.57, 0.25]
+
+
+def test_probes_in_numbers():
+    columns = "features balanced_accuracy low high iou"
+    rows = [("colour", 0.71, 0.7, 0.73, 0.1), ("block 1", 0.8, 0.79, 0.82, 0.2), ("tokenizer", 0.76, 0.75, 0.78, 0.3)]
+    found = numbers("linear_probe", columns, *rows, ("output", 0.83, 0.81, 0.84, 0.4))
+    assert found == [0.83, 0.81, 0.84, 0.76, 0.75, 0.78, 0.71, 0.7, 0.73]
+    columns = "head features diff diff_low diff_high"
+    rows = [("linear", "colour", 0.9, 0.8, 1), ("graph", "output", *[np.nan] * 3), ("graph", "colour", 0.3, 0.2, 0.4)]
+    rows.append(("graph", "tokenizer", -0.1, -0.2, -0.05))
+    assert numbers("feature_quality", columns, *rows) == [0.3, 0.2, 0.4, -0.1, -0.2, -0.05]
+    said = SENTENCES["feature_quality"](pd.DataFrame(rows, columns=columns.split()))
+    assert said.index("better") < said.index("colour") < said.index("worse") < said.index("tokenizer")
+
+
+def test_scores_by_test_set_and_size_in_numbers():
+    columns, own = "train test reduction measure mean low high", ("per_image", "iou")
+    rows = [("a", "a", *own, 0.8, 0.79, 0.82), ("b", "b", *own, 0.7, 0.68, 0.71), ("a", "b", *own, 0.6, 0.59, 0.63)]
+    others = [("a", "b", "micro_lesion", "iou", 0.1, 0, 0.2), ("a", "b", "per_image", "dice", 0.3, 0.2, 0.4)]
+    unpaired = ("c", "b", *own, 0.5, 0.4, 0.6)  # whose own test set is not there
+    found = numbers("cross_dataset", columns, *others, unpaired, *rows)
+    assert found == [0.6, 0.59, 0.63, 0.8, 0.79, 0.82]
+    columns = "train test method grouping group mean low high"
+    ours = [("a", "a", "tokencutseg", "lesion size", f"s{x}", 0.1 * x, 0.1 * x - 0.1, 0.1 * x + 0.2) for x in (5, 6, 7)]
+    others = [
+        ("a", "a", "otsu", "lesion size", "small", 0.1, 0, 0.2),
+        ("a", "b", "tokencutseg", "lesion size", "small", 0.2, 0, 0.3),
+        ("b", "a", "tokencutseg", "lesion size", "small", 0.3, 0, 0.4),
+        ("a", "a", "tokencutseg", "contrast", "low", 0.4, 0, 0.5),
+    ]
+    found = numbers("score_by_group", columns, *ours, *others)
+    assert found == [0.5, 0.4, 0.7, 0.6, 0.5, 0.8, 0.7, 0.6, 0.9]
+
+
+def test_costs_in_numbers():
+    columns, rows = "method parameters flops latency_seconds", [("otsu", 0, 0, 0.012), ("fpn", 5_340_000, 2.6e9, 0.1)]
+    assert numbers("efficiency", columns, *rows) == [0, 0, 12, 5.3, 2.6, 100]
+    columns, psnr = "dataset measure mean low high", ("site", "psnr", 25.5, 25.25, 26)
+    assert numbers("reconstruction", columns, ("site", "l1", 0.1, 0, 0.2), psnr) == [25.5, 25.25, 26]
+
+
 def test_claims():
     assert SENTENCES["claims"] is claims_tested
     none = pd.DataFrame([{"claim": "all", "verdict": "not testable here", "reason": "too short"}])
