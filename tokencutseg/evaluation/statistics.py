@@ -152,8 +152,7 @@ def paired_differences(
     errors, the bootstrap over images and Student's t of a mean over seeds, which are too few to be resampled. p is
     Wilcoxon's signed-rank test on the images' own scores (their means over the seeds and over what is drawn together),
     1 where none differs or the ranks contradict the mean, and NaN for a micro reduction, which has no score per image.
-    Raises ValueError if no seed
-    is common, if the ids of two trainings differ or repeat, or as `summarise`.
+    Raises ValueError if no seed is common, if the ids of two trainings differ or repeat, or as `summarise`.
     """
     one, two = (dict(iter(records.groupby("seed"))) if "seed" in records else {0: records} for records in (a, b))
     one = one if len(one) > 1 else dict.fromkeys(two, *one.values())
