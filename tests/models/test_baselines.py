@@ -4,8 +4,8 @@ import linecache
 
 import numpy as np
 import pytest
-import timm
 import torch
+from segmentation_models_pytorch.encoders import get_preprocessing_params
 from torch import nn
 
 from tokencutseg.config import ConfigError
@@ -75,8 +75,8 @@ def test_encoder_sees_what_its_weights_were_trained_on(monkeypatch, tiny, name):
     monkeypatch.setattr(SMP, "build", lambda *_: (network, "imagenet"))
     Baseline(name, tiny)(images)
     lite0 = "lite0" in BASELINES[name].encoder
-    known = timm.get_pretrained_cfg("tf_efficientnet_lite0" if lite0 else "resnet18")  # MiT has that of ResNet
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (known.mean, known.std))
+    known = get_preprocessing_params("tu-tf_efficientnet_lite0" if lite0 else "tu-resnet18")  # MiT has that of ResNet
+    mean, std = (torch.tensor(known[key]).view(3, 1, 1) for key in ("mean", "std"))
     torch.testing.assert_close(network.seen, (images - mean) / std)
 
 
