@@ -96,17 +96,24 @@ def native_scores(lesion_scores: Tensor, images: ImageSet) -> pd.DataFrame:
 
 
 def without_derived(records: pd.DataFrame) -> pd.DataFrame:
-    """Records as they are committed, a third as large: without the columns `DERIVED`, and without the native scores of
-    images where these equal those at the network's size. `with_derived` brings all of it back."""
+    """Records as they are committed, a third as large: without the columns `DERIVED`, without the native scores of
+    images where these equal those at the network's size, and with the pixels of the reference mask, `lesion`, which all
+    runs share, for `fn`. `with_derived` brings all of it back."""
     kept = records.drop(columns=list(DERIVED))
     native = [name for name in NATIVE if name in kept]
     same = kept[native].eq(kept[[name.removesuffix("_native") for name in native]].set_axis(native, axis=1)).all(axis=1)
-    return kept.assign(**kept[native].convert_dtypes().mask(same))
+    for suffix in ("", "_native"):
+        kept[f"fn{suffix}"] += kept[f"tp{suffix}"]
+    kept = kept.assign(**kept[native].convert_dtypes().mask(same))
+    return kept.rename(columns={"fn": "lesion", "fn_native": "lesion_native"})
 
 
 def with_derived(records: pd.DataFrame) -> pd.DataFrame:
     """The inverse of `without_derived`."""
     found, size = records.copy(), records["size"]
+    for suffix in ("", "_native"):
+        if f"lesion{suffix}" in found:  # in older records is `fn` itself
+            found[f"fn{suffix}"] = found.pop(f"lesion{suffix}") - found[f"tp{suffix}"]
     for name in (*COUNTS[:3], "nsd", "hd95"):
         found[f"{name}_native"] = found[f"{name}_native"].fillna(found[name]).astype(found[name].dtype)
     for suffix, pixels in (("", size**2), ("_native", found["height"] * found["width"])):
