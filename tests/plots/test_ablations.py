@@ -79,7 +79,7 @@ def test_label_efficiency_draws_each_method_over_the_labels(seeds):
         if seeds > 1:
             bars = np.array(axis.collections[-1].get_segments())[:, :, 1]
             np.testing.assert_allclose(bars, half[["seed_low", "seed_high"]])
-        assert [label.get_text() for label in axis.get_xticklabels()] == ["5%\n20", "100%\n400"]
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["5%, 20", "100%, 400"]
 
 
 def test_label_efficiency_of_one_share_draws_the_differences():

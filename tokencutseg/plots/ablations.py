@@ -88,11 +88,12 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
             colours = part["method"].map(lambda name: shown[name].colour)
             axis.vlines(part["fraction"], part["seed_low"], part["seed_high"], color=colours, linewidth=3, alpha=0.6)
         axis.set_xscale("log")
-        axis.set_xticks(labels["fraction"], [f"{100 * row.fraction:g}%\n{row.labels}" for row in labels.itertuples()])
+        ticks = [f"{100 * row.fraction:g}%, {row.labels}" for row in labels.itertuples()]
+        axis.set_xticks(labels["fraction"], ticks, rotation=90)
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(f"test {test}")
     for axis in axes if len(axes) < 3 else axes[1:2]:  # it is as wide as two panels of three
-        axis.set_xlabel("share of the training masks (log scale)\nnumber of masks")
+        axis.set_xlabel("share of the training masks (log scale), their number")
     axes[0].set(ylabel=IOU + ("\nmean of the draws, bar: their range" if most > 1 else ""))
     st.legend_of(figure, shown.values(), "-")
     return figure
