@@ -46,6 +46,7 @@ table { border-collapse: collapse; font-size: .875rem; margin: .5rem 0; font-var
 th, td { padding: .25rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd;
   min-width: 3.5rem; max-width: 24rem; overflow-wrap: normal; }
 th:first-child, td:first-child { text-align: left; } thead th { vertical-align: bottom; }
+@media (max-width: 60rem) { th, td { padding: .25rem .35rem; } }
 @media (max-width: 40rem) { figcaption::before { content: "Scroll sideways for the rest. "; } }
 @media print {
   @page { size: A4; margin: 1.5cm; } body { padding: 0; font-size: 10pt; } nav { display: none; }
