@@ -52,7 +52,7 @@ th:first-child, td:first-child { text-align: left; } thead th { vertical-align: 
   @page { size: A4; margin: 1.5cm; } body { padding: 0; font-size: 10pt; } nav { display: none; }
   .scroll { overflow: visible; background: none; } figcaption::before { content: none; }
   img { min-width: 0; max-height: 11cm; object-fit: contain; object-position: left; }
-  table { font-size: 6pt; } th, td { min-width: 0; padding: 1pt 2pt; overflow-wrap: break-word; }
+  table { font-size: 5.5pt; } th, td { min-width: 0; padding: 1pt; overflow-wrap: break-word; }
   figure, tr, li { break-inside: avoid; } h2, summary { break-after: avoid; }
 }
 """
