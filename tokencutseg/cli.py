@@ -194,7 +194,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from tokencutseg.data.images import DataError, summed_up
     from tokencutseg.experiments.registry import TABLES, trainings
     from tokencutseg.experiments.study import Study
-    from tokencutseg.experiments.tables import available_rows
     from tokencutseg.report import notebooks as runner
     from tokencutseg.report.index import write_index
 
@@ -204,8 +203,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if hardware.device != "auto":
         os.environ["TOKENCUTSEG_DEVICE"] = hardware.device  # for the notebooks
     study = Study.open(config.preset, config.recipe, config.seed, data, results, overrides, hardware)
-    available_rows(study)
-    trainings(study)  # their plan is checked, too
+    trainings(study)  # checks their plan, and that the data can be scored
     study.check_folder()
     parameters = {"preset": config.preset, "recipe": config.recipe, "seed": config.seed}
     parameters |= {"data": data, "results": str(results), "overrides": config.changes()}

@@ -51,8 +51,8 @@ def fetch(name: str, root: str | Path, base_url: str | None = None, progress: bo
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         with locked(downloads / "lock"):
+            present = official_folders(Path(root), Found())
             for archive in wanted:
-                present = official_folders(Path(root), Found())
                 there = next((present[name] for name in archive.counts_as_present if name in present), None)
                 if not there:
                     _fetch_one(archive, home, f"{(base_url or HOST).rstrip('/')}/{archive.path}", progress)

@@ -68,7 +68,8 @@ class Ablation:
         primary, source = study.source.primary, study.source
         if not self.external:
             return ((primary, self.split),)
-        return tuple((test, "test") for train, test in source.rows if train == primary and source.has(test, "test"))
+        there = [test for train, test in source.rows if train == primary and source.has(test, self.split)]
+        return tuple((test, self.split) for test in there)
 
     def trainings(self, study: Study, row: Row) -> list[Training]:
         """The trainings of a row, one for each seed; one of what `evaluation.trained_once` names."""
@@ -171,8 +172,10 @@ COUPLED = {
     "vqgan.perceptual": ("vqgan.perceptual_weight",),
     "vqgan.clamped_adversary": ("vqgan.disc_weight",),
     "vqgan.images": ("masked_gpt.images",),
-    "masked_gpt.pretraining": tuple(
-        f"segmentation.{name}" for name in ("mlm_weight", "transformer_lr_scale", "frozen_transformer")
+    "masked_gpt.pretraining": (
+        "segmentation.mlm_weight",
+        "segmentation.transformer_lr_scale",
+        "segmentation.frozen_transformer",
     ),
     "masked_gpt.mask_pattern": ("masked_gpt.mask_ratio",),
     "segmentation.graph_radius": ("segmentation.radius_unit",),
@@ -215,8 +218,8 @@ def component_rows(study: Study) -> list[Row]:
         if config.value(option) != without:
             config = config.override({option: without})
     rows.insert(0, Row({"stages": "tokenizer"}, config, pretrained=False))
-    changes = [(row.config, row.pretrained) for row in rows]
-    return rows[:1] + [row for row, above, own in zip(rows[1:], changes, changes[1:], strict=False) if own != above]
+    pairs = itertools.pairwise(rows)
+    return rows[:1] + [row for above, row in pairs if (row.config, row.pretrained) != (above.config, above.pretrained)]
 
 
 def deviation_rows(study: Study) -> list[Row]:

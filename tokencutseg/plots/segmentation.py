@@ -82,7 +82,7 @@ def segmentation_curves(history: pd.DataFrame) -> Figure:
     styles the training sets.
     """
     figure, ((losses, scores),) = st.make_figure(1, 2, 3.1, title="Supervised training: loss terms and validation IoU")
-    terms = zip((name for name in history if name.startswith("train_")), st.TERMS * 2, strict=False)
+    terms = zip((name for name in history if name.startswith("train_")), st.TERMS, strict=False)
     names = {name: (name.removeprefix("train_").replace("_", " "), colour) for name, colour in terms}
     style = "train" if history["train"].nunique() > 1 else None
     curves(losses, history, names, style)

@@ -14,7 +14,7 @@ import pandas as pd
 from tokencutseg.experiments.claims import UNTESTABLE
 from tokencutseg.files import atomic_write, read_csv
 from tokencutseg.report.findings import SENTENCES, budget, claims_tested, headline
-from tokencutseg.report.notebooks import facts, named_outputs, read_facts
+from tokencutseg.report.notebooks import KEPT, facts, named_outputs, read_facts
 from tokencutseg.report.tables import in_words
 
 SHOW_IMAGES = frozenset({
@@ -24,8 +24,6 @@ SHOW_IMAGES = frozenset({
 """Figures that show images of the data, or patches decoded from them: not to be passed on where the images are not."""
 KEY_FIGURES = ("reconstructions", "token_inpainting", "predictions", "cross_dataset", "stages")
 """The figure of each notebook that is seen at once; the others are folded."""
-KEPT = r"-\d{8}-\d{6}$"
-"""How the name of a notebook ends that was kept because its user had changed it: it is not part of the page."""
 MAX_ROWS = 60
 """Rows of a table that the page shows; the CSV file has them all."""
 _STYLE = """
@@ -67,7 +65,7 @@ def write_index(study: Path, notebooks: Iterable[Path] = ()) -> Path:
     The page needs no network, and its links are relative.
     """
     there = [path for path in (study / "notebooks").glob("[!.]*.ipynb") if "cells" in read_facts(path)]
-    executed = {path.stem: path for path in there if not re.search(KEPT, path.stem)}
+    executed = {path.stem: path for path in there if not KEPT.search(path.stem)}  # a user's own
     made = [path.relative_to(study).as_posix() for path in [*study.glob("tables/*.csv"), *study.glob("figures/*.png")]]
     links, sections, shown = "", "", set[str]()
     for name, path in sorted(({path.stem: path for path in notebooks} | executed).items()):

@@ -58,6 +58,10 @@ def check_parameters(notebook: Path, names: Iterable[str]) -> None:
         raise ConfigError(f"{notebook.name} has no parameter {unknown[0]!r}. Known: {', '.join(known) or 'none'}")
 
 
+KEPT = re.compile(r"-\d{8}-\d{6}$")
+"""How the name ends of a notebook that `run_notebooks` keeps because its user had changed it."""
+
+
 def check_writable(path: Path, option: str, file: bool = False) -> None:
     """Write in the folder `path`, or in that of the new `file`, and make it, before anything that takes long.
 
